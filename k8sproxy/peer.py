@@ -1,0 +1,39 @@
+"""Who is at the other end of a connection, as the local tailscaled tells it.
+
+A leaf: made by `tailnet/` out of a WhoIs answer and by nobody else, read by `policy/`. Values are as the daemon gave
+them, unchecked: whether a name may be impersonated is the policy's question, not the tailnet's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One WhoIs answer (tailcfg.Node, UserProfile and CapMap; only what is used here).
+
+    address: the client's tailnet address, as text, without a port. node_name: the node's full name, the final dot
+    included, as WhoIs has it. tags: empty for a user's node. capabilities: capability name -> its JSON values, in
+    the order of the control plane (a null there is the empty tuple).
+    """
+
+    address: str
+    stable_id: str
+    node_name: str
+    tags: tuple[str, ...] = ()
+    user_id: int = 0
+    login_name: str = ""
+    display_name: str = ""
+    capabilities: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+
+    @property
+    def is_tagged(self) -> bool:
+        """Whether the node belongs to its tags and not to a user."""
+        return bool(self.tags)
+
+    @property
+    def display(self) -> str:
+        """What a log line or a message calls this peer: a user's login name, or a tagged node's name."""
+        return self.node_name.removesuffix(".") if self.tags else self.login_name

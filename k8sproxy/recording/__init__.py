@@ -1,0 +1,1 @@
+"""What is kept of a session: the tap beside the bytes, and the recorder it is sent to."""

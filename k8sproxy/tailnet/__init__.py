@@ -1,0 +1,1 @@
+"""Who is calling: the local tailscaled, asked over its LocalAPI."""

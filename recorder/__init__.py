@@ -1,0 +1,1 @@
+"""Keeps, finds and replays the sessions and events that k8sproxy (or any client of the same wire) sends."""
