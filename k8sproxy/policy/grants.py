@@ -1,0 +1,269 @@
+"""What the tailnet's policy grants a peer for Kubernetes, read as Tailscale's own proxy reads it.
+
+A grant gives a peer rules under the capability name `tailscale.com/cap/kubernetes`:
+
+    {"impersonate": {"groups": ["system:masters"]}, "recorder": ["tag:rec"], "recorderAddrs": ["100.64.0.9:80"],
+     "enforceRecorder": true, "enableEvents": true}
+
+All rules count: groups and recorder addresses are united in order, the two switches are ORed. The name's old form
+`https://tailscale.com/cap/kubernetes` gives groups alone, and counts only where the new name is absent.
+
+The rules are written for a Go program (kube/kubetypes.KubernetesCapRule, decoded by encoding/json), and this must not
+read them more mildly: field names match in any case, null is a field's zero value, unknown fields are ignored. What
+encoding/json would refuse is refused, and so is what cannot stand in a header or could mean another group there, and
+two spellings of one field in one rule, where the last one wins in Go. A rule with a fault refuses everything of that
+peer, since a rule that is skipped could be the one that enforces recording.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import NoReturn, TypeVar
+
+from k8sproxy.errors import Refusal
+from k8sproxy.peer import Peer
+
+CAPABILITY = "tailscale.com/cap/kubernetes"
+LEGACY_CAPABILITY = "https://tailscale.com/cap/kubernetes"
+
+# Bytes of UTF-8. An e-mail address has at most 254 and a DNS name 253 characters; twice that is nobody's name.
+MAX_NAME = 512
+# In all, after uniting. 256 groups of 512 bytes are 128 KiB of headers, an eighth of what the API server takes for a
+# head (net/http.DefaultMaxHeaderBytes, 1 MiB), and every one is compared with every binding at each request.
+MAX_GROUPS = 256
+# In all, after uniting. A session waits 5 s for a recorder and 2 s for each, so later ones are never asked.
+MAX_RECORDERS = 64
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a peer, checked: what it alone would grant.
+
+    capability: the name under which it stood. groups: as written. recorder_tags: as the policy's author wrote them,
+    for people. recorders: "IP:PORT" (IPv6 in brackets), as the control plane resolved the tags.
+    """
+
+    capability: str
+    groups: tuple[str, ...] = ()
+    recorder_tags: tuple[str, ...] = ()
+    recorders: tuple[str, ...] = ()
+    enforce_recorder: bool = False
+    enable_events: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """All rules of a peer united; without any rule, everything is empty.
+
+    groups, recorders: in the order of the rules, without duplicates. recorders: "IP:PORT", IPv6 in brackets.
+    """
+
+    groups: tuple[str, ...] = ()
+    recorders: tuple[str, ...] = ()
+    enforce_recorder: bool = False
+    enable_events: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Impersonation:
+    """Whom a peer's requests are made as: the values of Impersonate-User and of each Impersonate-Group.
+
+    Neither holds control characters or blanks at an end, so each can stand in a header (in UTF-8) and is read there
+    as it is here.
+    """
+
+    user: str
+    groups: tuple[str, ...] = ()
+
+
+def parse_grants(peer: Peer) -> Grants:
+    """The united rules of a peer. Raises Refusal (403, malformed_grant) for any rule with a fault."""
+    rules = counted_rules(peer)
+    groups = tuple(dict.fromkeys(group for rule in rules for group in rule.groups))
+    recorders = tuple(dict.fromkeys(address for rule in rules for address in rule.recorders))
+    for values, limit, what in ((groups, MAX_GROUPS, "groups"), (recorders, MAX_RECORDERS, "recorder addresses")):
+        if len(values) > limit:
+            raise Refusal(
+                403,
+                "malformed_grant",
+                f"the capability {rules[0].capability} grants {len(values)} {what}; at most {limit} are taken",
+            )
+    return Grants(
+        groups=groups,
+        recorders=recorders,
+        enforce_recorder=any(rule.enforce_recorder for rule in rules),
+        enable_events=any(rule.enable_events for rule in rules),
+    )
+
+
+def counted_rules(peer: Peer) -> tuple[Rule, ...]:
+    """The rules that count, in the order of the control plane. Raises Refusal as parse_grants does."""
+    if CAPABILITY in peer.capabilities:
+        values = peer.capabilities[CAPABILITY]
+        return tuple(_Fields(CAPABILITY, number, value).rule() for number, value in enumerate(values, 1))
+    values = peer.capabilities.get(LEGACY_CAPABILITY, ())
+    return tuple(_Fields(LEGACY_CAPABILITY, number, value).legacy_rule() for number, value in enumerate(values, 1))
+
+
+def impersonation(peer: Peer, grants: Grants) -> Impersonation:
+    """Whom the peer is impersonated as.
+
+    A user's node: the user's login name and the rules' groups; without a rule no group, and the API server's RBAC
+    decides what that user may do. A tagged node: its own name, and the rules' groups or else its tags. Raises Refusal
+    (403) where a name cannot be impersonated: unusable_name, reserved_name.
+    """
+    if peer.is_tagged:
+        user = _usable(peer.node_name.removesuffix("."), "node name")
+        groups = grants.groups or tuple(_usable(tag, "tag") for tag in dict.fromkeys(peer.tags))
+        if len(groups) > MAX_GROUPS:
+            raise Refusal(403, "unusable_name", f"this peer has {len(groups)} tags; at most {MAX_GROUPS} are taken")
+    else:
+        user = _usable(peer.login_name, "login name")
+        groups = grants.groups
+        if user == "tagged-devices":
+            # WhoIs's stand-in user of every tagged node. Where the node's tags are not told, this is nobody's name.
+            raise Refusal(403, "reserved_name", "the tailnet gives 'tagged-devices' as the login name, and no tags")
+    if user.startswith("system:"):
+        raise Refusal(
+            403,
+            "reserved_name",
+            "the tailnet's name for this peer starts with 'system:', which Kubernetes reserves for its own components",
+        )
+    return Impersonation(user=user, groups=groups)
+
+
+def _usable(name: str, what: str) -> str:
+    fault = _fault_of_name(name)
+    if fault is not None:
+        raise Refusal(403, "unusable_name", f"the {what} of this peer can't be impersonated: it {fault}")
+    return name
+
+
+def _fault_of_name(name: str) -> str | None:
+    """Why a name can't be sent as a header's value and mean itself there, as a predicate; None where it can."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "is not Unicode text (an unpaired surrogate)"
+    if size == 0:
+        return "is empty"
+    if size > MAX_NAME:
+        return f"is {size} bytes long; at most {MAX_NAME} are taken"
+    if _CONTROL.search(name) is not None:
+        return "holds a control character"
+    if name != name.strip():
+        return "begins or ends with a blank"
+    return None
+
+
+class _Fields:
+    """One rule's JSON value and its checks; every fault it raises names the capability, the rule and the field."""
+
+    def __init__(self, capability: str, number: int, value: object) -> None:
+        self._capability = capability
+        self._number = number
+        self._values = self._members(value, "")
+
+    def rule(self) -> Rule:
+        return Rule(
+            capability=self._capability,
+            groups=self._groups(),
+            recorder_tags=self._list("recorder", _text),
+            recorders=self._list("recorderAddrs", _address),
+            enforce_recorder=self._switch("enforceRecorder"),
+            enable_events=self._switch("enableEvents"),
+        )
+
+    def legacy_rule(self) -> Rule:
+        """A rule under the old name. Its other fields are not taken, but are checked: Go decodes the same type."""
+        return Rule(capability=self._capability, groups=self.rule().groups)
+
+    def _groups(self) -> tuple[str, ...]:
+        impersonate = self._members(self._values.get("impersonate"), "impersonate")
+        return self._list("groups", _group, impersonate, "impersonate.")
+
+    def _members(self, value: object, field: str) -> dict[str, object]:
+        """A JSON object by lower-cased field names (encoding/json matches names by case folding)."""
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            self._refuse(field, f"must be an object, not {_kind(value)}")
+        members: dict[str, object] = {}
+        for name, member in value.items():
+            folded = str(name).casefold()
+            if folded in members and folded in _KNOWN:
+                self._refuse(field, f"has the field {folded!r} twice, in different case")
+            members[folded] = member
+        return members
+
+    def _list(
+        self, field: str, check: Callable[[object], _T], values: Mapping[str, object] | None = None, within: str = ""
+    ) -> tuple[_T, ...]:
+        listed = (self._values if values is None else values).get(field.casefold())
+        if listed is None:
+            return ()
+        if not isinstance(listed, list | tuple):
+            self._refuse(within + field, f"must be a list of strings, not {_kind(listed)}")
+        checked = []
+        for position, value in enumerate(listed, 1):
+            try:
+                checked.append(check(value))
+            except ValueError as error:
+                self._refuse(within + field, f"(value {position}) {error}")
+        return tuple(checked)
+
+    def _switch(self, field: str) -> bool:
+        value = self._values.get(field.casefold())
+        if value is None:
+            return False
+        if not isinstance(value, bool):
+            self._refuse(field, f"must be true or false, not {_kind(value)}")
+        return value
+
+    def _refuse(self, field: str, fault: str) -> NoReturn:
+        what = f"rule {self._number}: {field} {fault}" if field else f"rule {self._number} {fault}"
+        raise Refusal(403, "malformed_grant", f"the capability {self._capability} is malformed: {what}")
+
+
+_KNOWN = frozenset(("impersonate", "groups", "recorder", "recorderaddrs", "enforcerecorder", "enableevents"))
+
+
+def _kind(value: object) -> str:
+    """What JSON calls the value, for messages; the value itself stays out of them."""
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return kinds.get(type(value), type(value).__name__)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"must be a string, not {_kind(value)}")
+    return value
+
+
+def _group(value: object) -> str:
+    text = _text(value)
+    fault = _fault_of_name(text)
+    if fault is not None:
+        raise ValueError(fault)
+    return text
+
+
+def _address(value: object) -> str:
+    """Canonical "IP:PORT". As Go's netip.ParseAddrPort, but without zones (no tailnet address has one) and port 0."""
+    match = _ADDRESS.fullmatch(_text(value))
+    if match is not None and 0 < int(match["port"]) < 65536:
+        try:
+            host = f"[{IPv6Address(match['six'])}]" if match["six"] else str(IPv4Address(match["four"]))
+            return f"{host}:{int(match['port'])}"
+        except AddressValueError:
+            pass
+    raise ValueError("must be an address as IP:PORT, with IPv6 in brackets")
