@@ -1,0 +1,34 @@
+"""The configuration file: its shape, and how it is read.
+
+    bytes -> document (YAML with places, environment put in) -> models (each section by itself) -> checks (sections
+    against each other, files) -> Config, or ConfigError with every fault, its line, column and key
+
+`load` is the only door. It has no side effects but reading the files that are named, so a running proxy can try a
+changed file and go on with the old one.
+"""
+
+from __future__ import annotations
+
+from k8sproxy.config.addresses import TAILNET, AdminAddress, ListenAddress
+from k8sproxy.config.faults import ConfigError, Fault
+from k8sproxy.config.loading import load, parse
+from k8sproxy.config.models import Admin, Cluster, Config, Limits, Listen, ListenTLS, Log, Shutdown, Tailnet
+
+__all__ = [
+    "TAILNET",
+    "Admin",
+    "AdminAddress",
+    "Cluster",
+    "Config",
+    "ConfigError",
+    "Fault",
+    "Limits",
+    "Listen",
+    "ListenAddress",
+    "ListenTLS",
+    "Log",
+    "Shutdown",
+    "Tailnet",
+    "load",
+    "parse",
+]

@@ -1,0 +1,280 @@
+"""The shape of the configuration file, apiVersion k8sproxy/v1alpha1.
+
+Each class is one section; keys are camelCase in the file and snake_case here; everything is frozen. What a field may
+hold is decided here; how sections fit together (and whether files are there) is `checks.py`'s. The descriptions are the
+documentation of the file: `example.yaml` repeats those of the limits word for word, and a test holds the two together.
+
+Nothing in the file is a secret: certificates' keys, kubeconfigs and tokens are files that it names, so a configuration
+may be shown, and lives in a ConfigMap while its secrets live in Secrets.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationInfo, model_validator
+from pydantic.alias_generators import to_camel
+
+from k8sproxy.config.addresses import AdminAddress, ListenAddress, parse_admin_address, parse_listen_address
+from k8sproxy.config.units import duration_between, number_between, size_between
+
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DNS_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?\Z", re.IGNORECASE)
+_SERVICE = re.compile(rf"svc:{_LABEL}\Z")
+_CLUSTER_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")
+_WHO = re.compile(r"(?:tag:[A-Za-z][A-Za-z0-9-]*|[^\s@]+@[^\s@]+)\Z")
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    """A path; a relative one is taken from `base` in the validation's context, the directory of the file."""
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("must be the path of a file")
+    base = (info.context or {}).get("base")
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~ for a user whose home is not known") from None
+    return Path(base) / path if base is not None else path
+
+
+def _admin_address(value: object, info: ValidationInfo) -> AdminAddress:
+    address = parse_admin_address(value)
+    return AdminAddress(unix=_path(str(address.unix), info)) if address.unix is not None else address
+
+
+def _certificate_name(value: object) -> str:
+    """A DNS name (a wildcard as its first label is one) or an IP address, for a certificate's subject alternatives."""
+    if not isinstance(value, str) or len(value) > 253:
+        raise ValueError("must be a DNS name or an IP address")
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        if not _DNS_NAME.match(value.removeprefix("*.")):
+            raise ValueError("must be a DNS name or an IP address") from None
+        return value.rstrip(".").lower()
+
+
+def _matching(pattern: re.Pattern[str], wanted: str) -> BeforeValidator:
+    def check(value: object) -> str:
+        if not isinstance(value, str) or len(value) > 320 or not pattern.match(value):
+            raise ValueError(f"must be {wanted}")
+        return value
+
+    return BeforeValidator(check)
+
+
+FilePath = Annotated[Path, BeforeValidator(_path)]
+CertificateName = Annotated[str, BeforeValidator(_certificate_name)]
+ServiceName = Annotated[str, _matching(_SERVICE, "the name of a Tailscale Service, such as svc:kube")]
+ClusterName = Annotated[str, _matching(_CLUSTER_NAME, "1 to 63 letters, digits, dots, dashes or underscores")]
+Who = Annotated[str, _matching(_WHO, "a login name (alice@example.com) or a tag (tag:ops)")]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, unknown keys refused, a key with nothing after it as good as absent.
+
+    Python may use the snake_case names; a file may not (`loading.py` turns them off).
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True, arbitrary_types_allowed=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias for field in cls.model_fields.values()}
+        return {name: item for name, item in value.items() if item is not None or name not in known}
+
+
+class Tailnet(Section):
+    """The local tailscaled, and how long its answers count."""
+
+    socket: FilePath = Field(
+        default=Path("/var/run/tailscale/tailscaled.sock"), description="The unix socket of tailscaled's LocalAPI."
+    )
+    whois_ttl: Annotated[float, BeforeValidator(duration_between("0s", "10m"))] = Field(
+        default=10.0,
+        alias="whoisTTL",
+        description="How long an answer about a peer counts before it is asked again (default 10s). A withdrawn grant "
+        "ends no later than this; the daemon's change notices usually end it at once.",
+    )
+    whois_timeout: Annotated[float, BeforeValidator(duration_between("100ms", "1m"))] = Field(
+        default=5.0,
+        description="How long the daemon may take for an answer (default 5s; it takes milliseconds). After this the "
+        "client gets a 503 and the next request asks again.",
+    )
+
+
+class ListenTLS(Section):
+    """Whether a listener speaks TLS, and where its certificate comes from."""
+
+    source: Literal["tailnet", "files", "generated", "none"] = Field(
+        description="tailnet: the daemon's certificate for this node's name. files: cert and key. generated: a CA of "
+        "the proxy's own, kept in directory. none: plain HTTP."
+    )
+    cert: FilePath | None = Field(default=None, description="files: the certificate and its chain, PEM.")
+    key: FilePath | None = Field(default=None, description="files: the private key, PEM, without a passphrase.")
+    directory: FilePath | None = Field(
+        default=None,
+        description="generated: where the CA is kept (default /var/lib/k8sproxy/ca). It must outlive restarts.",
+    )
+    names: tuple[CertificateName, ...] = Field(
+        default=(),
+        description="generated: names and addresses for the certificate, besides the listener's and the node's own. "
+        "tailnet: at most one, the domain to ask the daemon for (default: the node's own).",
+    )
+    insecure: StrictBool = Field(
+        default=False,
+        description="none: needed where the address is neither loopback nor the tailnet's; anyone can listen in.",
+    )
+
+    @property
+    def ca_directory(self) -> Path:
+        """generated: where the CA is kept."""
+        return self.directory or Path("/var/lib/k8sproxy/ca")
+
+
+class Listen(Section):
+    """One listener: where clients connect, and which cluster they reach."""
+
+    address: Annotated[ListenAddress, BeforeValidator(parse_listen_address)] = Field(
+        description='"tailnet:PORT" (every tailnet address of this node), "IP:PORT" or "[IPv6]:PORT".'
+    )
+    tls: ListenTLS
+    proxy_protocol: StrictBool = Field(
+        default=False,
+        description="A PROXY v2 header names the client, as a Tailscale Service sends it. Loopback only, and whoever "
+        "has an account on this machine can then claim to be any peer.",
+    )
+    service: ServiceName | None = Field(
+        default=None,
+        description="The Tailscale Service whose grants count here, svc:NAME (default: the node's own grants).",
+    )
+    cluster: ClusterName | None = Field(default=None, description="The cluster's name; needed where there are several.")
+
+
+class Cluster(Section):
+    """One API server, and the proxy's own account there."""
+
+    name: ClusterName
+    kubeconfig: FilePath | None = Field(default=None, description="A kubeconfig file with the account of the proxy.")
+    context: str | None = Field(
+        default=None, min_length=1, description="Its context (default: the file's current one)."
+    )
+    in_cluster: StrictBool = Field(default=False, description="Use the pod's service account instead of a kubeconfig.")
+    mode: Literal["impersonate", "passthrough"] = Field(
+        default="impersonate",
+        description="impersonate: the tailnet says who the client is. passthrough: the client's own credentials go "
+        "through; the tailnet only says whether it may connect.",
+    )
+
+
+class Admin(Section):
+    """Where /healthz, /readyz and /metrics are."""
+
+    address: Annotated[AdminAddress, BeforeValidator(_admin_address)] = Field(
+        default=AdminAddress(tcp=ListenAddress("127.0.0.1", 9002)), description='"IP:PORT" or "unix:/PATH".'
+    )
+    allow: tuple[Who, ...] = Field(
+        default=(),
+        description="Who of the tailnet may see it: login names and tags. A userspace daemon makes loopback ports "
+        "reachable from the tailnet; a peer that is not named here is refused.",
+    )
+
+
+class Log(Section):
+    """What is logged, to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+    requests: StrictBool = Field(default=True, description="One line for each request.")
+
+
+class Limits(Section):
+    """Bounds on what one client, or all of them, can take. Attributes are bytes, seconds or plain counts."""
+
+    head_bytes: Annotated[int, BeforeValidator(size_between("4KiB", "1MiB"))] = Field(
+        default=64 * 1024,
+        description="Bytes of a request's or a response's head (default 64KiB). kubectl sends under 2KiB; a long label "
+        "selector or a proxied application's cookies need more.",
+    )
+    header_count: Annotated[int, BeforeValidator(number_between(16, 4096))] = Field(
+        default=128, description="Header fields in a head (default 128). kubectl sends about 10, a browser about 30."
+    )
+    head_timeout: Annotated[float, BeforeValidator(duration_between("100ms", "5m"))] = Field(
+        default=10.0,
+        description="Time from a request's first byte to the end of its head (default 10s). A head is one or two "
+        "packets; without this a client that never ends its head holds a connection for ever.",
+    )
+    idle_timeout: Annotated[float, BeforeValidator(duration_between("1s", "24h"))] = Field(
+        default=300.0,
+        description="How long a connection may stand between two requests (default 5m). It is longer than the 90s "
+        "after which Go clients close theirs, so that no request meets a closing connection; watches are not idle.",
+    )
+    handshake_timeout: Annotated[float, BeforeValidator(duration_between("100ms", "5m"))] = Field(
+        default=10.0,
+        description="Time for the PROXY header and the TLS handshake of a client (default 10s, as kubectl's own). A "
+        "handshake takes a few round trips, under 1s on a relayed tailnet.",
+    )
+    connections_per_peer: Annotated[int, BeforeValidator(number_between(1, 1_000_000))] = Field(
+        default=2048,
+        description="Connections of one tailnet address (default 2048). A port-forward or a watch takes one each: this "
+        "is far above what a person does and below what would leave nothing for others.",
+    )
+    connections: Annotated[int, BeforeValidator(number_between(1, 1_000_000))] = Field(
+        default=10_000,
+        description="Connections of all peers (default 10000). An idle one takes about 60KiB and two descriptors, so "
+        "this is 600MiB and needs ulimit -n above 20000.",
+    )
+    upstream_connect_timeout: Annotated[float, BeforeValidator(duration_between("100ms", "5m"))] = Field(
+        default=5.0,
+        description="Time to connect to an API server, TLS included (default 5s). It is near; one that takes longer is "
+        "down, and kubectl should hear of it.",
+    )
+    upstream_idle: Annotated[int, BeforeValidator(number_between(0, 100_000))] = Field(
+        default=64,
+        description="Idle connections kept to one API server (default 64). A connection costs a TLS handshake on both "
+        "sides; 64 carry thousands of requests a second.",
+    )
+    upstream_idle_timeout: Annotated[float, BeforeValidator(duration_between("1s", "1h"))] = Field(
+        default=90.0,
+        description="How long such a connection is kept (default 90s, as Go clients do). It is below the minutes after "
+        "which an API server or a load balancer drops it.",
+    )
+
+
+class Shutdown(Section):
+    """How the proxy ends."""
+
+    grace: Annotated[float, BeforeValidator(duration_between("0s", "1h"))] = Field(
+        default=30.0,
+        description="How long running requests may take to end after SIGTERM (default 30s, as a pod's grace period). "
+        "Watches are told at once; what is left is closed then.",
+    )
+
+
+class Config(Section):
+    """A whole file. Made by `k8sproxy.config.load`, which also holds the sections against each other."""
+
+    api_version: Literal["k8sproxy/v1alpha1"]
+    tailnet: Tailnet = Tailnet()
+    listen: tuple[Listen, ...] = Field(min_length=1)
+    clusters: tuple[Cluster, ...] = Field(min_length=1)
+    admin: Admin = Admin()
+    log: Log = Log()
+    limits: Limits = Limits()
+    shutdown: Shutdown = Shutdown()
+
+    def cluster_of(self, listen: Listen) -> Cluster:
+        """The cluster that a listener leads to: the one that it names, else the only one."""
+        if listen.cluster is None:
+            return self.clusters[0]
+        return next(cluster for cluster in self.clusters if cluster.name == listen.cluster)

@@ -1,0 +1,67 @@
+"""Certificates for tests: small, quick (P-256), valid now or whenever a test wants."""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+class Authority:
+    """A CA that issues what it is asked for. pem: its certificate."""
+
+    def __init__(self, name: str = "test CA") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        now = datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(self._name)
+            .issuer_name(self._name)
+            .public_key(self._key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=30))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        self.pem = certificate.public_bytes(serialization.Encoding.PEM)
+
+    def issue(
+        self, *names: str, lifetime: timedelta = timedelta(days=1), passphrase: bytes | None = None
+    ) -> tuple[bytes, bytes]:
+        """(certificate PEM, key PEM) for names and addresses; the first one is the common name."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])]))
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(min(now, now + lifetime) - timedelta(days=1))
+            .not_valid_after(now + lifetime)
+            .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        protection = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+        return (
+            certificate.public_bytes(serialization.Encoding.PEM),
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection),
+        )
+
+
+def self_signed(*names: str, passphrase: bytes | None = None) -> tuple[bytes, bytes]:
+    """(certificate PEM, key PEM), issued by a CA that nobody knows."""
+    return Authority().issue(*names, passphrase=passphrase)
+
+
+def _general(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
