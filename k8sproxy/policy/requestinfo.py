@@ -117,6 +117,10 @@ def _request_info(method: str, target: str, upgrade: str) -> RequestInfo:
     name = rest[1] if len(rest) > 1 else ""
     subresource = rest[2] if len(rest) > 2 and verb != "proxy" else ""
 
+    # Resources and subresources of the core group are words; "exec " and "exec;a=b" are names of nothing there, and a
+    # reader on the way that trims or cuts them would see exec.
+    if core and not ((words := resource + subresource).isascii() and words.isalnum()):
+        raise ProtocolError("the path has a resource or subresource that can't be one")
     if path[-1] == "/" and not (core and subresource == "proxy" and resource in _PROXIED):
         raise ProtocolError("the path of a resource ends in a slash")
 
