@@ -1,0 +1,401 @@
+"""The spine: what happens to one connection, from its first byte to its last.
+
+    serve()      heads one after the other, each answered in order
+    _request()   head -> Peer -> Decision -> UpstreamHead -> exchange; a Refusal on the way is answered once
+
+A connection is one task. A request that meets a known peer and an idle upstream connection waits twice: for its head
+and for its response; bytes move in callbacks (relay). Whatever is not a Refusal or an orderly end is a fault of ours:
+it is logged with its traceback, answered with 500 if nothing has been answered, and ends the connection.
+
+What runs is looked at again: once the peer's answer is stale, `recheck` asks anew and ends the exchange if the same
+request would now be refused or be made as somebody else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from time import perf_counter
+
+import structlog
+
+from k8sproxy.dataplane.client import Client
+from k8sproxy.dataplane.limits import Limits
+from k8sproxy.dataplane.relay import ClientGone, Cut, Exchange, StaleConnection
+from k8sproxy.dataplane.upstream import Upstream
+from k8sproxy.errors import ProtocolError, Refusal
+from k8sproxy.peer import Peer
+from k8sproxy.policy.decision import Authority, Decision, authorize, decide
+from k8sproxy.policy.requestinfo import RequestInfo, request_info
+from k8sproxy.policy.rewrite import rewrite
+from k8sproxy.protocol.http1 import RequestHead
+from k8sproxy.recording.tap import open_tap
+from k8sproxy.tailnet.whois import ClientKey, WhoIs
+from k8sproxy.telemetry import RequestLog, Telemetry, encode_fields
+
+_log = structlog.get_logger("k8sproxy")
+_serial = count(1)
+
+# What the proxy itself serves to a peer that it knows, beside the API server's own paths.
+LOCAL_PREFIX = "/.well-known/k8sproxy/"
+# Seconds for which a running exchange outlives a daemon that can't be asked: a restart of tailscaled, not more.
+_UNKNOWN_GRACE = 60.0
+
+
+@dataclass(slots=True)
+class Site:
+    """What the connections of a process share. documents: path below LOCAL_PREFIX -> (content type, body)."""
+
+    whois: WhoIs
+    limits: Limits
+    telemetry: Telemetry
+    requests: RequestLog
+    documents: Mapping[str, Callable[[], tuple[bytes, bytes]]] = field(default_factory=dict)
+    per_peer: dict[str, int] = field(default_factory=dict)
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a listener's requests go: the cluster, and whether its clients are impersonated or pass through."""
+
+    upstream: Upstream
+    impersonate: bool = True
+
+
+class Connection:
+    """One client connection. route: asked for at each request, so that a reload holds for the next one."""
+
+    __slots__ = (
+        "_authority",
+        "_authority_of",
+        "_counted",
+        "_exchange",
+        "_fields",
+        "_info",
+        "_key",
+        "_last_known",
+        "_route",
+        "_running",
+        "_seen",
+        "_site",
+        "_stalled_since",
+        "client",
+        "id",
+        "requests",
+    )
+
+    def __init__(self, site: Site, client: Client, key: ClientKey, route: Callable[[], Route]) -> None:
+        self.id = f"c{next(_serial)}"
+        self.client = client
+        self.requests = 0
+        self._site = site
+        self._key = key
+        self._route = route
+        self._authority: Authority | None = None
+        self._authority_of: tuple[Peer, bool] | None = None
+        self._fields = '"peer":null'
+        self._counted = ""
+        self._exchange: Exchange | None = None
+        self._running: Decision | None = None
+        self._info: RequestInfo | None = None
+        self._last_known = 0.0
+        self._seen = 0
+        self._stalled_since = 0.0
+
+    async def serve(self) -> None:
+        """Answer requests until either side ends the connection. Raises nothing but CancelledError."""
+        try:
+            while await self._next():
+                pass
+            await self.client.finish()
+        except ClientGone:
+            pass
+        except Cut as cut:
+            await self._cut(cut)
+        finally:
+            self._discount()
+            self.client.wire.close()
+
+    async def _cut(self, cut: Cut) -> None:
+        self._site.telemetry.refusal(cut.cause)
+        _log.warning("response_cut", connection=self.id, request=self.requests, cause=cut.cause)
+        if cut.reset:
+            self.client.wire.abort()
+        else:
+            await self.client.flush()
+            self.client.wire.cut()
+
+    async def _next(self) -> bool:
+        """One request; whether there may be another."""
+        head: RequestHead | None = None
+        try:
+            head = await self.client.next_head()
+            if head is None:
+                return False
+            self.requests += 1
+            return await self._request(head)
+        except ProtocolError as error:
+            return self._refuse(head, Refusal(error.status, "bad_request", error.message, close=True))
+        except Refusal as refusal:
+            return self._refuse(head, refusal)
+        except (ClientGone, Cut):
+            raise
+        except Exception:
+            _log.exception("request_failed", connection=self.id, request=self.requests)
+            fault = Refusal(500, "internal", "an internal error; the log has more", close=True)
+            if self._exchange is not None and self._exchange.status:
+                raise Cut("internal", reset=True) from None
+            return self._refuse(head, fault)
+
+    async def _request(self, head: RequestHead) -> bool:
+        started = perf_counter()
+        site = self._site
+        route = self._route()
+        peer = site.whois.cached(self._key) or await self._ask()
+        authority = self._authorize(peer, route)
+        info = request_info(head.method, head.target, head.fields.upgrade)
+        if info.path.startswith(LOCAL_PREFIX):
+            return self._local(head, info, authority)
+        decision = decide(authority, info)
+        async with open_tap(decision) as tap:
+            endpoint = route.upstream.endpoint
+            upstream_head = rewrite(
+                head,
+                decision,
+                target=head.target,
+                host=endpoint.authority,
+                authorization=endpoint.authorization(),
+            )
+            closing = head.fields.close or site.draining
+            self._running, self._info, self._last_known = decision, info, started
+            kind = "upgrade" if upstream_head.upgrade else "watch" if info.verb == "watch" else "request"
+            site.telemetry.streams[kind] += 1
+            exchange: Exchange | None = None
+            code = 0
+            try:
+                while True:
+                    connection = await route.upstream.acquire(fresh=exchange is not None)
+                    exchange = Exchange(
+                        self.client, connection, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing
+                    )
+                    self._exchange = exchange
+                    try:
+                        await exchange.run(started)
+                        break
+                    except StaleConnection:
+                        started = perf_counter()
+                    finally:
+                        exchange.detach()
+                        route.upstream.release(connection, reusable=exchange.reusable)
+                if exchange.status == 401:
+                    endpoint.rejected()
+            except Refusal as refusal:
+                code = refusal.status
+                raise
+            finally:
+                site.telemetry.streams[kind] -= 1
+                self._exchange = self._running = None
+                self._record(info, exchange, code, perf_counter() - started)
+        return not exchange.closing and not site.draining
+
+    def _record(self, info: RequestInfo, exchange: Exchange | None, code: int, seconds: float) -> None:
+        """Count the request and write its line. A refusal is counted and logged where it is answered."""
+        if exchange is None or code:
+            return
+        site = self._site
+        # 499, as nginx has it: the client went before there was an answer.
+        status = exchange.status or 499
+        verb = info.verb
+        resource = f"{info.resource}/{info.subresource}" if info.subresource else info.resource
+        site.telemetry.request(verb, resource, status, exchange.proxy_seconds, exchange.received, exchange.sent)
+        site.requests.write(
+            self.id,
+            self._fields,
+            verb=verb,
+            path=info.path,
+            code=status,
+            seconds=seconds,
+            sent=exchange.sent,
+            request=self.requests,
+        )
+
+    def _refuse(self, head: RequestHead | None, refusal: Refusal) -> bool:
+        """Answer a Refusal; whether the connection goes on. It can't where the request's body is still to come."""
+        site = self._site
+        close = (
+            refusal.close
+            or site.draining
+            or head is None
+            or head.fields.close
+            or head.fields.chunked
+            or bool(head.fields.content_length)
+            or bool(head.fields.upgrade)
+        )
+        self.client.refuse(refusal, close=close, head_only=head is not None and head.method == "HEAD")
+        site.telemetry.refusal(refusal.cause)
+        _log.warning(
+            "refused",
+            connection=self.id,
+            request=self.requests,
+            cause=refusal.cause,
+            code=refusal.status,
+            message=refusal.message,
+            method=head.method if head else None,
+            path=head.target.partition("?")[0][:256] if head else None,
+            address=self._key.address,
+            peer=self._authority.peer.display if self._authority else None,
+        )
+        return not close
+
+    # -- who it is
+
+    async def _ask(self) -> Peer:
+        try:
+            return await self._site.whois.ask(self._key)
+        except Refusal:
+            self._authority = self._authority_of = None
+            raise
+
+    def _authorize(self, peer: Peer, route: Route) -> Authority:
+        """The peer's Authority, computed again only where WhoIs gave another answer."""
+        if (
+            self._authority is not None
+            and self._authority_of is not None
+            and self._authority_of[0] is peer
+            and self._authority_of[1] is route.impersonate
+        ):
+            return self._authority
+        self._authority = None
+        authority = authorize(peer, impersonate=route.impersonate)
+        self._count(peer)
+        self._authority = authority
+        self._authority_of = (peer, route.impersonate)
+        identity = authority.impersonation
+        self._fields = encode_fields(
+            {
+                "cluster": route.upstream.name,
+                "peer": peer.display,
+                "node": peer.node_name.removesuffix("."),
+                "address": peer.address,
+                "user": identity.user if identity else None,
+                "groups": list(identity.groups) if identity else None,
+            }
+        )
+        return authority
+
+    def _count(self, peer: Peer) -> None:
+        """Count the connection to its peer. Raises Refusal 429 past the limit."""
+        if self._counted:
+            return
+        counts = self._site.per_peer
+        held = counts.get(peer.stable_id, 0)
+        if held >= self._site.limits.connections_per_peer:
+            raise Refusal(429, "too_many_connections", "this peer has too many connections", retry_after=1, close=True)
+        counts[peer.stable_id] = held + 1
+        self._counted = peer.stable_id
+
+    def _discount(self) -> None:
+        if self._counted:
+            counts = self._site.per_peer
+            counts[self._counted] -= 1
+            if not counts[self._counted]:
+                del counts[self._counted]
+            self._counted = ""
+
+    # -- what the proxy itself serves
+
+    def _local(self, head: RequestHead, info: RequestInfo, authority: Authority) -> bool:
+        """Answer a path below LOCAL_PREFIX: whoami, and what the Site has."""
+        if head.method not in ("GET", "HEAD"):
+            raise Refusal(405, "method_not_allowed", "only GET and HEAD are served here", close=True)
+        name = info.path.removeprefix(LOCAL_PREFIX)
+        if name == "whoami":
+            content_type, body = b"application/json", _whoami(authority)
+        elif name in self._site.documents:
+            content_type, body = self._site.documents[name]()
+        else:
+            raise Refusal(404, "not_found", "there is nothing here")
+        close = head.fields.close or head.fields.chunked or bool(head.fields.content_length) or bool(info.upgrade)
+        self.client.answer(200, body, content_type=content_type, close=close, head_only=head.method == "HEAD")
+        self._site.telemetry.request(info.verb, "", 200, 0.0, 0, len(body))
+        return not close
+
+    # -- from outside: the clock, a drain
+
+    def tick(self, now: float) -> bool:
+        """Look at the limits, once a second; whether the exchange that runs needs a recheck."""
+        exchange = self._exchange
+        if exchange is None:
+            self.client.expire(now)
+            return False
+        if exchange.uploading and exchange.received == self._seen and self._stalled_since:
+            if now - self._stalled_since > self._site.limits.idle_timeout:
+                exchange.cut("upload_stalled")
+        else:
+            self._seen, self._stalled_since = exchange.received, now
+        return self._site.whois.cached(self._key) is None
+
+    async def recheck(self) -> None:
+        """Ask again who it is; end what runs if it would not be allowed now."""
+        exchange, decision, info = self._exchange, self._running, self._info
+        if exchange is None or decision is None or info is None:
+            return
+        try:
+            peer = await self._site.whois.ask(self._key)
+            if peer is decision.peer:
+                self._last_known = perf_counter()
+                return
+            now = decide(authorize(peer, impersonate=self._route().impersonate), info)
+        except Refusal as refusal:
+            # 503: the daemon can't be asked just now. Anything else is its answer, or the policy's.
+            if refusal.status == 503 and perf_counter() - self._last_known < _UNKNOWN_GRACE:
+                return
+            now = None
+        self._last_known = perf_counter()
+        if now is not None and _covers(now, decision):
+            self._running = now
+        elif self._exchange is exchange:
+            exchange.cut("grant_withdrawn")
+
+    def drain(self) -> None:
+        """Take no further request; end a watch at its next boundary."""
+        if self._exchange is None:
+            self.client.end_idle()
+        elif self._info is not None and self._info.verb == "watch":
+            self._exchange.end_at_boundary()
+
+
+def _covers(now: Decision, before: Decision) -> bool:
+    """Whether a request that runs by `before` could run by `now`: the same user, at least the groups, no recording
+    demanded that it has not got."""
+    if now.recording is not None and now.recording != before.recording:
+        return False
+    if now.impersonation is None or before.impersonation is None:
+        return now.impersonation is before.impersonation
+    return now.impersonation.user == before.impersonation.user and set(now.impersonation.groups) >= set(
+        before.impersonation.groups
+    )
+
+
+def _whoami(authority: Authority) -> bytes:
+    """Who the peer is to the tailnet, and whom it is impersonated as."""
+    peer, identity = authority.peer, authority.impersonation
+    return (
+        json.dumps(
+            {
+                "peer": {
+                    "node": peer.node_name.removesuffix("."),
+                    "address": peer.address,
+                    "loginName": peer.login_name if not peer.is_tagged else None,
+                    "tags": list(peer.tags),
+                },
+                "impersonation": {"user": identity.user, "groups": list(identity.groups)} if identity else None,
+                "enforceRecorder": authority.grants.enforce_recorder,
+            },
+            indent=2,
+        ).encode()
+        + b"\n"
+    )

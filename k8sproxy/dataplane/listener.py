@@ -1,0 +1,283 @@
+"""Taking connections: accept, find out whose they are, TLS, and on to the handler.
+
+How the address that WhoIs is asked about is found (Trust):
+
+    DIRECT   the socket's own peer: a tailnet address (kernel TUN), or the loopback port from which a userspace daemon
+             forwards, which it knows.
+    PROXY    a PROXY v2 header names the client, as a Tailscale Service sends it. In userspace mode any peer of the
+             tailnet can dial this port itself and forge a header. A dial from the tailnet is known to WhoIs, a
+             connection from the daemon's serve path is not; so the direct peer must be on loopback and unknown.
+
+A Server is one per process. It owns the connections and the clock that looks at their limits once a second; listeners
+come and go under it, and what a listener leads to (certificate, route) is looked up for each connection anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import errno
+import ipaddress
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from k8sproxy.dataplane.client import Client
+from k8sproxy.dataplane.handler import Connection, Route, Site
+from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
+from k8sproxy.dataplane.wire import ReadBuffer, Wire
+from k8sproxy.errors import ProtocolError, Refusal
+from k8sproxy.protocol.proxyprotocol import HEAD_SIZE, ProxyHeaderParser
+
+_log = structlog.get_logger("k8sproxy")
+
+# Connections that the kernel holds for us while we are busy; the kernel's own limit (somaxconn) is 4096 by default.
+_BACKLOG = 1024
+# Accepted in one turn of the loop, so that a burst of connections does not starve those that are open.
+_ACCEPTS = 64
+# Seconds without accepting when the process is out of descriptors; accepting on would spin.
+_OUT_OF_FILES = 0.5
+_CLOCK_SECONDS = 1.0
+
+
+class Trust(enum.Enum):
+    """Who says which client a connection is from."""
+
+    DIRECT = "direct"
+    PROXY = "proxy"
+
+
+@dataclass(slots=True)
+class Entry:
+    """What connections of one listener get. tls: the context of this moment (None: no certificate yet, refuse), or
+    None for plain HTTP. service: the Tailscale Service whose grants count, None for the node's own."""
+
+    trust: Trust
+    tls: Callable[[], ssl.SSLContext | None] | None
+    route: Callable[[], Route]
+    service: str | None = None
+
+
+class Listener:
+    """One listening socket. `entry` may be replaced at any time; connections that are open keep their own."""
+
+    def __init__(self, server: Server, sock: socket.socket, entry: Entry) -> None:
+        self.entry = entry
+        self.address: tuple[str, int] = sock.getsockname()[:2]
+        self._server = server
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._retry: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._loop.add_reader(sock.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, address = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    _log.error("accept_failed", error=error.strerror)
+                    self._loop.remove_reader(self._sock.fileno())
+                    self._retry = self._loop.call_later(_OUT_OF_FILES, self._resume)
+                return
+            self._server.take(sock, address, self.entry)
+
+    def _resume(self) -> None:
+        self._retry = None
+        self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Stop accepting. Connections that are open go on."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket on one address. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Server:
+    """All client connections of the process, each one task, and the clock."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.buffer = ReadBuffer()
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[Connection] = set()
+        self._rechecking: set[Connection] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def listen(self, host: str, port: int, entry: Entry) -> Listener:
+        """Open a listener. Raises OSError."""
+        return Listener(self, bind(host, port), entry)
+
+    # -- one connection
+
+    def take(self, sock: socket.socket, address: tuple[str, int], entry: Entry) -> None:
+        """Start a connection's task, or close it where there are too many."""
+        telemetry = self.site.telemetry
+        telemetry.accepted += 1
+        if len(self._tasks) >= self.site.limits.connections or self.site.draining:
+            telemetry.refusal("too_many_connections")
+            sock.close()
+            return
+        self._spawn(self._serve(sock, address[0], address[1], entry), f"connection {address[0]}:{address[1]}")
+        telemetry.connections += 1
+
+    def _spawn(self, work: object, name: str) -> None:
+        """Run a coroutine as a task that is held until it ends, and whose failure is logged."""
+        task: asyncio.Task[None] = self._loop.create_task(work, name=name)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        self._empty.clear()
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._empty.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("task_failed", task=task.get_name(), exc_info=error)
+
+    async def _serve(self, sock: socket.socket, ip: str, port: int, entry: Entry) -> None:
+        key = None
+        try:
+            try:
+                prepare(sock)
+                async with asyncio.timeout(self.site.limits.handshake_timeout):
+                    if entry.trust is Trust.PROXY:
+                        ip, port = await self._proxied(sock, ip, port)
+                    key = self.site.whois.open(ip, port, service=entry.service)
+                    if entry.tls is not None:
+                        context = entry.tls()
+                        if context is None:
+                            raise Refusal(503, "no_certificate", "the certificate is not there yet")
+                        sock = await handshake(self._loop, sock, context, server_name=None)
+            except (OSError, TimeoutError, ProtocolError, Refusal) as error:
+                self._failed(ip, port, error)
+                return
+            client = Client(Wire(self._loop, sock, self.buffer), self.site.limits, asyncio.current_task())
+            connection = Connection(self.site, client, key, entry.route)
+            self._connections.add(connection)
+            try:
+                await connection.serve()
+            finally:
+                self._connections.discard(connection)
+        finally:
+            self.site.telemetry.connections -= 1
+            if key is not None:
+                self.site.whois.close(key)
+            sock.close()
+
+    def _failed(self, ip: str, port: int, error: Exception) -> None:
+        """Say why a connection came to nothing. There is no HTTP yet, so there is nobody to tell but the log."""
+        telemetry = self.site.telemetry
+        telemetry.handshake_failures += 1
+        if isinstance(error, Refusal):
+            telemetry.refusal(error.cause)
+            _log.warning("connection_refused", address=ip, port=port, cause=error.cause, message=error.message)
+            return
+        if isinstance(error, TimeoutError):
+            reason = "timed out"
+        elif isinstance(error, ssl.SSLError):
+            reason = error.reason or "TLS failed"
+        else:
+            reason = str(error)
+        _log.info("handshake_failed", address=ip, port=port, reason=reason)
+
+    async def _proxied(self, sock: socket.socket, ip: str, port: int) -> tuple[str, int]:
+        """The client that a PROXY header names; nothing behind the header is read.
+
+        Raises Refusal unless the header can only come from this machine's own daemon (or a process beside it).
+        """
+        if not ipaddress.ip_address(ip).is_loopback:
+            raise Refusal(403, "proxy_not_loopback", "a PROXY header is believed from loopback alone")
+        parser = ProxyHeaderParser()
+        header = None
+        got, want = b"", HEAD_SIZE
+        while header is None:
+            await wait_ready(self._loop, sock, write=False)
+            # Not a byte more than the header: what follows may be TLS, which reads the socket itself.
+            data = sock.recv(want - len(got))
+            if not data:
+                raise ProtocolError("the connection ended within its PROXY header")
+            got += data
+            header = parser.receive_data(data)
+            if len(got) >= HEAD_SIZE:
+                want = HEAD_SIZE + int.from_bytes(got[HEAD_SIZE - 2 : HEAD_SIZE])
+        # Asked once bytes are here: only then has the daemon registered what it forwards (WhoIs.resolves).
+        if await self.site.whois.resolves(ip, port):
+            raise Refusal(403, "proxy_forged", "a peer of the tailnet sent a PROXY header of its own")
+        if header.source is None:
+            raise Refusal(403, "proxy_without_client", "the PROXY header names no client")
+        return header.source
+
+    # -- the clock, the drain
+
+    async def run_clock(self) -> None:
+        """Look at every connection once a second, until cancelled."""
+        while True:
+            await asyncio.sleep(_CLOCK_SECONDS)
+            now = self._loop.time()
+            for connection in tuple(self._connections):
+                if connection.tick(now) and connection not in self._rechecking:
+                    self._rechecking.add(connection)
+                    self._spawn(self._recheck(connection), f"recheck {connection.id}")
+
+    async def _recheck(self, connection: Connection) -> None:
+        try:
+            await connection.recheck()
+        finally:
+            self._rechecking.discard(connection)
+
+    async def drain(self, grace: float) -> int:
+        """Let what runs end within `grace` seconds, then close it; how many were closed so. Listeners are closed first."""
+        self.site.draining = True
+        for connection in tuple(self._connections):
+            connection.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._empty.wait()
+        left = tuple(self._tasks)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        return len(left)
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files to the hard one: a connection takes two. Returns the limit in force."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            return hard
+    return soft

@@ -1,0 +1,379 @@
+"""One exchange: a request's body goes up, its response comes down, or both sides switch protocols.
+
+The relay holds no body. What a wire reads is counted, tapped and written to the other wire in the same call; where a
+wire does not take all of it, the other is not read until it has (that is all of the backpressure). A `run` is over
+when the response is complete, or both directions of an upgraded connection have ended.
+
+What each end means:
+- The response's last byte: done; the connection upstream may be reused if the request was complete as well, nothing
+  came behind the response, and neither side said close. A response that is complete before the request is (an early
+  refusal of an upload) was announced to the client with `Connection: close`.
+- Upstream ends too early: before any byte on a connection that was used before, StaleConnection; before the head is
+  whole, a Refusal; within the body, Cut: the client's body must be seen to break, so nobody ends it.
+- The client ends: ClientGone; upstream is closed with it, which cancels the request there.
+- After a switch of protocols an end is passed on (half-close) and the other direction runs on until it ends too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import perf_counter
+
+from k8sproxy.dataplane.client import Client
+from k8sproxy.dataplane.upstream import UpstreamConnection
+from k8sproxy.dataplane.wire import Wire
+from k8sproxy.errors import ProtocolError, Refusal
+from k8sproxy.policy.rewrite import UpstreamHead
+from k8sproxy.protocol.body import Body, UntilClose, request_body, response_body
+from k8sproxy.protocol.http1 import ResponseHead, head_end, parse_response_head
+from k8sproxy.recording.tap import Tap
+
+# Seconds a client has to end its side of an upgraded connection after upstream has ended: enough for its last frames.
+_LAST_WORDS = 10.0
+
+
+class StaleConnection(Exception):
+    """A reused upstream connection ended before it gave a byte of an answer."""
+
+
+class ClientGone(Exception):
+    """The client ended its connection within the exchange."""
+
+
+class Cut(Exception):
+    """The exchange ended after its response had begun; the client's connection must end with it, and be seen to.
+
+    cause: a short snake_case word for log and metrics. reset: nothing but a reset tells the client of it, since the
+    body had no length.
+    """
+
+    def __init__(self, cause: str, *, reset: bool = False) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.reset = reset
+
+
+class Exchange:
+    """One request on one upstream connection.
+
+    head_limit: bytes accepted for a response head. closing: whether the client was told that its connection ends with
+    this response. status: of the final response, 0 before it. received, sent: bytes from and to the client, without
+    request heads. proxy_seconds: time spent between reading and writing heads, both ways: the latency added here.
+    """
+
+    __slots__ = (
+        "_body_down",
+        "_body_up",
+        "_client",
+        "_client_ended",
+        "_connection",
+        "_done",
+        "_end_at_boundary",
+        "_head",
+        "_head_limit",
+        "_pending",
+        "_tap",
+        "_upstream_ended",
+        "closing",
+        "proxy_seconds",
+        "received",
+        "reusable",
+        "sent",
+        "status",
+        "upgraded",
+    )
+
+    def __init__(
+        self,
+        client: Client,
+        connection: UpstreamConnection,
+        head: UpstreamHead,
+        tap: Tap,
+        *,
+        head_limit: int,
+        closing: bool,
+    ) -> None:
+        self._client = client
+        self._connection = connection
+        self._head = head
+        self._tap = tap
+        self._head_limit = head_limit
+        self._body_up: Body = request_body(head.content_length, head.chunked)
+        self._body_down: Body | None = None
+        self._pending = b""
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._client_ended = False
+        self._upstream_ended = False
+        self._end_at_boundary = False
+        self.closing = closing
+        self.reusable = False
+        self.upgraded = False
+        self.status = 0
+        self.received = 0
+        self.sent = 0
+        self.proxy_seconds = 0.0
+
+    @property
+    def uploading(self) -> bool:
+        """Whether the client's request body is unfinished and only the client holds it up."""
+        return not self._body_up.done and not self._connection.wire.blocked
+
+    async def run(self, started: float) -> None:
+        """Carry the exchange out. started: perf_counter() when the request's head was whole.
+
+        Raises StaleConnection, ClientGone, Cut, or Refusal while nothing of a final response has been sent.
+        """
+        client, upstream = self._client.wire, self._connection.wire
+        first = b""
+        if not self._body_up.done and self._client.buffer:
+            held = self._client.buffer
+            size = self._body_up.take(memoryview(held))
+            first, self._client.buffer = held[:size], held[size:]
+            self.received += size
+        upstream.receiver = self._from_upstream
+        upstream.end = self._upstream_end
+        upstream.drained = client.resume
+        client.drained = upstream.resume
+        if not self._body_up.done:
+            client.receiver = self._body_from_client
+        client.end = self._client_end
+        self._connection.send(self._head, first)
+        self.proxy_seconds = perf_counter() - started
+        upstream.resume()
+        if client.ended:
+            raise ClientGone
+        if upstream.blocked:
+            client.pause()
+        else:
+            client.resume()
+        await self._done
+
+    def detach(self) -> None:
+        """Let go of both wires. What the client sends next is kept for the next request."""
+        self._client.hold()
+        wire = self._connection.wire
+        wire.receiver = wire.end = None
+        wire.drained = _nothing
+        if not self._done.cancel() and not self._done.cancelled():
+            self._done.exception()  # seen, if nobody waited for it any more
+
+    def cut(self, cause: str) -> None:
+        """End the exchange from outside (a withdrawn grant, the end of a drain)."""
+        if self.status:
+            self._fail(Cut(cause, reset=isinstance(self._body_down, UntilClose)))
+        else:
+            self._fail(Refusal(503, cause, "the request was ended by the proxy", close=True))
+
+    def end_at_boundary(self) -> None:
+        """End a chunked response cleanly between two chunks, as soon as the client has been sent whole ones.
+
+        Only for streams that may end at any time without saying less than the truth: watches.
+        """
+        self._end_at_boundary = True
+        self._try_boundary()
+
+    # -- up: from the client
+
+    def _body_from_client(self, view: memoryview) -> None:
+        try:
+            size = self._body_up.take(view)
+        except ProtocolError as error:
+            self._fail_request(error)
+            return
+        self.received += size
+        upstream = self._connection.wire
+        upstream.write(view[:size])
+        if self._body_up.done:
+            self._client.hold()
+            self._client.wire.end = self._client_end
+            if size < len(view):
+                self._client.keep(view[size:])
+        elif upstream.blocked:
+            self._client.wire.pause()
+
+    def _fail_request(self, error: ProtocolError) -> None:
+        if self.status:
+            self._fail(Cut("bad_request"))
+        else:
+            self._fail(Refusal(error.status, "bad_request", error.message, close=True))
+
+    def _raw_from_client(self, view: memoryview) -> None:
+        self.received += len(view)
+        upstream = self._connection.wire
+        self._tap.from_client(view)
+        upstream.write(view)
+        if upstream.blocked:
+            self._client.wire.pause()
+
+    def _client_end(self, error: Exception | None) -> None:
+        if not self.upgraded or error is not None:
+            self._fail(ClientGone())
+            return
+        self._client_ended = True
+        self._pass_end(self._connection.wire, resume=self._client.wire.resume)
+
+    # -- down: from upstream
+
+    def _from_upstream(self, view: memoryview) -> None:
+        now = perf_counter()
+        data = self._pending + bytes(view)
+        end = head_end(data, len(self._pending))
+        try:
+            while end >= 0:
+                head = parse_response_head(data[:end])
+                if head.status == 101:
+                    self._switch(head, memoryview(data)[end:])
+                    break
+                if head.status >= 200:
+                    self._response(head, memoryview(data)[end:])
+                    break
+                # RFC 9110, 15.2: interim responses are passed on as they come; the final one follows.
+                self._client.wire.write(data[:end])
+                data = data[end:]
+                end = head_end(data)
+            else:
+                if len(data) > self._head_limit:
+                    raise ProtocolError("the API server's response head is too large", status=502)
+                self._pending = data
+        except ProtocolError as error:
+            self._fail(Refusal(502, "upstream_malformed", error.message, close=True))
+        self.proxy_seconds += perf_counter() - now
+
+    def _response(self, head: ResponseHead, rest: memoryview) -> None:
+        body = response_body(self._head.method, head.status, head.content_length, head.chunked)
+        size = body.take(rest) if not body.done else 0
+        self._body_down = body
+        self.status = head.status
+        if not self._body_up.done or isinstance(body, UntilClose) or self._head.upgrade:
+            # An unfinished upload, or bytes sent ahead of a switch that did not come, can't be told from a request.
+            self.closing = True
+        lines: list[bytes | memoryview] = [b"HTTP/1.1" + head.status_line[8:], head.fields]
+        if self.closing:
+            lines.append(b"Connection: close\r\n")
+        lines += [b"\r\n", rest[:size]]
+        self._connection.wire.receiver = self._body_from_upstream
+        self.reusable = not head.close
+        self._down(b"".join(lines), size)
+        if body.done:
+            self._complete(extra=size < len(rest))
+
+    def _body_from_upstream(self, view: memoryview) -> None:
+        body = self._body_down
+        assert body is not None  # noqa: S101  # set before this receiver is
+        try:
+            size = body.take(view)
+        except ProtocolError:
+            self._fail(Cut("upstream_malformed"))
+            return
+        self._down(view[:size], size)
+        if body.done:
+            self._complete(extra=size < len(view))
+        elif self._end_at_boundary:
+            self._try_boundary()
+
+    def _down(self, data: bytes | memoryview, size: int) -> None:
+        self.sent += size
+        client = self._client.wire
+        client.write(data)
+        if client.blocked:
+            self._connection.wire.pause()
+
+    def _try_boundary(self) -> None:
+        body = self._body_down
+        if body is None or self._done.done() or not body.at_boundary:
+            return
+        self._client.wire.write(b"0\r\n\r\n")
+        self.closing = True
+        self.reusable = False
+        self._finish()
+
+    def _complete(self, *, extra: bool) -> None:
+        self.reusable = self.reusable and self._body_up.done and not extra
+        self._finish()
+
+    def _upstream_end(self, error: Exception | None) -> None:
+        self.reusable = False
+        if self.upgraded:
+            if error is not None:
+                self._fail(Cut("upstream_broke", reset=True))
+                return
+            self._upstream_ended = True
+            asyncio.get_running_loop().call_later(_LAST_WORDS, self._finish)
+            self._pass_end(self._client.wire, resume=self._connection.wire.resume)
+        elif not self.status:
+            untouched = not self._pending and self._connection.reused and self._head.repeatable
+            self._fail(
+                StaleConnection()
+                if untouched
+                else Refusal(
+                    502, "upstream_broke", "the API server closed the connection without an answer", close=True
+                )
+            )
+        elif isinstance(self._body_down, UntilClose) and error is None:
+            self._body_down.done = True
+            self._finish()
+        else:
+            self._fail(Cut("upstream_broke", reset=isinstance(self._body_down, UntilClose)))
+
+    # -- switching protocols (RFC 9110, 7.8)
+
+    def _switch(self, head: ResponseHead, rest: memoryview) -> None:
+        if not self._head.upgrade or head.upgrade.lower() != self._head.upgrade.encode("ascii"):
+            raise ProtocolError("the API server switched to a protocol that was not asked for", status=502)
+        self.status = 101
+        self.upgraded = True
+        self.closing = True
+        client, upstream = self._client.wire, self._connection.wire
+        client.write(
+            b"".join(
+                (head.status_line, head.fields, b"Connection: Upgrade\r\nUpgrade: ", head.upgrade, b"\r\n\r\n", rest)
+            )
+        )
+        self.sent += len(rest)
+        if rest:
+            self._tap.from_upstream(rest)
+        upstream.receiver = self._raw_from_upstream
+        client.receiver = self._raw_from_client
+        held, self._client.buffer = self._client.buffer, b""
+        if held:
+            # Sent ahead by the client: these bytes go first.
+            self._raw_from_client(memoryview(held))
+        if client.blocked:
+            upstream.pause()
+        if not upstream.blocked:
+            client.resume()
+
+    def _raw_from_upstream(self, view: memoryview) -> None:
+        self._tap.from_upstream(view)
+        self._down(view, len(view))
+
+    def _pass_end(self, wire: Wire, *, resume: Callable[[], None]) -> None:
+        """Pass a clean end on to `wire`, behind what is still to be written there; after both ends, all is done."""
+        if self._client_ended and self._upstream_ended:
+            self._finish()
+            return
+
+        def end() -> None:
+            wire.drained = resume
+            wire.write_end()
+
+        if wire.blocked:
+            wire.drained = end
+        else:
+            end()
+
+    # -- the end
+
+    def _finish(self) -> None:
+        if not self._done.done():
+            self._done.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        self.reusable = False
+        if not self._done.done():
+            self._done.set_exception(error)
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,143 @@
+"""Connections to one cluster's API server: dialled, handed out, taken back.
+
+Idle connections are kept last in, first out. An idle one is still read: its end, or bytes that nobody asked for (the
+sign that both sides disagree about where a response ended), take it out of the pool at once, so a connection that
+died idle costs no request; one system call more looks at it again when it is handed out. What remains is the race of
+a request that crosses the server's close: the relay tells that by StaleConnection, and the handler may try again.
+
+`send` takes an UpstreamHead and nothing else: what has not been through decide() and rewrite() cannot go upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from k8sproxy.dataplane.handshake import connect, handshake
+from k8sproxy.dataplane.limits import Limits
+from k8sproxy.dataplane.wire import ReadBuffer, Wire
+from k8sproxy.errors import Refusal
+from k8sproxy.policy.rewrite import UpstreamHead
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a cluster's API server is, and how the proxy itself signs in there.
+
+    host: a name or IP address. server_name: what its certificate is checked against. authority: the Host field sent.
+    tls: the context for a new connection, None for plain HTTP. authorization: the Authorization value of this moment,
+    None where a client certificate (or nothing) does. rejected: told of a 401, so that credentials are fetched anew.
+    """
+
+    host: str
+    port: int
+    server_name: str
+    authority: bytes
+    tls: Callable[[], ssl.SSLContext | None]
+    authorization: Callable[[], bytes | None]
+    rejected: Callable[[], None]
+
+
+class UpstreamConnection:
+    """One connection to the API server. reused: it has carried a request before this one."""
+
+    __slots__ = ("idle_since", "reused", "wire")
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.reused = False
+        self.idle_since = 0.0
+
+    def send(self, head: UpstreamHead, body: bytes | memoryview = b"") -> None:
+        """Send a request's head, with what is there of its body."""
+        self.wire.write(head.data + body if body else head.data)
+
+
+class Upstream:
+    """One cluster: its endpoint and its idle connections."""
+
+    def __init__(self, name: str, endpoint: Endpoint, limits: Limits, buffer: ReadBuffer) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self.opened = 0  # connections dialled, for the metrics
+        self.active = 0  # connections handed out just now
+        self._limits = limits
+        self._buffer = buffer
+        self._idle: deque[UpstreamConnection] = deque()
+        self._closed = False
+
+    async def acquire(self, *, fresh: bool = False) -> UpstreamConnection:
+        """A connection, idle or new. fresh: a new one, whatever is idle.
+
+        Does not wait where an idle one is good. Raises Refusal 502 or 504 where the API server cannot be reached.
+        """
+        while self._idle and not fresh:
+            connection = self._idle.pop()
+            if connection.wire.idle_alive():
+                connection.reused = True
+                self.active += 1
+                return connection
+            connection.wire.close()
+        connection = await self._dial()
+        self.active += 1
+        return connection
+
+    async def _dial(self) -> UpstreamConnection:
+        loop = asyncio.get_running_loop()
+        endpoint = self.endpoint
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout):
+                sock = await connect(loop, endpoint.host, endpoint.port)
+                context = endpoint.tls()
+                if context is not None:
+                    sock = await handshake(loop, sock, context, server_name=endpoint.server_name)
+        except TimeoutError:
+            raise Refusal(504, "upstream_timeout", f"cluster {self.name}: the API server did not answer") from None
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or error.reason or "handshake failed"
+            raise Refusal(502, "upstream_tls", f"cluster {self.name}: TLS with the API server: {reason}") from error
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise Refusal(
+                502, "upstream_unreachable", f"cluster {self.name}: the API server can't be reached: {reason}"
+            ) from error
+        self.opened += 1
+        return UpstreamConnection(Wire(loop, sock, self._buffer))
+
+    def release(self, connection: UpstreamConnection, *, reusable: bool) -> None:
+        """Take a connection back; it is closed unless the exchange left it at a message's end."""
+        self.active -= 1
+        wire = connection.wire
+        if not reusable or self._closed or wire.ended or wire.blocked or len(self._idle) >= self._limits.pool_size:
+            wire.close()
+            return
+        connection.idle_since = asyncio.get_running_loop().time()
+
+        def discard(_: object) -> None:
+            wire.close()
+
+        wire.receiver = discard
+        wire.end = discard
+        wire.resume()
+        self._idle.append(connection)
+
+    def sweep(self, now: float) -> None:
+        """Close what has been idle for too long, oldest first. Called by the handler's clock."""
+        while self._idle and (
+            self._idle[0].wire.closed or now - self._idle[0].idle_since > self._limits.pool_idle_timeout
+        ):
+            self._idle.popleft().wire.close()
+
+    def close(self) -> None:
+        """Close the idle connections, and from now on each that is given back."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().wire.close()
+
+    @property
+    def idle(self) -> int:
+        """How many connections are idle."""
+        return len(self._idle)

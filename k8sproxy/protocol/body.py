@@ -1,0 +1,165 @@
+"""Where a message body ends. Bodies are counted, never held: the bytes that pass are the bytes that came.
+
+A counter is given what arrives and says how many bytes from its front belong to the body. `LengthBody` counts down;
+`ChunkedBody` walks chunked coding (RFC 9112, 7.1) strictly: hexadecimal sizes, CRLF where CRLF belongs, extensions
+and trailers bounded, and no trailer that would be another identity or framing; anything else is a ProtocolError,
+since a lenient reader in front of another lenient reader is how requests are smuggled. `UntilClose` takes all.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+from k8sproxy.errors import ProtocolError
+
+# A chunk's size line with its extensions, bytes. Nobody sends extensions; Go accepts 4 KiB, llhttp any length.
+MAX_CHUNK_LINE = 256
+# All trailer lines, bytes. Kubernetes sends none; gRPC-like users behind a service proxy send a few short ones.
+MAX_TRAILERS = 8 * 1024
+
+# 15 digits: sizes stay below 2^60.
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+_TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[^\x00-\x08\x0a-\x1f\x7f]*")
+# RFC 9110, 6.5.1: fields that frame, route, authenticate or change how the head was read have no place in a trailer.
+_FORBIDDEN_TRAILER = re.compile(
+    rb"(?i)(?:host|connection|content-length|transfer-encoding|upgrade|te|trailer|expect|authorization|cookie|set-cookie"
+    rb"|forwarded|(?:impersonate|x[-_]remote|x[-_]forwarded|proxy)[-_].*)"
+)
+
+
+class Body(Protocol):
+    """How far a body reaches. done: its last byte has been taken. boundary: it may be cut here and still be read."""
+
+    done: bool
+
+    def take(self, data: memoryview) -> int:
+        """How many bytes at the front of `data` belong to the body. Less than all of them only at its end."""
+        ...
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether a terminating chunk could be set here in place of the rest."""
+        ...
+
+
+class LengthBody:
+    """A body of a known length, bytes (RFC 9112, 6.2). Zero is done at once."""
+
+    __slots__ = ("_left", "done")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = length == 0
+
+    def take(self, data: memoryview) -> int:
+        size = len(data)
+        if size < self._left:
+            self._left -= size
+            return size
+        size = self._left
+        self._left = 0
+        self.done = True
+        return size
+
+    @property
+    def at_boundary(self) -> bool:
+        return False
+
+
+class UntilClose:
+    """A response body that ends with its connection (RFC 9112, 6.3 case 8)."""
+
+    __slots__ = ("done",)
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def take(self, data: memoryview) -> int:
+        return len(data)
+
+    @property
+    def at_boundary(self) -> bool:
+        return False
+
+
+class ChunkedBody:
+    """A body in chunked coding. Holds at most one unfinished line (MAX_CHUNK_LINE or MAX_TRAILERS bytes)."""
+
+    __slots__ = ("_expect", "_left", "_line", "_trailers", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._left = 0  # bytes of the current chunk's data still to come
+        self._line = b""  # the unfinished line, from its first byte
+        self._expect = "size"  # size | data | data-end | trailer
+        self._trailers = 0
+
+    @property
+    def at_boundary(self) -> bool:
+        return self._expect == "size" and not self._line
+
+    def take(self, data: memoryview) -> int:
+        position = 0
+        size = len(data)
+        while position < size and not self.done:
+            if self._expect == "data":
+                step = min(self._left, size - position)
+                self._left -= step
+                position += step
+                if not self._left:
+                    self._expect = "data-end"
+                continue
+            position += self._take_line(data, position)
+        return position
+
+    def _take_line(self, data: memoryview, position: int) -> int:
+        """Take one line, or what there is of it; returns the bytes taken."""
+        limit = {"size": MAX_CHUNK_LINE, "data-end": 2}.get(self._expect, MAX_TRAILERS - self._trailers)
+        held = len(self._line)
+        piece = bytes(data[position : position + limit + 2 - held])
+        line = self._line + piece
+        end = line.find(b"\n", held)
+        if end < 0:
+            if len(line) > limit or (b"\r" in line[:-1]):
+                raise ProtocolError("a malformed or overlong line in a chunked body")
+            self._line = line
+            return len(piece)
+        if end > limit + 1 or line[end - 1 : end] != b"\r" or b"\r" in line[: end - 1]:
+            raise ProtocolError("a malformed or overlong line in a chunked body")
+        self._line = b""
+        self._line_done(line[: end - 1])
+        return end + 1 - held
+
+    def _line_done(self, line: bytes) -> None:
+        if self._expect == "size":
+            match = _SIZE_LINE.fullmatch(line)
+            if match is None:
+                raise ProtocolError("a malformed chunk size")
+            self._left = int(match[1], 16)
+            self._expect = "data" if self._left else "trailer"
+        elif self._expect == "data-end":
+            if line:
+                raise ProtocolError("a chunk is longer than its size says")
+            self._expect = "size"
+        elif not line:
+            self.done = True
+        else:
+            self._trailers += len(line) + 2
+            match = _TRAILER.fullmatch(line)
+            if match is None or _FORBIDDEN_TRAILER.fullmatch(match[1]) is not None:
+                raise ProtocolError("a trailer field that has no place in a trailer")
+
+
+def request_body(content_length: int | None, chunked: bool) -> Body:
+    """The counter for a request's body (RFC 9112, 6.3): without a length or chunked coding there is none."""
+    return ChunkedBody() if chunked else LengthBody(content_length or 0)
+
+
+def response_body(method: str, status: int, content_length: int | None, chunked: bool) -> Body:
+    """The counter for a final response's body (RFC 9112, 6.3)."""
+    if method == "HEAD" or status in (204, 304):
+        return LengthBody(0)
+    if chunked:
+        return ChunkedBody()
+    return UntilClose() if content_length is None else LengthBody(content_length)

@@ -1,0 +1,274 @@
+"""HTTP/1.1 heads (RFC 9110, RFC 9112): whole heads in, what they say out.
+
+A head is looked at only when all of it is here (`head_end` finds where it ends), so its grammar fits in a few
+patterns and no parser state outlives a call. The patterns are possessive: they never backtrack, so no input makes
+them slow. Request heads come from anybody and are held to the letter: a bare CR or LF, a folded line, a name that
+is no token, a second Host or Content-Length, Transfer-Encoding beside Content-Length or other than "chunked" are
+errors, since two parsers that read such a head differently are how requests are smuggled. A response comes from the
+API server and is passed on as it came, apart from the lines that speak of one connection only; it is checked for
+what could make the client see another frame than we do.
+
+llhttp, by its callbacks, costs as much CPU a head and forgives more; it and h11 are the oracles of the tests.
+What is the same from request to request (clients repeat their field lines) is remembered by the caller: `Fields`
+depends on nothing but the bytes of the field block.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from k8sproxy.errors import ProtocolError
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]*+"  # field-value with obs-text, HTAB and SP; no other control character
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!-~]++) HTTP/1\.1\r\n")
+_FIELD_BLOCK = re.compile(rb"(?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*+\r\n")
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+([^\r\n]*+)\r\n")
+_LIST_ITEM = re.compile(rb"[^, \t]++")
+_CONTENT_LENGTH = re.compile(rb"[0-9]{1,18}")  # 18 digits stay below 2^63: no client means more than an exbibyte
+# RFC 3986 authority without userinfo: a name, an IPv4 address or a bracketed IPv6 address, and a port.
+_HOST = re.compile(
+    rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++(?::[0-9]{0,5})?|\[[0-9A-Fa-f:.]++\](?::[0-9]{0,5})?"
+)
+_ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*+)?\r\n")
+# Lines of a response head that this side must read: what speaks of the connection (RFC 9110, 7.6.1), the framing, and
+# Alt-Svc, which would lead the client past the proxy. One search finds whether there is any; the names follow in
+# _RESPONSE_NAMES.
+_RESPONSE_LINE = re.compile(
+    rb"(?i)\n(connection|content-length|transfer-encoding|upgrade|keep-alive|te|alt-svc|proxy-[a-z-]+)"
+    rb"([ \t]*):([^\r\n]*)(?=\r)"
+)
+_RESPONSE_HINT = re.compile(rb"\n(?:[Cc][Oo][Nn]|[Tt][RrEe]|[Uu][Pp][Gg]|[Kk][Ee][Ee]|[Aa][Ll][Tt]|[Pp][Rr][Oo])")
+
+# What is forwarded at all. TRACE echoes credentials, CONNECT is another protocol, and the API server serves no others.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The field block of a request head.
+
+    items: (lower-case name, value without surrounding blanks), in order. content_length: bytes, None where there is
+    none. chunked: the body has chunked coding. connection: the lower-case tokens of Connection. upgrade: the one
+    protocol asked for, lower-case, empty without an upgrade. close: the client wants this to be the last request.
+    """
+
+    items: tuple[tuple[bytes, bytes], ...]
+    host: bytes
+    content_length: int | None
+    chunked: bool
+    connection: frozenset[bytes]
+    upgrade: str
+    close: bool
+    memo: dict[object, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+    def get(self, name: bytes) -> bytes:
+        """The first value of the field with this lower-case name, empty without one."""
+        for key, value in self.items:
+            if key == name:
+                return value
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A request's head. target: origin-form ("/path?query"), as it was sent."""
+
+    method: str
+    target: str
+    fields: Fields
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """A response's head. fields: the field lines to pass on, each ended by CRLF, without the empty line.
+
+    status_line: with its CRLF. content_length: None where there is none. close: upstream ends the connection after
+    this response. upgrade: the protocol switched to, as it was sent, for a 101.
+    """
+
+    status: int
+    status_line: bytes
+    fields: bytes
+    content_length: int | None
+    chunked: bool
+    close: bool
+    upgrade: bytes
+
+
+def head_end(data: bytes | bytearray, start: int = 0) -> int:
+    """Where the head at the front of `data` ends (the index behind its empty line), or -1 while it is not whole.
+
+    start: how far earlier calls have looked; the last three bytes before it are looked at again.
+    """
+    end = data.find(b"\r\n\r\n", max(0, start - 3))
+    return -1 if end < 0 else end + 4
+
+
+def parse_request_line(head: bytes) -> tuple[str, str, int]:
+    """(method, target, index where the field block starts) of a whole head, or ProtocolError."""
+    match = _REQUEST_LINE.match(head)
+    if match is None:
+        raise _request_line_fault(head)
+    method = match[1].decode("ascii")
+    if method not in METHODS:
+        raise ProtocolError(f"the method {method[:32]} is not served here", status=405)
+    return method, match[2].decode("ascii"), match.end()
+
+
+def _request_line_fault(head: bytes) -> ProtocolError:
+    line = head.split(b"\r\n", 1)[0]
+    words = line.split(b" ")
+    if len(words) == 3 and re.fullmatch(rb"HTTP/[0-9]\.[0-9]", words[2]) and words[2] != b"HTTP/1.1":
+        return ProtocolError("only HTTP/1.1 is served here", status=505)
+    return ProtocolError("the request line is malformed")
+
+
+def parse_fields(block: bytes, *, max_count: int) -> Fields:
+    """Read a field block: its lines and the empty line that ends it. max_count: how many lines are accepted.
+
+    Raises ProtocolError: 400 for anything ambiguous, 417 for an unknown Expect, 431 for too many lines, 501 for a
+    transfer coding other than chunked.
+    """
+    if _FIELD_BLOCK.fullmatch(block) is None:
+        raise _field_fault(block)
+    items = tuple((name.lower(), value.rstrip(b" \t")) for name, value in _FIELD.findall(block))
+    if len(items) > max_count:
+        raise ProtocolError(f"more than {max_count} header fields", status=431)
+    hosts: list[bytes] = []
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    upgrades: list[bytes] = []
+    connection: set[bytes] = set()
+    for name, value in items:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            lengths.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value.lower())
+        elif name == b"connection":
+            connection.update(_LIST_ITEM.findall(value.lower()))
+        elif name == b"upgrade":
+            upgrades.append(value)
+        elif name == b"expect" and value.lower() != b"100-continue":
+            raise ProtocolError("the only expectation served is 100-continue", status=417)
+    if len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None:
+        raise ProtocolError("exactly one valid Host field is needed")
+    length = _content_length(lengths, codings)
+    upgrade = _upgrade(upgrades, connection)
+    if upgrade and (length or codings):
+        raise ProtocolError("an upgrade can't have a body")
+    return Fields(
+        items=items,
+        host=hosts[0],
+        content_length=length,
+        chunked=bool(codings),
+        connection=frozenset(connection),
+        upgrade=upgrade,
+        close=b"close" in connection,
+    )
+
+
+def _content_length(lengths: list[bytes], codings: list[bytes]) -> int | None:
+    if codings:
+        if lengths:
+            raise ProtocolError("both Transfer-Encoding and Content-Length")
+        if codings != [b"chunked"]:
+            raise ProtocolError("the only transfer coding served is chunked", status=501)
+        return None
+    if not lengths:
+        return None
+    if len(lengths) > 1 or _CONTENT_LENGTH.fullmatch(lengths[0]) is None:
+        raise ProtocolError("Content-Length is not one decimal number")
+    return int(lengths[0])
+
+
+def _upgrade(upgrades: list[bytes], connection: set[bytes]) -> str:
+    """The protocol asked for. Half an upgrade (one of the two fields) is refused, since servers differ on it."""
+    if not upgrades and b"upgrade" not in connection:
+        return ""
+    if len(upgrades) != 1 or b"upgrade" not in connection:
+        raise ProtocolError("an upgrade needs one Upgrade field and the upgrade token in Connection")
+    protocol = upgrades[0].lower()
+    if protocol not in (b"websocket", b"spdy/3.1"):
+        raise ProtocolError("the only upgrades served are websocket and SPDY/3.1")
+    return protocol.decode("ascii")
+
+
+def _field_fault(block: bytes) -> ProtocolError:
+    if b"\n" in block.replace(b"\r\n", b"") or b"\r" in block.replace(b"\r\n", b""):
+        return ProtocolError("a bare CR or LF in the head")
+    if re.search(rb"(?:^|\r\n)[ \t]", block):
+        return ProtocolError("a folded header field line")
+    return ProtocolError("a malformed header field line")
+
+
+def origin_form(target: str, host: bytes) -> str:
+    """The target as origin-form. Absolute-form (RFC 9112, 3.2.2) must name the same host as the Host field."""
+    if target.startswith("/"):
+        return target
+    match = _ABSOLUTE_FORM.fullmatch(target)
+    if match is None:
+        raise ProtocolError("the request target is neither a path nor a URL")
+    if match[1].lower().encode("ascii") != host.lower():
+        raise ProtocolError("the request target names another host than the Host field")
+    rest = match[2]
+    return rest if rest.startswith("/") else "/" + rest
+
+
+def parse_response_head(head: bytes) -> ResponseHead:
+    """Read a whole response head (its empty line included). Raises ProtocolError, status 502."""
+    match = _STATUS_LINE.match(head)
+    if match is None:
+        raise ProtocolError("upstream sent a malformed status line", status=502)
+    breaks = head.count(b"\r\n")
+    if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head or b"\n " in head or b"\n\t" in head:
+        raise ProtocolError("upstream sent a malformed head", status=502)
+    status = int(match[2])
+    start = match.end()
+    lines = head[start:-2]
+    # The line feed before the first field line is the status line's own: start - 1.
+    if _RESPONSE_HINT.search(head, start - 1) is None:
+        return ResponseHead(status, match[0], lines, None, False, match[1] == b"0", b"")
+    lengths: list[bytes] = []
+    codings: list[bytes] = []
+    connection: set[bytes] = set()
+    upgrade = b""
+    drop: set[bytes] = {b"connection", b"keep-alive", b"upgrade", b"te", b"alt-svc"}
+    dropped = False
+    for name, blanks, value in _RESPONSE_LINE.findall(head, start - 1):
+        name = name.lower()
+        if blanks:
+            raise ProtocolError("upstream sent a malformed head", status=502)
+        if name == b"content-length":
+            lengths.append(value.strip(b" \t"))
+            continue
+        if name == b"transfer-encoding":
+            codings.append(value.strip(b" \t").lower())
+            continue
+        dropped = True
+        if name == b"connection":
+            connection.update(_LIST_ITEM.findall(value.lower()))
+        elif name == b"upgrade":
+            upgrade = value.strip(b" \t")
+    if dropped:
+        drop |= connection - {b"content-length", b"transfer-encoding"}
+        lines = b"".join(
+            line
+            for line in lines.splitlines(keepends=True)
+            if (name := line.partition(b":")[0].lower()) not in drop and not name.startswith(b"proxy-")
+        )
+    length = None
+    if codings:
+        if lengths or codings != [b"chunked"] or match[1] == b"0":
+            raise ProtocolError("upstream's framing is ambiguous", status=502)
+    elif lengths:
+        if len(set(lengths)) > 1 or _CONTENT_LENGTH.fullmatch(lengths[0]) is None:
+            raise ProtocolError("upstream's Content-Length is not one decimal number", status=502)
+        length = int(lengths[0])
+    close = b"close" in connection or match[1] == b"0"
+    return ResponseHead(status, match[0], lines, length, bool(codings), close, upgrade)

@@ -1,0 +1,47 @@
+"""What the relay shows of an upgraded connection: a tap beside the bytes, never a stage they pass through.
+
+`open_tap` is the one place where a Decision's demand for a recording meets a recorder. It is entered before upstream
+is contacted. This release has no recorder's client yet, so a demand cannot be met: CLOSED is refused, OPEN goes on
+and is said in the log by the handler, which sees `tap.recorded`.
+"""
+
+from __future__ import annotations
+
+from k8sproxy.errors import Refusal
+from k8sproxy.policy.decision import Decision, FailureMode
+
+
+class Tap:
+    """The tap where nothing is kept. recorded: whether a recorder has accepted the session."""
+
+    __slots__ = ()
+
+    recorded = False
+
+    async def __aenter__(self) -> Tap:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    def from_client(self, view: memoryview) -> None:
+        """Bytes that the client sent after the switch of protocols. The view is good during the call alone."""
+
+    def from_upstream(self, view: memoryview) -> None:
+        """Bytes that upstream sent after the switch of protocols. The view is good during the call alone."""
+
+
+NO_TAP = Tap()
+
+
+def open_tap(decision: Decision) -> Tap:
+    """The tap that the Decision demands. Raises Refusal 403 where it must be recorded and cannot be."""
+    demand = decision.recording
+    if demand is None or demand.failure_mode is FailureMode.OPEN:
+        return NO_TAP
+    tried = ", ".join(demand.recorders) or "none is configured"
+    raise Refusal(
+        403,
+        "recorder_unavailable",
+        f"this session must be recorded (enforceRecorder) and no recorder can take it: {tried}",
+    )

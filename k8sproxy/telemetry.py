@@ -1,0 +1,243 @@
+"""What the proxy says of itself: metrics and logs, made so that the hot path hardly pays for them.
+
+Metrics: a request costs a few dictionary and list increments; prometheus-client only renders them when /metrics is
+asked for. Label values come from clients in part (a resource may be any word in a path), so the number of series is
+bounded: past MAX_SERIES a request is counted under the resource "other".
+
+Logs: one writer for both kinds of line. Events go through structlog; the line of a request is put together by hand
+(the JSON encoder of the standard library for the strings, the fields of the connection encoded once), because it is
+written at every request. Lines are collected for FLUSH_SECONDS and written by a thread, so that a reader of the log
+that stops reading does not stop the proxy; past MAX_PENDING lines are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+# Series of k8sproxy_requests_total. A cluster has some hundred pairs of verb and resource, a few codes each.
+MAX_SERIES = 2000
+# Seconds that a log line may wait to be written together with others.
+FLUSH_SECONDS = 0.05
+# Lines waiting for a log reader that does not read: about 10 MiB.
+MAX_PENDING = 20_000
+
+# Upper bounds, seconds, of the latency added by the proxy: 25 us to 100 ms.
+_BUCKETS = (25e-6, 50e-6, 75e-6, 100e-6, 150e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 0.1)
+
+encode_string: Callable[[str], str] = json.encoder.encode_basestring_ascii
+
+
+class Telemetry(Collector):
+    """All counters of the process. Gauges that others hold (pools, WhoIs) are read through `gauges` when scraped."""
+
+    def __init__(self) -> None:
+        self._requests: dict[tuple[str, str, int], int] = {}
+        self._refusals: dict[str, int] = {}
+        self._added = [0] * (len(_BUCKETS) + 1)
+        self._added_sum = 0.0
+        self.connections = 0  # client connections open now
+        self.accepted = 0  # client connections accepted
+        self.handshake_failures = 0
+        self.streams = {"watch": 0, "upgrade": 0, "request": 0}  # exchanges running now, by kind
+        self.bytes_from_clients = 0
+        self.bytes_to_clients = 0
+        self.reloads = {"ok": 0, "refused": 0}
+        self.gauges: list[Callable[[], Iterable[Metric]]] = []
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+
+    def request(self, verb: str, resource: str, code: int, added: float, received: int, sent: int) -> None:
+        """Count a request that is over. added: seconds spent in the proxy; received, sent: bytes of body."""
+        key = (verb, resource, code)
+        requests = self._requests
+        if key in requests:
+            requests[key] += 1
+        else:
+            if len(requests) >= MAX_SERIES:
+                key = (verb if len(verb) < 20 else "other", "other", code)
+            requests[key] = requests.get(key, 0) + 1
+        self._added[bisect_left(_BUCKETS, added)] += 1
+        self._added_sum += added
+        self.bytes_from_clients += received
+        self.bytes_to_clients += sent
+
+    def refusal(self, cause: str) -> None:
+        """Count a request that the proxy turned down itself, by its cause."""
+        self._refusals[cause] = self._refusals.get(cause, 0) + 1
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())  # Nothing is collected at registration.
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything as prometheus-client has it."""
+        requests = CounterMetricFamily(
+            "k8sproxy_requests", "Requests answered, by verb, resource and code.", labels=("verb", "resource", "code")
+        )
+        for (verb, resource, code), count in list(self._requests.items()):
+            requests.add_metric((verb, resource, str(code)), count)
+        yield requests
+        yield _labelled("k8sproxy_refusals", "Requests turned down by the proxy itself.", "reason", self._refusals)
+        total, buckets = 0, []
+        for bound, count in zip((*map(str, _BUCKETS), "+Inf"), self._added, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        added = HistogramMetricFamily(
+            "k8sproxy_added_latency_seconds", "Time a request's and its response's heads spent in the proxy."
+        )
+        added.add_metric((), buckets, self._added_sum)
+        yield added
+        yield GaugeMetricFamily("k8sproxy_connections", "Client connections open now.", self.connections)
+        yield CounterMetricFamily("k8sproxy_connections_accepted", "Client connections accepted.", self.accepted)
+        yield CounterMetricFamily(
+            "k8sproxy_handshake_failures", "Connections that ended before TLS was up.", self.handshake_failures
+        )
+        streams = GaugeMetricFamily("k8sproxy_open_streams", "Exchanges running now, by kind.", labels=("kind",))
+        for kind, count in self.streams.items():
+            streams.add_metric((kind,), count)
+        yield streams
+        yield CounterMetricFamily(
+            "k8sproxy_received_bytes", "Bytes of bodies and streams from clients.", self.bytes_from_clients
+        )
+        yield CounterMetricFamily("k8sproxy_sent_bytes", "Bytes of responses to clients.", self.bytes_to_clients)
+        yield _labelled("k8sproxy_reloads", "Reloads of the configuration, by result.", "result", self.reloads)
+        yield CounterMetricFamily("k8sproxy_log_lines_dropped", "Log lines lost.", LOG.dropped)
+        for read in self.gauges:
+            yield from read()
+
+
+def _labelled(name: str, text: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=(label,))
+    for value, count in list(counts.items()):
+        family.add_metric((value,), count)
+    return family
+
+
+class LogWriter:
+    """Collects lines and has a thread write them. `write` is what structlog and the request log both call."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.dropped = 0
+        self._lines: list[str] = []
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def write(self, line: str) -> None:
+        """Take one line, with its line feed."""
+        if len(self._lines) >= MAX_PENDING:
+            self.dropped += 1
+            return
+        self._lines.append(line)
+        if self._thread is None:
+            self.flush()
+
+    def start(self) -> None:
+        """From here on the thread writes; without it every line is written at once."""
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is there and end the thread; waits at most two seconds for a reader that does not read."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(2.0)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what has been collected."""
+        with self._lock:
+            lines, self._lines = self._lines, []
+            if lines:
+                try:
+                    self.stream.write("".join(lines))
+                    self.stream.flush()
+                except (OSError, ValueError):
+                    self.dropped += len(lines)
+
+    def _run(self) -> None:
+        while self._thread is not None:
+            time.sleep(FLUSH_SECONDS)
+            self.flush()
+
+
+LOG = LogWriter(sys.stderr)
+
+
+class _Logger:
+    """What structlog hands rendered lines to."""
+
+    def msg(self, message: str) -> None:
+        LOG.write(message + "\n")
+
+    debug = info = warning = warn = error = critical = fatal = exception = log = msg
+
+
+def configure_logging(level: str, style: str) -> None:
+    """Set up structlog. level: debug, info, warning or error. style: json, or console for people."""
+    renderer: Any = structlog.processors.JSONRenderer() if style == "json" else structlog.dev.ConsoleRenderer()
+    processors: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    ]
+    if style == "json":
+        processors.append(structlog.processors.format_exc_info)
+    structlog.configure(
+        processors=[*processors, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=lambda *_: _Logger(),
+        cache_logger_on_first_use=False,
+    )
+
+
+class RequestLog:
+    """The line of each request. style: json or console."""
+
+    def __init__(self, style: str, *, enabled: bool = True) -> None:
+        self._json = style == "json"
+        self.enabled = enabled
+        self._second = 0
+        self._stamp = ""
+
+    def write(
+        self, connection: str, fields: str, *, verb: str, path: str, code: int, seconds: float, sent: int, request: int
+    ) -> None:
+        """Write one line. fields: what `encode_fields` made of the peer and the request's names."""
+        if not self.enabled:
+            return
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        stamp = f"{self._stamp}.{int((now - second) * 1e6):06d}Z"
+        if self._json:
+            LOG.write(
+                f'{{"time":"{stamp}","level":"info","event":"request","connection":"{connection}","request":{request}'
+                f',{fields},"verb":{encode_string(verb)},"path":{encode_string(path)},"code":{code}'
+                f',"seconds":{seconds:.6f},"sent":{sent}}}\n'
+            )
+        else:
+            LOG.write(
+                f"{stamp} {connection}/{request} {code} {verb} {encode_string(path)[1:-1]} {seconds * 1e3:.2f} ms "
+                f"{sent} B {fields}\n"
+            )
+
+
+def encode_fields(fields: dict[str, object]) -> str:
+    """The members of a JSON object without its braces, for RequestLog.write."""
+    return json.dumps(fields, separators=(",", ":"))[1:-1]
