@@ -1,0 +1,261 @@
+"""Grants: what Tailscale's proxy would read is read, and what it would refuse is refused, loudly."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+
+from k8sproxy.errors import Refusal
+from k8sproxy.peer import Peer
+from k8sproxy.policy.grants import (
+    CAPABILITY,
+    LEGACY_CAPABILITY,
+    MAX_GROUPS,
+    MAX_NAME,
+    MAX_RECORDERS,
+    Grants,
+    Impersonation,
+    Rule,
+    counted_rules,
+    impersonation,
+    parse_grants,
+)
+from tests.strategies import peers
+
+USER = Peer(address="100.64.0.1", stable_id="n1", node_name="laptop.t.ts.net.", user_id=1, login_name="ann@example.com")
+TAGGED = Peer(address="100.64.0.2", stable_id="n2", node_name="ci.t.ts.net.", tags=("tag:ci", "tag:k8s"))
+
+
+def with_rules(*rules: object, name: str = CAPABILITY, peer: Peer = USER) -> Peer:
+    return dataclasses.replace(peer, capabilities={**peer.capabilities, name: rules})
+
+
+def groups(*names: object) -> dict[str, object]:
+    return {"impersonate": {"groups": list(names)}}
+
+
+def refusal_of(peer: Peer) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        parse_grants(peer)
+    assert (caught.value.status, caught.value.cause) == (403, "malformed_grant")
+    return caught.value
+
+
+def test_no_capability_is_no_grant() -> None:
+    assert parse_grants(USER) == Grants()
+    assert parse_grants(with_rules("nonsense", name="example.com/cap/other")) == Grants()
+    assert parse_grants(with_rules()) == Grants()
+
+
+def test_all_rules_count() -> None:
+    peer = with_rules(
+        groups("b", "a"),
+        {"recorder": ["tag:rec"], "recorderAddrs": ["100.64.0.9:80", "[fd7a::9]:80"], "enforceRecorder": True},
+        {},
+        {**groups("c", "a"), "recorderAddrs": ["100.64.0.8:80", "100.64.0.9:80"], "enableEvents": True, "else": 1},
+    )
+    assert parse_grants(peer) == Grants(
+        groups=("b", "a", "c"),
+        recorders=("100.64.0.9:80", "[fd7a::9]:80", "100.64.0.8:80"),
+        enforce_recorder=True,
+        enable_events=True,
+    )
+    rules = counted_rules(peer)
+    assert rules[1] == Rule(CAPABILITY, (), ("tag:rec",), ("100.64.0.9:80", "[fd7a::9]:80"), True, False)
+    assert [rule.groups for rule in rules] == [("b", "a"), (), (), ("c", "a")]
+
+
+def test_the_legacy_name_gives_groups_and_only_where_the_new_one_is_absent() -> None:
+    legacy = with_rules(
+        {**groups("old"), "recorderAddrs": ["100.64.0.9:80"], "enforceRecorder": True, "enableEvents": True},
+        name=LEGACY_CAPABILITY,
+    )
+    assert parse_grants(legacy) == Grants(groups=("old",))
+    assert counted_rules(legacy) == (Rule(LEGACY_CAPABILITY, ("old",)),)
+    assert parse_grants(with_rules(groups("new"), peer=legacy)) == Grants(groups=("new",))
+    assert parse_grants(with_rules({}, peer=legacy)) == Grants()
+    assert parse_grants(with_rules(peer=legacy)) == Grants()
+    broken = with_rules("broken", name=LEGACY_CAPABILITY)
+    assert parse_grants(with_rules(groups("new"), peer=broken)) == Grants(groups=("new",))
+    assert LEGACY_CAPABILITY in refusal_of(broken).message
+    assert "enforceRecorder" in refusal_of(with_rules({"enforceRecorder": 1}, name=LEGACY_CAPABILITY)).message
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        None,
+        {"impersonate": None},
+        {"impersonate": {}},
+        {"impersonate": {"groups": None}},
+        {"recorder": None, "recorderAddrs": None, "enforceRecorder": None, "enableEvents": None},
+        {"recorder": [None, "tag:x"], "recorders": 7, "impersonat": "x", "enableSessionRecordings": "?"},
+        {"x": 1, "X": 2},
+    ],
+)
+def test_null_is_the_zero_value_and_unknown_fields_are_ignored(rule: object) -> None:
+    assert parse_grants(with_rules(rule)) == Grants()
+
+
+@pytest.mark.parametrize("name", ["enforceRecorder", "EnforceRecorder", "ENFORCERECORDER", "enforcerecorder"])
+def test_field_names_match_in_any_case_as_in_go(name: str) -> None:
+    assert parse_grants(with_rules({name: True})).enforce_recorder
+    assert parse_grants(with_rules({"Impersonate": {"GROUPS": ["a"]}, "RECORDERADDRS": ["1.2.3.4:5"]})) == Grants(
+        groups=("a",), recorders=("1.2.3.4:5",)
+    )
+
+
+def test_field_names_match_by_case_folding_beyond_ascii_too() -> None:
+    assert parse_grants(
+        with_rules({"enable\N{LATIN CAPITAL LETTER E}vent\N{LATIN SMALL LETTER LONG S}": True})
+    ).enable_events
+
+
+@pytest.mark.parametrize(
+    ("rule", "fault"),
+    [
+        ("text", "rule 2 must be an object, not a string"),
+        ([], "rule 2 must be an object, not a list"),
+        (7, "rule 2 must be an object, not a number"),
+        (True, "rule 2 must be an object, not a boolean"),
+        ({"impersonate": []}, "rule 2: impersonate must be an object, not a list"),
+        ({"impersonate": {"groups": "a"}}, "rule 2: impersonate.groups must be a list of strings, not a string"),
+        ({"impersonate": {"groups": {"a": 1}}}, "rule 2: impersonate.groups must be a list of strings, not an object"),
+        (groups("a", 1), "rule 2: impersonate.groups (value 2) must be a string, not a number"),
+        (groups(b"a"), "rule 2: impersonate.groups (value 1) must be a string, not bytes"),
+        (groups(None), "rule 2: impersonate.groups (value 1) is empty"),
+        (groups(""), "rule 2: impersonate.groups (value 1) is empty"),
+        (groups("a\r\nb"), "holds a control character"),
+        (groups("a\x00"), "holds a control character"),
+        (groups("a\x7f"), "holds a control character"),
+        (groups("a\x85b"), "holds a control character"),
+        (groups(" a"), "begins or ends with a blank"),
+        (groups("a "), "begins or ends with a blank"),
+        (groups("a\xa0"), "begins or ends with a blank"),
+        (groups("a\ud800"), "is not Unicode text"),
+        (groups("g" * (MAX_NAME + 1)), f"is {MAX_NAME + 1} bytes long; at most {MAX_NAME} are taken"),
+        (groups("é" * (MAX_NAME // 2 + 1)), f"is {MAX_NAME + 2} bytes long"),
+        ({"recorder": "tag:x"}, "rule 2: recorder must be a list of strings, not a string"),
+        ({"recorder": [1.5]}, "rule 2: recorder (value 1) must be a string, not a number"),
+        ({"recorderAddrs": "100.64.0.9:80"}, "rule 2: recorderAddrs must be a list of strings, not a string"),
+        ({"recorderAddrs": [None]}, "rule 2: recorderAddrs (value 1) must be an address as IP:PORT"),
+        ({"enforceRecorder": "true"}, "rule 2: enforceRecorder must be true or false, not a string"),
+        ({"enforceRecorder": 1}, "rule 2: enforceRecorder must be true or false, not a number"),
+        ({"enforceRecorder": []}, "rule 2: enforceRecorder must be true or false, not a list"),
+        ({"enableEvents": 0}, "rule 2: enableEvents must be true or false, not a number"),
+        ({"enforceRecorder": True, "EnforceRecorder": False}, "has the field 'enforcerecorder' twice"),
+        ({"impersonate": {"groups": ["a"], "Groups": []}}, "rule 2: impersonate has the field 'groups' twice"),
+    ],
+)
+def test_a_rule_with_a_fault_refuses_everything_and_says_what(rule: object, fault: str) -> None:
+    refusal = refusal_of(with_rules(groups("a"), rule, groups("b")))
+    assert refusal.message.startswith(f"the capability {CAPABILITY} is malformed: rule 2")
+    assert fault in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("address", "canonical"),
+    [
+        ("100.64.0.9:80", "100.64.0.9:80"),
+        ("[fd7a:115c:a1e0::9]:80", "[fd7a:115c:a1e0::9]:80"),
+        ("[FD7A:0::9]:00443", "[fd7a::9]:443"),
+        ("1.2.3.4:65535", "1.2.3.4:65535"),
+    ],
+)
+def test_recorder_addresses(address: str, canonical: str) -> None:
+    peer = with_rules({"recorderAddrs": [address]}, {"recorderAddrs": [canonical]})
+    assert parse_grants(peer).recorders == (canonical,)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "",
+            "100.64.0.9",
+            "100.64.0.9:",
+            ":80",
+            "recorder:80",
+            "fd7a::9:80",
+            "[100.64.0.9]:80",
+            "[fd7a::9]",
+            "[::1%lo]:80",
+        ),
+        *("1.2.3:80", "1.2.3.04:80", "1.2.3.256:80", "1.2.3.4:0", "1.2.3.4:65536", "1.2.3.4:http", "1.2.3.4:+80"),
+        *("1.2.3.4:80 ", " 1.2.3.4:80", "1.2.3.4:80\n", "http://1.2.3.4:80", "[]:80", "[:::]:80", "1.2.3.4:８０", 80),
+    ],
+)
+def test_what_is_no_address_is_a_fault(address: object) -> None:
+    assert "recorderAddrs (value 1)" in refusal_of(with_rules({"recorderAddrs": [address]})).message
+
+
+def test_absurd_numbers_are_refused() -> None:
+    many = [f"g{number}" for number in range(MAX_GROUPS)]
+    assert parse_grants(with_rules(groups(*many), groups("g0", "g1"))).groups == tuple(many)
+    assert f"grants {MAX_GROUPS + 1} groups" in refusal_of(with_rules(groups(*many), groups("one more"))).message
+    addresses = [f"100.64.0.{number}:80" for number in range(MAX_RECORDERS)]
+    assert len(parse_grants(with_rules({"recorderAddrs": addresses}, {"recorderAddrs": addresses})).recorders) == 64
+    refusal = refusal_of(with_rules({"recorderAddrs": addresses}, {"recorderAddrs": ["100.65.0.1:80"]}))
+    assert "grants 65 recorder addresses" in refusal.message
+
+
+def test_a_user_is_impersonated_by_login_name_with_the_rules_groups() -> None:
+    assert impersonation(USER, Grants()) == Impersonation("ann@example.com")
+    assert impersonation(USER, Grants(groups=("b", "a"))) == Impersonation("ann@example.com", ("b", "a"))
+
+
+def test_a_tagged_node_is_impersonated_by_name_with_the_rules_groups_or_its_tags() -> None:
+    assert impersonation(TAGGED, Grants()) == Impersonation("ci.t.ts.net", ("tag:ci", "tag:k8s"))
+    assert impersonation(TAGGED, Grants(groups=("dev",))) == Impersonation("ci.t.ts.net", ("dev",))
+    doubled = dataclasses.replace(TAGGED, node_name="ci", login_name="tagged-devices", tags=("tag:a", "tag:b", "tag:a"))
+    assert impersonation(doubled, Grants()) == Impersonation("ci", ("tag:a", "tag:b"))
+
+
+@pytest.mark.parametrize(
+    ("peer", "cause", "message"),
+    [
+        (dataclasses.replace(USER, login_name=""), "unusable_name", "the login name of this peer"),
+        (dataclasses.replace(USER, login_name="ann\n"), "unusable_name", "control character"),
+        (dataclasses.replace(USER, login_name="a" * 513), "unusable_name", "513 bytes"),
+        (dataclasses.replace(USER, login_name="system:admin"), "reserved_name", "'system:'"),
+        (dataclasses.replace(USER, login_name="system:"), "reserved_name", "'system:'"),
+        (dataclasses.replace(USER, login_name="tagged-devices"), "reserved_name", "'tagged-devices'"),
+        (dataclasses.replace(TAGGED, node_name="."), "unusable_name", "the node name of this peer"),
+        (dataclasses.replace(TAGGED, node_name=" ci."), "unusable_name", "blank"),
+        (dataclasses.replace(TAGGED, node_name="system:node:ci."), "reserved_name", "'system:'"),
+        (dataclasses.replace(TAGGED, tags=("tag:a", "")), "unusable_name", "the tag of this peer"),
+        (dataclasses.replace(TAGGED, tags=tuple(f"tag:{n}" for n in range(257))), "unusable_name", "257 tags"),
+    ],
+)
+def test_names_that_nobody_may_have_are_refused(peer: Peer, cause: str, message: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        impersonation(peer, Grants())
+    assert (caught.value.status, caught.value.cause) == (403, cause)
+    assert message in caught.value.message
+
+
+@given(peers())
+def test_any_peer_gives_clean_values_or_a_refusal(peer: Peer) -> None:
+    try:
+        grants = parse_grants(peer)
+        who = impersonation(peer, grants)
+    except Refusal as refusal:
+        assert (refusal.status, refusal.cause) in {
+            (403, cause) for cause in ("malformed_grant", "unusable_name", "reserved_name")
+        }
+        return
+    for value in (who.user, *who.groups):
+        raw = value.encode()
+        assert raw
+        assert raw == raw.strip()
+        assert min(raw) >= 0x20
+    assert len(set(who.groups)) == len(who.groups)
+
+
+def test_nothing_can_be_changed() -> None:
+    for value, field in ((Grants(), "groups"), (Impersonation("a"), "user"), (Rule(CAPABILITY), "groups")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, field, "b")
+        assert not hasattr(value, "__dict__")
