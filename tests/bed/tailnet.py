@@ -103,8 +103,9 @@ class Node:
                 # After a restart clients find it where it was.
                 argv.append(f"--socks5-server={self.socks5 or '127.0.0.1:0'}")
         self._process = t.processes.start(f"tailscaled-{self.name}", argv, env=DAEMON_ENV)
-        self._process.wait_until(self._try_status, "answer on its LocalAPI")
-        if self._try_status() != "Running":
+        state = self._process.wait_until(self._try_state, "answer on its LocalAPI")
+        restarted = bool(self.dns_name)
+        if not restarted and state != "Running":
             up = [f"--login-server={t.control_url}", "--auth-key=any", f"--hostname={self.name}"]
             up += ["--accept-dns=false", "--timeout=60s"]
             if self._namespace:
@@ -112,12 +113,23 @@ class Node:
             if self.tags:
                 up.append(f"--advertise-tags={','.join(self.tags)}")
             self.cli("up", *up)
-        self._process.wait_until(lambda: self._try_status() == "Running" or None, "state Running")
+        self._process.wait_until(lambda: self._try_state() == "Running" or None, "state Running")
         if self._want_socks5 and not self._namespace and not self.socks5:
             self.socks5 = self._process.wait_until(self._socks5_in_log, "SOCKS5 listener")
         self_node = self.status()["Self"]
         self.tailnet_ip, self.tailnet_ip6 = self_node["TailscaleIPs"][:2]
         self.dns_name = self_node["DNSName"].rstrip(".")
+        if restarted:
+            self._meet_peers()
+
+    def _meet_peers(self) -> None:
+        """Open a new WireGuard session to every running peer.
+
+        Peers hold on to the sessions with the daemon that was before, and would lose some seconds over each.
+        """
+        for peer in list(self._tailnet.nodes.values()):
+            if peer is not self and peer._process:
+                self.localapi(f"ping?ip={peer.tailnet_ip}&type=TSMP", "POST")
 
     def stop(self) -> None:
         """End the daemon; its state stays, so that start() brings the same node back."""
@@ -172,7 +184,7 @@ class Node:
             raise
         return sock
 
-    def _try_status(self) -> str | None:
+    def _try_state(self) -> str | None:
         try:
             return str(self.localapi("status?peers=false", timeout=5).json()["BackendState"])
         except (OSError, http.client.HTTPException, ValueError):

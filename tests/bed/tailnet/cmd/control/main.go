@@ -9,6 +9,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"flag"
 	"log"
@@ -18,6 +19,7 @@ import (
 	"os"
 
 	"tailscale.com/derp/derpserver"
+	"tailscale.com/net/stunserver"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 	"tailscale.com/types/logger"
@@ -57,7 +59,7 @@ func serve(address string, handler http.Handler) string {
 	return ln.Addr().String()
 }
 
-// runDERP starts a relay and returns the map that leads to it. Two userspace
+// runDERP starts a relay with a STUN server and returns the map that leads to it. Two userspace
 // nodes find a direct path over UDP as well, but the first packets and every
 // node in a network namespace of its own need the relay.
 func runDERP(address string) *tailcfg.DERPMap {
@@ -71,6 +73,13 @@ func runDERP(address string) *tailcfg.DERPMap {
 	server.Listener = ln
 	server.Config.ErrorLog = logger.StdLogger(logger.Discard)
 	server.StartTLS()
+	// Without STUN a node waits three seconds for it before it settles on the
+	// relay and calls itself running.
+	stun := stunserver.New(context.Background())
+	if err := stun.Listen(net.JoinHostPort(address, "0")); err != nil {
+		log.Fatal(err)
+	}
+	go stun.Serve()
 	return &tailcfg.DERPMap{
 		OmitDefaultRegions: true,
 		Regions: map[int]*tailcfg.DERPRegion{
@@ -84,7 +93,8 @@ func runDERP(address string) *tailcfg.DERPMap {
 					HostName:         address,
 					IPv4:             address,
 					IPv6:             "none",
-					STUNPort:         -1, // no STUN: every node is on this machine
+					STUNPort:         stun.LocalAddr().(*net.UDPAddr).Port,
+					STUNTestIP:       address, // a private address is refused otherwise
 					DERPPort:         ln.Addr().(*net.TCPAddr).Port,
 					InsecureForTests: true, // its certificate is made up
 				}},
