@@ -25,6 +25,7 @@ CONTROLLERS = (
     "deployment-controller",
     "endpoints-controller",
     "endpointslice-controller",
+    "garbage-collector-controller",
     "namespace-controller",
     "replicaset-controller",
     "root-ca-certificate-publisher-controller",
@@ -76,7 +77,9 @@ class Cluster:
         self.issue("kubelet", ips=[address])
         self.issue("apiserver-kubelet-client", cn="kube-apiserver-kubelet-client", orgs=["system:masters"])
         self.kubeconfig_for("admin", user="admin", groups=["system:masters"], path=self.kubeconfig)
-        self._controllers = self.kubeconfig_for("controller-manager", user="system:kube-controller-manager")
+        self._controllers = self.kubeconfig_for(
+            "controller-manager", user="system:kube-controller-manager", groups=["system:masters"]
+        )
         self._kubelet = self.kubeconfig_for("kubelet-lite", user="system:node:bed", groups=["system:masters"])
         self.issue("driver", cn="bed:driver", orgs=["system:masters"])
         self._context = ssl.create_default_context(cafile=str(self.ca_path))
