@@ -77,7 +77,7 @@ class Bed:
         processes = self._processes = Processes(self.directory / "logs")
         want_cluster, want_tailnet = self._wanted
         if self._kernel:
-            self._network = Network()
+            self._network = Network(processes)
             self._address = self._network.address
         if want_tailnet:
             self._progress("bed: starting the control server")
@@ -105,9 +105,7 @@ class Bed:
             self._processes = None
         if self._tailnet:
             self._tailnet.close()
-        if self._network:
-            self._network.close()
-            self._network = None
+        self._network = None
 
     # The tailnet
 

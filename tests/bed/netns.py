@@ -9,13 +9,12 @@ veth end with an address, where the control server and the cluster listen.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import subprocess
 import threading
 
-from .processes import BedError
+from .processes import BedError, Processes
 
 # Private use (RFC 1918), unlikely elsewhere; the third byte tells beds on one machine apart.
 PREFIX = "10.213"
@@ -30,29 +29,25 @@ def _ip(*words: str) -> None:
 class Network:
     """A hub and as many node namespaces as asked for. address: this namespace's, as the nodes reach it."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes) -> None:
         if os.geteuid() != 0:
             raise BedError("kernel mode needs root: network namespaces, veth and TUN devices")
+        self._processes = processes
         self._lock = threading.Lock()
-        self._namespaces: list[str] = []
         self._next = 1
         self._id = secrets.token_hex(3)
         self._net = self._free_net()
         self._hub = self._namespace("hub")
-        try:
-            end = f"bed{self._id}"
-            _ip("link", "add", end, "type", "veth", "peer", "name", "up0", "netns", self._hub)
-            self.address = f"{self._net}.1"
-            _ip("addr", "add", f"{self.address}/30", "dev", end)
-            _ip("link", "set", end, "up")
-            self._in(self._hub, "addr", "add", f"{self._net}.2/30", "dev", "up0")
-            self._in(self._hub, "link", "set", "up0", "up")
-            _ip("route", "add", f"{self._net}.0/24", "via", f"{self._net}.2")
-            forward = ["nsenter", f"--net=/run/netns/{self._hub}", "sysctl", "-qw", "net.ipv4.ip_forward=1"]
-            subprocess.run(forward, check=True)
-        except BaseException:
-            self.close()
-            raise
+        end = f"bed{self._id}"
+        _ip("link", "add", end, "type", "veth", "peer", "name", "up0", "netns", self._hub)
+        self.address = f"{self._net}.1"
+        _ip("addr", "add", f"{self.address}/30", "dev", end)
+        _ip("link", "set", end, "up")
+        self._in(self._hub, "addr", "add", f"{self._net}.2/30", "dev", "up0")
+        self._in(self._hub, "link", "set", "up0", "up")
+        _ip("route", "add", f"{self._net}.0/24", "via", f"{self._net}.2")
+        forward = ["nsenter", f"--net=/run/netns/{self._hub}", "sysctl", "-qw", "net.ipv4.ip_forward=1"]
+        subprocess.run(forward, check=True)
 
     def add(self, name: str) -> str:
         """A namespace for a node, with a way out through the hub."""
@@ -69,18 +64,11 @@ class Network:
         self._in(namespace, "route", "add", "default", "via", f"{self._net}.{base + 1}")
         return namespace
 
-    def close(self) -> None:
-        """Remove the namespaces; their veth ends, and those here, go with them."""
-        for namespace in self._namespaces:
-            with contextlib.suppress(BedError):
-                _ip("netns", "del", namespace)
-        self._namespaces.clear()
-
     def _namespace(self, name: str) -> str:
         namespace = f"bed{self._id}-{name}"
         _ip("netns", "add", namespace)
-        with self._lock:
-            self._namespaces.append(namespace)
+        # Its veth ends, and their other ends, go with it.
+        self._processes.at_end("ip", "netns", "del", namespace)
         _ip("-n", namespace, "link", "set", "lo", "up")
         return namespace
 

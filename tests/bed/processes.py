@@ -7,6 +7,7 @@ writes to a log file of its own, and is ended by its process group's id.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -136,6 +137,10 @@ class Processes:
             if process.popen.stdout:
                 process.popen.stdout.close()
             self._tell(f"-{process.pid}")
+
+    def at_end(self, *command: str) -> None:
+        """Have the watchdog run a command when everything has ended."""
+        self._tell("!" + json.dumps(command))
 
     def close(self) -> None:
         """End everything, the watchdog too."""
