@@ -165,7 +165,7 @@ class Connection:
             upstream_head = rewrite(
                 head,
                 decision,
-                target=head.target,
+                target=endpoint.base_path + head.target,
                 host=endpoint.authority,
                 authorization=endpoint.authorization(),
             )
@@ -190,7 +190,7 @@ class Connection:
                     finally:
                         exchange.detach()
                         route.upstream.release(connection, reusable=exchange.reusable)
-                if exchange.status == 401:
+                if exchange.status == 401 and route.impersonate:
                     endpoint.rejected()
             except Refusal as refusal:
                 code = refusal.status

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from k8sproxy.dataplane.certificates import CertificateError
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.handler import Connection, Route, Site
 from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
@@ -53,11 +54,11 @@ class Trust(enum.Enum):
 
 @dataclass(slots=True)
 class Entry:
-    """What connections of one listener get. tls: the context of this moment (None: no certificate yet, refuse), or
-    None for plain HTTP. service: the Tailscale Service whose grants count, None for the node's own."""
+    """What connections of one listener get. tls: gives the context of this moment, or raises CertificateError while
+    there is none; None for plain HTTP. service: the Tailscale Service whose grants count, None for the node's own."""
 
     trust: Trust
-    tls: Callable[[], ssl.SSLContext | None] | None
+    tls: Callable[[], ssl.SSLContext] | None
     route: Callable[[], Route]
     service: str | None = None
 
@@ -175,11 +176,8 @@ class Server:
                         ip, port = await self._proxied(sock, ip, port)
                     key = self.site.whois.open(ip, port, service=entry.service)
                     if entry.tls is not None:
-                        context = entry.tls()
-                        if context is None:
-                            raise Refusal(503, "no_certificate", "the certificate is not there yet")
-                        sock = await handshake(self._loop, sock, context, server_name=None)
-            except (OSError, TimeoutError, ProtocolError, Refusal) as error:
+                        sock = await handshake(self._loop, sock, entry.tls(), server_name=None)
+            except (OSError, TimeoutError, ProtocolError, Refusal, CertificateError) as error:
                 self._failed(ip, port, error)
                 return
             client = Client(Wire(self._loop, sock, self.buffer), self.site.limits, asyncio.current_task())
@@ -257,7 +255,7 @@ class Server:
             self._rechecking.discard(connection)
 
     async def drain(self, grace: float) -> int:
-        """Let what runs end within `grace` seconds, then close it; how many were closed so. Listeners are closed first."""
+        """Let what runs end within `grace` seconds, then close it; how many were closed so."""
         self.site.draining = True
         for connection in tuple(self._connections):
             connection.drain()

@@ -28,6 +28,7 @@ class Endpoint:
     """Where a cluster's API server is, and how the proxy itself signs in there.
 
     host: a name or IP address. server_name: what its certificate is checked against. authority: the Host field sent.
+    base_path: what stands before every target, "" or "/x".
     tls: the context for a new connection, None for plain HTTP. authorization: the Authorization value of this moment,
     None where a client certificate (or nothing) does. rejected: told of a 401, so that credentials are fetched anew.
     """
@@ -36,6 +37,7 @@ class Endpoint:
     port: int
     server_name: str
     authority: bytes
+    base_path: str
     tls: Callable[[], ssl.SSLContext | None]
     authorization: Callable[[], bytes | None]
     rejected: Callable[[], None]

@@ -1,0 +1,151 @@
+"""The admin site: /healthz, /readyz and /metrics (and the generated CA as /ca.pem), for probes and Prometheus.
+
+It is not for the tailnet. A userspace daemon forwards whatever a peer dials on this node to the same port on loopback,
+and a wildcard address takes tailnet connections in any mode; so whoever comes from loopback or from a tailnet address
+is looked up, and a peer that WhoIs knows is refused unless the configuration names it. Probes from the cluster's own
+network have neither kind of address. Where the daemon can't be asked, such a client learns whether the proxy is alive
+and ready and nothing else. On a unix socket the file's permissions decide.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from k8sproxy.dataplane.handler import Site
+from k8sproxy.dataplane.listener import bind
+from k8sproxy.errors import Refusal
+from k8sproxy.peer import Peer
+
+Checks = Callable[[], Awaitable[Mapping[str, str | None]]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# net/tsaddr: where every tailnet's addresses are.
+_TAILNET = (ipaddress.IPv4Network("100.64.0.0/10"), ipaddress.IPv6Network("fd7a:115c:a1e0::/48"))
+_PROBES = frozenset({"/healthz", "/readyz"})
+
+
+class AdminSite:
+    """Serves one socket until closed.
+
+    checks: what readiness means: name -> None where it is well, else what is wrong. allow: login names and tags of
+    peers that may see the site. ca_pem: the generated CA, None without one.
+    """
+
+    def __init__(
+        self, site: Site, *, checks: Checks, ca_pem: Callable[[], bytes | None], allow: Sequence[str] = ()
+    ) -> None:
+        self.allow = frozenset(allow)
+        self.address: str = ""
+        self._site = site
+        self._checks = checks
+        self._ca_pem = ca_pem
+        self._runner: web.AppRunner | None = None
+        self._path: Path | None = None
+
+    async def start_tcp(self, host: str, port: int) -> None:
+        """Listen on an address. Raises OSError."""
+        sock = bind(host, port)
+        self.address = f"{host}:{sock.getsockname()[1]}"
+        await self._start(sock)
+
+    async def start_unix(self, path: Path) -> None:
+        """Listen on a unix socket, readable and writable by this user and group. Raises OSError."""
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+            path.unlink()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o117)
+        try:
+            sock.bind(str(path))
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            os.umask(before)
+        self.address = f"unix:{path}"
+        self._path = path
+        await self._start(sock)
+
+    async def _start(self, sock: socket.socket) -> None:
+        app = web.Application(middlewares=[self._guard], client_max_size=1024)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/ca.pem", self._ca)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.SockSite(self._runner, sock).start()
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            peer = await self._peer(request)
+        except Refusal as refusal:
+            if request.path not in _PROBES:
+                return self._refuse(refusal)
+        else:
+            if peer is not None and not self._allowed(peer):
+                return self._refuse(Refusal(403, "admin_from_tailnet", "the admin site is not served to the tailnet"))
+        return await handler(request)
+
+    async def _peer(self, request: web.Request) -> Peer | None:
+        """The peer that asks, None where it is none. Raises Refusal where that can't be told."""
+        name = request.transport.get_extra_info("peername") if request.transport else None
+        if not isinstance(name, tuple):
+            return None
+        address = ipaddress.ip_address(name[0])
+        if not address.is_loopback and not any(address in block for block in _TAILNET):
+            return None
+        whois = self._site.whois
+        key = whois.open(name[0], name[1])
+        try:
+            return await whois.ask(key)
+        except Refusal as refusal:
+            if refusal.cause == "peer_unknown":
+                return None
+            raise
+        finally:
+            whois.close(key)
+
+    def _allowed(self, peer: Peer) -> bool:
+        return bool(self.allow.intersection(peer.tags) if peer.is_tagged else peer.login_name in self.allow)
+
+    def _refuse(self, refusal: Refusal) -> web.Response:
+        self._site.telemetry.refusal(refusal.cause)
+        return web.Response(status=refusal.status, body=refusal.body(), content_type="application/json")
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        checks = dict(await self._checks())
+        failed = [name for name, fault in checks.items() if fault is not None]
+        lines = [f"[{'-' if fault else '+'}]{name} {fault or 'ok'}" for name, fault in checks.items()]
+        text = "\n".join(lines) if failed or "verbose" in request.query else "ok"
+        return web.Response(status=503 if failed else 200, text=text + "\n")
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(self._site.telemetry.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    async def _ca(self, _: web.Request) -> web.Response:
+        pem = self._ca_pem()
+        if pem is None:
+            raise web.HTTPNotFound(text="no listener has a generated certificate\n")
+        return web.Response(body=pem, content_type="application/x-pem-file")

@@ -1,0 +1,255 @@
+"""The process: start, reload, drain. The only place that knows all the parts, and it does nothing else.
+
+SIGHUP, or a change of the configuration file (its contents, looked at every few seconds, because a ConfigMap is
+swapped as a symbolic link), reads the file again. A bad file, or a good one that cannot be put into force, is said in
+the log and changes nothing. SIGTERM and SIGINT drain: accept nothing more, let requests end within the grace time, end
+watches at their next event, then close; a second signal closes at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import hashlib
+import signal
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from k8sproxy import __version__
+from k8sproxy.admin import AdminSite
+from k8sproxy.assembly import Assembly, Background, StartError, Tailnet, limits_of
+from k8sproxy.config import Config, ConfigError, load
+from k8sproxy.dataplane.handler import Site
+from k8sproxy.dataplane.listener import Server, raise_file_limit
+from k8sproxy.telemetry import LOG, RequestLog, Telemetry, configure_logging
+
+_log = structlog.get_logger("k8sproxy")
+
+# Seconds between looks at the configuration file. Kubelet itself takes up to a minute to bring a changed ConfigMap.
+_LOOK_SECONDS = 2.0
+
+
+def run(path: Path, config: Config) -> int:
+    """Serve until told to stop. Returns the exit code: 0 after a drain, 1 where the start failed."""
+    configure_logging(config.log.level, config.log.format)
+    LOG.start()
+    # What is allocated until here stays for good; a full collection among thousands of connections is a long pause.
+    gc.collect()
+    gc.freeze()
+    try:
+        return uvloop.run(App(path, config).run())
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        LOG.stop()
+
+
+class App:
+    """One running proxy."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self._path = path
+        self._config = config
+        self._telemetry = Telemetry()
+        self._tailnet = Tailnet(config)
+        self._assembly: Assembly | None = None
+        self._admin: AdminSite | None = None
+        self._background = Background()
+        self._reload_lock = asyncio.Lock()
+        self._seen = b""
+        self._signals = 0
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._site = Site(
+            whois=self._tailnet.whois,
+            limits=limits_of(config),
+            telemetry=self._telemetry,
+            requests=RequestLog(
+                config.log.format, enabled=config.log.requests and config.log.level in ("debug", "info")
+            ),
+            documents={},
+        )
+        self._server = Server(self._site)
+
+    async def run(self) -> int:
+        """Start, serve, drain. Returns the exit code."""
+        self._seen = _digest(self._path)
+        files = raise_file_limit()
+        if files < 2 * self._config.limits.connections:
+            _log.warning("few_open_files", limit=files, needed=2 * self._config.limits.connections)
+        try:
+            await self._start()
+        except StartError as error:
+            _log.error("start_failed", error=str(error))
+            await self._tailnet.close()
+            return 1
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._background.run("reload", self.reload("SIGHUP")))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._terminate)
+        self._background.run("clock", self._server.run_clock())
+        self._background.run("configuration file", self._follow_file())
+        _log.info(
+            "started", version=__version__, config=str(self._path), admin=self._admin.address if self._admin else None
+        )
+        await self._stop.wait()
+        await self._drain()
+        return 0
+
+    async def _start(self) -> None:
+        self._tailnet.follow(addresses=False, certificate=False)
+        assembly = Assembly(self._config, self._server, self._tailnet)
+        await assembly.prepare()
+        try:
+            self._admin = await self._open_admin(self._config)
+            assembly.take_over(None)
+        except BaseException:
+            await assembly.close()
+            if self._admin is not None:
+                await self._admin.close()
+            raise
+        self._use(assembly)
+
+    def _use(self, assembly: Assembly) -> None:
+        self._assembly = assembly
+        self._config = assembly.config
+        self._telemetry.gauges = [assembly.metrics]
+        documents = {}
+        if assembly.ca_pem() is not None:
+            documents["ca.pem"] = lambda: (b"application/x-pem-file", assembly.ca_pem() or b"")
+        self._site.documents = documents
+
+    async def _open_admin(self, config: Config) -> AdminSite:
+        admin = AdminSite(
+            self._site,
+            checks=self._checks,
+            ca_pem=lambda: self._assembly.ca_pem() if self._assembly is not None else None,
+            allow=config.admin.allow,
+        )
+        address = config.admin.address
+        try:
+            if address.unix is not None:
+                await admin.start_unix(address.unix)
+            elif address.tcp is not None:
+                await admin.start_tcp(address.tcp.host, address.tcp.port)
+        except OSError as error:
+            raise StartError(f"admin: cannot listen on {address}: {error.strerror}") from error
+        return admin
+
+    async def _checks(self) -> dict[str, str | None]:
+        checks: dict[str, str | None] = {"draining": "the proxy is shutting down" if self._site.draining else None}
+        if self._assembly is not None:
+            checks |= await self._assembly.checks()
+        return checks
+
+    # -- reload
+
+    async def reload(self, why: str) -> bool:
+        """Read the file again and put it into force; whether that was done."""
+        async with self._reload_lock:
+            if self._site.draining:
+                return False
+            self._seen = _digest(self._path)
+            try:
+                config = await asyncio.to_thread(load, self._path)
+                await self._replace(config)
+            except ConfigError as error:
+                self._telemetry.reloads["refused"] += 1
+                _log.error("reload_refused", why=why, faults=[str(fault) for fault in error.faults])
+                return False
+            except StartError as error:
+                self._telemetry.reloads["refused"] += 1
+                _log.error("reload_refused", why=why, faults=[str(error)])
+                return False
+            self._telemetry.reloads["ok"] += 1
+            _log.info("reloaded", why=why)
+            return True
+
+    async def _replace(self, config: Config) -> None:
+        old, old_tailnet, old_admin = self._assembly, self._tailnet, self._admin
+        before = self._config
+        tailnet = old_tailnet if old_tailnet.same(config) else Tailnet(config)
+        if tailnet is not old_tailnet:
+            tailnet.follow(addresses=False, certificate=False)
+        assembly = Assembly(config, self._server, tailnet)
+        new_admin: AdminSite | None = None
+        try:
+            await assembly.prepare()
+            if config.admin.address != before.admin.address:
+                new_admin = await self._open_admin(config)
+            assembly.take_over(old)
+        except BaseException:
+            await assembly.close()
+            if new_admin is not None:
+                await new_admin.close()
+            if tailnet is not old_tailnet:
+                await tailnet.close()
+            raise
+        # From here on nothing fails.
+        configure_logging(config.log.level, config.log.format)
+        requests = config.log.requests and config.log.level in ("debug", "info")
+        self._site.requests = RequestLog(config.log.format, enabled=requests)
+        self._site.limits = assembly.limits
+        tailnet.whois.ttl = config.tailnet.whois_ttl
+        self._tailnet, self._site.whois = tailnet, tailnet.whois
+        if new_admin is not None:
+            self._admin = new_admin
+        elif self._admin is not None:
+            self._admin.allow = frozenset(config.admin.allow)
+        self._use(assembly)
+        if old is not None:
+            await old.close()
+        if new_admin is not None and old_admin is not None:
+            await old_admin.close()
+        if tailnet is not old_tailnet:
+            await old_tailnet.close()
+
+    async def _follow_file(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            seen = await asyncio.to_thread(_digest, self._path)
+            if seen and seen != self._seen:
+                await self.reload("the file has changed")
+
+    # -- the end
+
+    def _terminate(self) -> None:
+        self._signals += 1
+        self._stop.set()
+        if self._signals > 1:
+            self._stop_now.set()
+
+    async def _drain(self) -> None:
+        grace = self._config.shutdown.grace
+        _log.info("draining", grace=grace)
+        if self._assembly is not None:
+            self._assembly.stop_listening()
+        drain = asyncio.create_task(self._server.drain(grace), name="drain")
+        hurry = asyncio.create_task(self._stop_now.wait(), name="hurry")
+        await asyncio.wait((drain, hurry), return_when=asyncio.FIRST_COMPLETED)
+        if not drain.done():
+            drain.cancel()
+            cut = await self._server.drain(0.0)
+        else:
+            cut = drain.result()
+        hurry.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await drain
+        if self._admin is not None:
+            await self._admin.close()
+        await self._background.cancel()
+        if self._assembly is not None:
+            await self._assembly.close()
+        await self._tailnet.close()
+        _log.info("stopped", cut=cut)
+
+
+def _digest(path: Path) -> bytes:
+    """What the file is now, empty where it can't be read (as in the middle of a replacement)."""
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return b""

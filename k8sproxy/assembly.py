@@ -1,0 +1,377 @@
+"""What one configuration describes, made real: clusters, certificates, listeners, the admin site.
+
+An Assembly is made beside the one that runs (`prepare`: everything that can fail, fails here and leaves nothing
+behind), takes over the listening sockets that both have in common, and only then is the old one let go. Connections
+look their route up in the Server's current assembly, so a reload holds for the next request and drops none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from k8sproxy.config import Cluster, Config, Listen
+from k8sproxy.dataplane.certificates import CertificateError, FileCertificate, ServerCertificate
+from k8sproxy.dataplane.credentials import ClusterCredentials, CredentialsError
+from k8sproxy.dataplane.handler import Route
+from k8sproxy.dataplane.limits import Limits
+from k8sproxy.dataplane.listener import Entry, Listener, Server, Trust
+from k8sproxy.dataplane.localca import GeneratedCertificate
+from k8sproxy.dataplane.upstream import Endpoint, Upstream
+from k8sproxy.errors import Refusal
+from k8sproxy.tailnet.localapi import LocalAPI
+from k8sproxy.tailnet.node import TailnetAddresses, TailnetCertificate
+from k8sproxy.tailnet.whois import WhoIs
+
+_log = structlog.get_logger("k8sproxy")
+
+# Seconds between looks at the pools for connections that have been idle too long.
+_SWEEP_SECONDS = 5.0
+
+
+class StartError(Exception):
+    """The configuration is sound but cannot be put into force: an address is taken, a file is gone, a plugin fails."""
+
+
+class Background:
+    """Named tasks that run as long as their owner. One that fails is logged: nothing here may end by itself."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def run(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
+        """Start a coroutine."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("task_failed", task=task.get_name(), exc_info=error)
+
+    async def cancel(self) -> None:
+        """End them all."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Tailnet:
+    """The daemon, and what is asked of it by more than one part."""
+
+    def __init__(self, config: Config) -> None:
+        self.socket = config.tailnet.socket
+        self.timeout = config.tailnet.whois_timeout
+        self.localapi = LocalAPI(str(config.tailnet.socket), timeout=config.tailnet.whois_timeout)
+        self.whois = WhoIs(self.localapi, ttl=config.tailnet.whois_ttl)
+        self.addresses = TailnetAddresses(self.localapi, self.whois.bus)
+        self.certificate = TailnetCertificate(self.localapi)
+        self._background = Background()
+        self._following: set[str] = set()
+
+    def follow(self, *, addresses: bool, certificate: bool) -> None:
+        """Start following the bus, and what the configuration needs of the rest. Again with more does no harm."""
+        wanted: list[tuple[str, Callable[[], Coroutine[Any, Any, Any]]]] = [("bus", self.whois.watch_changes)]
+        if addresses:
+            wanted.append(("addresses", self.addresses.run))
+        if certificate:
+            wanted.append(("certificate", self.certificate.run))
+        for name, work in wanted:
+            if name not in self._following:
+                self._following.add(name)
+                self._background.run(f"tailnet {name}", work())
+
+    def same(self, config: Config) -> bool:
+        """Whether a configuration speaks of this daemon in this way."""
+        return self.socket == config.tailnet.socket and self.timeout == config.tailnet.whois_timeout
+
+    async def close(self) -> None:
+        """Let go of the daemon."""
+        await self._background.cancel()
+        await self.whois.aclose()
+        await self.localapi.aclose()
+
+
+class Assembly:
+    """The parts of one configuration. `prepare` may raise StartError; `close` undoes it."""
+
+    def __init__(self, config: Config, server: Server, tailnet: Tailnet) -> None:
+        self.config = config
+        self.tailnet = tailnet
+        self.upstreams: dict[str, Upstream] = {}
+        self.limits = limits_of(config)
+        self._server = server
+        self._background = Background()
+        self._certificates: dict[int, ServerCertificate] = {}
+        self._entries: dict[int, Entry] = {}
+        # (configured host, port, bound IP) -> listener; "tailnet" stands for several.
+        self._listeners: dict[tuple[str, int, str], Listener] = {}
+
+    # -- making it
+
+    async def prepare(self) -> None:
+        """Make clusters and certificates, without opening a socket. Raises StartError, and leaves nothing behind."""
+        try:
+            for cluster in self.config.clusters:
+                await self._add_cluster(cluster)
+            for number, listen in enumerate(self.config.listen):
+                await self._add_certificate(number, listen)
+                self._entries[number] = self._entry(number, listen)
+        except (CredentialsError, CertificateError) as error:
+            await self.close()
+            raise StartError(str(error)) from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _add_cluster(self, cluster: Cluster) -> None:
+        credentials = await ClusterCredentials.load(
+            cluster.name, kubeconfig=cluster.kubeconfig, context=cluster.context, passthrough=not _impersonates(cluster)
+        )
+        endpoint = Endpoint(
+            host=credentials.host,
+            port=credentials.port,
+            server_name=credentials.server_name,
+            authority=credentials.authority,
+            base_path=credentials.base_path,
+            tls=credentials.tls,
+            authorization=credentials.authorization,
+            rejected=credentials.rejected,
+        )
+        self.upstreams[cluster.name] = Upstream(cluster.name, endpoint, self.limits, self._server.buffer)
+        self._background.run(f"credentials of {cluster.name}", credentials.follow())
+
+    async def _add_certificate(self, number: int, listen: Listen) -> None:
+        tls = listen.tls
+        if tls.source == "files" and tls.cert is not None and tls.key is not None:
+            files = FileCertificate(tls.cert, tls.key)
+            await files.load()
+            self._certificates[number] = files
+            self._background.run(f"certificate {tls.cert}", files.follow())
+        elif tls.source == "generated":
+            generated = GeneratedCertificate(tls.ca_directory, await self._names(listen))
+            await generated.renew()
+            self._certificates[number] = generated
+            self._background.run("generated certificate", generated.follow())
+            self._background.run("generated certificate's names", self._follow_names(generated, listen))
+        elif tls.source == "tailnet":
+            certificate = ServerCertificate("the tailnet's certificate")
+            self._certificates[number] = certificate
+            self.tailnet.follow(addresses=False, certificate=True)
+            self._background.run("tailnet certificate", self._follow_tailnet(certificate))
+
+    async def _names(self, listen: Listen) -> tuple[str, ...]:
+        """What a generated certificate is for: the configured names, the listener's address, the node's own."""
+        names = list(listen.tls.names)
+        if listen.address.host != "tailnet" and listen.address.host not in ("0.0.0.0", "::"):  # noqa: S104
+            names.append(listen.address.host)
+        if listen.address.is_loopback:
+            names.append("localhost")
+        try:
+            status = await self.tailnet.localapi.status()
+        except Refusal as refusal:
+            _log.warning("tailnet_name_unknown", error=refusal.message)
+        else:
+            full = status.name.removesuffix(".")
+            if full:
+                names += [full, full.partition(".")[0]]
+            names += status.addresses
+        return tuple(dict.fromkeys(names)) or ("localhost",)
+
+    async def _follow_names(self, certificate: GeneratedCertificate, listen: Listen) -> None:
+        """Give a generated certificate the node's name and addresses when they change, or are known at last."""
+        bus = self.tailnet.whois.bus
+        while True:
+            await bus.wait_changed(bus.generation)
+            certificate.set_names(await self._names(listen))
+            await certificate.try_now(certificate.renew)
+
+    async def _follow_tailnet(self, certificate: ServerCertificate) -> None:
+        source = self.tailnet.certificate
+        while True:
+            seen = source.generation
+            pair = source.pair
+            if pair is not None:
+                try:
+                    certificate.install(pair.chain_pem, pair.key_pem)
+                except CertificateError as error:
+                    _log.warning("certificate_refused", error=str(error))
+            await source.wait_changed(seen)
+
+    def _entry(self, number: int, listen: Listen) -> Entry:
+        cluster = self.config.cluster_of(listen)
+        route = Route(self.upstreams[cluster.name], impersonate=_impersonates(cluster))
+        certificate = self._certificates.get(number)
+        return Entry(
+            trust=Trust.PROXY if listen.proxy_protocol else Trust.DIRECT,
+            tls=certificate.context if certificate is not None else None,
+            route=lambda: route,
+            service=listen.service,
+        )
+
+    # -- putting it into force
+
+    def take_over(self, old: Assembly | None) -> None:
+        """Open the listeners, taking over those that `old` has open. Raises StartError; then `old` has them all still.
+
+        Nothing is awaited in here: there is no moment at which an address has no listener or two configurations.
+        """
+        held = old._listeners if old is not None else {}
+        opened: dict[tuple[str, int, str], Listener] = {}
+        chosen: dict[tuple[str, int, str], tuple[Listener, Entry]] = {}
+        try:
+            for number, listen in enumerate(self.config.listen):
+                for ip in self._addresses(listen):
+                    key = (listen.address.host, listen.address.port, ip)
+                    listener = held.get(key)
+                    if listener is None:
+                        listener = opened[key] = self._server.listen(ip, listen.address.port, self._entries[number])
+                    chosen[key] = (listener, self._entries[number])
+        except OSError as error:
+            for listener in opened.values():
+                listener.close()
+            raise StartError(f"cannot listen on {listen.address}: {error.strerror}") from error
+        for key, (listener, entry) in chosen.items():
+            listener.entry = entry
+            self._listeners[key] = listener
+        for key, listener in held.items():
+            if key not in chosen:
+                listener.close()
+        held.clear()
+        for key, listener in opened.items():
+            host, port = listener.address
+            _log.info("listening", address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}", configured=key[0])
+        self._background.run("sweep", self._sweep())
+        if any(listen.address.host == "tailnet" for listen in self.config.listen):
+            self.tailnet.follow(addresses=True, certificate=False)
+            self._background.run("tailnet listeners", self._follow_addresses())
+
+    def _addresses(self, listen: Listen) -> Iterable[str]:
+        return self.tailnet.addresses.current if listen.address.host == "tailnet" else (listen.address.host,)
+
+    async def _follow_addresses(self) -> None:
+        """Listen on every tailnet address of the node, whatever they are now. One that can't be is tried again."""
+        source = self.tailnet.addresses
+        while True:
+            seen = source.generation
+            failed = False
+            for number, listen in enumerate(self.config.listen):
+                if listen.address.host == "tailnet":
+                    failed |= not self._match_addresses(number, listen, source.current)
+            if failed:
+                await asyncio.sleep(_SWEEP_SECONDS)
+            else:
+                await source.wait_changed(seen)
+
+    def _match_addresses(self, number: int, listen: Listen, current: tuple[str, ...]) -> bool:
+        host, port = listen.address.host, listen.address.port
+        for key in [key for key in self._listeners if key[:2] == (host, port) and key[2] not in current]:
+            self._listeners.pop(key).close()
+            _log.info("listener_closed", address=key[2], port=port)
+        complete = True
+        for ip in current:
+            if (host, port, ip) in self._listeners:
+                continue
+            try:
+                self._listeners[host, port, ip] = self._server.listen(ip, port, self._entries[number])
+                _log.info("listening", address=f"{ip}:{port}", configured="tailnet")
+            except OSError as error:
+                complete = False
+                _log.warning("listen_failed", address=ip, port=port, error=error.strerror)
+        return complete
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = asyncio.get_running_loop().time()
+            for upstream in self.upstreams.values():
+                upstream.sweep(now)
+
+    # -- what it says of itself
+
+    async def checks(self) -> dict[str, str | None]:
+        """Readiness, part by part: None where a part is well, else what is wrong with it."""
+        result: dict[str, str | None] = {}
+        try:
+            status = await self.tailnet.localapi.status()
+            running = status.backend_state == "Running"
+            result["tailnet"] = None if running else f"tailscaled is {status.backend_state}"
+        except Refusal as refusal:
+            result["tailnet"] = refusal.message
+        for number, listen in enumerate(self.config.listen):
+            certificate = self._certificates.get(number)
+            fault = None
+            if certificate is not None and not certificate.ready:
+                fault = self.tailnet.certificate.error or "there is no certificate yet"
+            elif not any(key[:2] == (listen.address.host, listen.address.port) for key in self._listeners):
+                fault = self.tailnet.addresses.error or "not listening yet"
+            result[f"listener {listen.address}"] = fault
+        return result
+
+    def ca_pem(self) -> bytes | None:
+        """The generated CA that clients need, None where no listener has one."""
+        for certificate in self._certificates.values():
+            if isinstance(certificate, GeneratedCertificate):
+                return certificate.ca_pem
+        return None
+
+    def metrics(self) -> Iterable[Metric]:
+        """The gauges of pools and WhoIs."""
+        idle = GaugeMetricFamily("k8sproxy_upstream_idle", "Idle upstream connections.", labels=("cluster",))
+        active = GaugeMetricFamily("k8sproxy_upstream_active", "Upstream connections in use.", labels=("cluster",))
+        opened = CounterMetricFamily("k8sproxy_upstream_opened", "Upstream connections made.", labels=("cluster",))
+        for name, upstream in self.upstreams.items():
+            idle.add_metric((name,), upstream.idle)
+            active.add_metric((name,), upstream.active)
+            opened.add_metric((name,), upstream.opened)
+        whois = self.tailnet.whois
+        yield from (idle, active, opened)
+        yield CounterMetricFamily("k8sproxy_whois_hits", "Peers known from an earlier answer.", whois.hits)
+        yield CounterMetricFamily("k8sproxy_whois_misses", "Questions put to tailscaled.", whois.misses)
+        failures = CounterMetricFamily("k8sproxy_whois_failures", "Questions without an answer.", labels=("reason",))
+        for cause, number in whois.failures.items():
+            failures.add_metric((cause,), number)
+        yield failures
+
+    # -- letting go
+
+    def stop_listening(self) -> None:
+        """Accept nothing more."""
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
+
+    async def close(self) -> None:
+        """Let go of everything that has not been taken over. Requests that run keep their upstream connections."""
+        self.stop_listening()
+        await self._background.cancel()
+        for upstream in self.upstreams.values():
+            upstream.close()
+
+
+def limits_of(config: Config) -> Limits:
+    """The data plane's limits out of the configuration's."""
+    limits = config.limits
+    return Limits(
+        head_bytes=limits.head_bytes,
+        header_count=limits.header_count,
+        head_timeout=limits.head_timeout,
+        idle_timeout=limits.idle_timeout,
+        handshake_timeout=limits.handshake_timeout,
+        connections=limits.connections,
+        connections_per_peer=limits.connections_per_peer,
+        connect_timeout=limits.upstream_connect_timeout,
+        pool_size=limits.upstream_idle,
+        pool_idle_timeout=limits.upstream_idle_timeout,
+    )
+
+
+def _impersonates(cluster: Cluster) -> bool:
+    return cluster.mode == "impersonate"
