@@ -40,15 +40,19 @@ def run(path: Path, config: Config) -> int:
     gc.collect()
     gc.freeze()
     try:
-        return uvloop.run(App(path, config).run())
+        return uvloop.run(_serve(path, config))
     except KeyboardInterrupt:
         return 130
     finally:
         LOG.stop()
 
 
+async def _serve(path: Path, config: Config) -> int:
+    return await App(path, config).run()
+
+
 class App:
-    """One running proxy."""
+    """One running proxy. Made inside the loop."""
 
     def __init__(self, path: Path, config: Config) -> None:
         self._path = path

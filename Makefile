@@ -1,0 +1,58 @@
+# make demo   sets everything up and shows the main job (BED=real: on the real parts; KUBECONFIG_FILE=...: your cluster)
+# make test   sets everything up and passes the tests; without Go the real parts are left out, and said so
+# make check  format, lint, types, import contracts
+# make lock   renews requirements.lock from the ranges in pyproject.toml
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-quick check format lock bed bench clean
+
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed (PYTHON=python3.x make ..)"; exit 1; }
+	@echo "==> installing Python packages into $(VENV) (a minute the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP) $(if $(filter real,$(BED)),bed)
+	@$(BIN)/python -m demo $(if $(filter real,$(BED)),--bed real) $(if $(KUBECONFIG_FILE),--kubeconfig $(KUBECONFIG_FILE)) $(if $(ONCE),--once)
+
+test: $(STAMP)
+	@if command -v go >/dev/null 2>&1; then $(MAKE) --no-print-directory bed; \
+	else echo "==> Go is not installed: tests on the real parts (tests/system) are LEFT OUT, the rest runs"; fi
+	@echo "==> tests"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-quick: $(STAMP)
+	@$(BIN)/python -m pytest -m "not bed" $(PYTEST_ARGS)
+
+check: $(STAMP)
+	@echo "==> format"; $(BIN)/ruff format --check .
+	@echo "==> lint"; $(BIN)/ruff check .
+	@echo "==> types"; $(BIN)/mypy
+	@echo "==> import contracts"; $(BIN)/lint-imports
+
+format: $(STAMP)
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bed:
+	@echo "==> building the real parts (once; about ten minutes on two cores)"
+	@$(MAKE) --no-print-directory -C tests/bed all
+
+bench: $(STAMP) bed
+	@$(BIN)/python -m bench $(BENCH_ARGS)
+
+lock:
+	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
+	@$(VENV)/lock/bin/python -m pip install --quiet 'setuptools>=77' wheel '.[dev]'
+	@{ echo "# Exact versions for CI and make; the ranges and reasons are in pyproject.toml. Renewed by: make lock"; \
+	   $(VENV)/lock/bin/python -m pip freeze --all --exclude k8sproxy --exclude pip; } > requirements.lock
+	@rm -rf $(VENV)/lock
+
+clean:
+	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
