@@ -119,16 +119,16 @@ def _open_locked(directory: Path, now: datetime) -> LocalCA:
     if not isinstance(loaded, ec.EllipticCurvePrivateKey) or loaded.public_key() != certificate.public_key():
         raise CertificateError(f"{directory}: {_KEY} is not the key of {_CERTIFICATE}; restore or remove both")
     if certificate.not_valid_after_utc - now < CA_RENEWAL:
-        return _certify(certificate_path, loaded, now, certificate.subject)
+        return _certify(certificate_path, loaded, now)
     return LocalCA(certificate, loaded)
 
 
-def _certify(path: Path, key: ec.EllipticCurvePrivateKey, now: datetime, name: x509.Name | None = None) -> LocalCA:
-    """A CA certificate for `key`, written to `path`. name: of the one that it renews."""
+def _certify(path: Path, key: ec.EllipticCurvePrivateKey, now: datetime) -> LocalCA:
+    """A CA certificate for `key`, written to `path`."""
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    # A name of its own for each CA: Go and OpenSSL find issuers by name, and kubeconfigs may hold several.
+    # Go and OpenSSL find issuers by name, and a kubeconfig may hold several: each key has its name.
     common_name = f"k8sproxy {identifier.digest.hex()[:16]}"
-    name = name or x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
