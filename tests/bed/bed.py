@@ -133,6 +133,10 @@ class Bed:
         """Replace all grants: an empty list takes every capability away. See Tailnet.set_grants."""
         self.tailnet.set_grants(grants, quiet=quiet)
 
+    def set_service(self, name: str, address: str, hosts: Sequence[str]) -> None:
+        """A Tailscale Service "svc:x" and the nodes that serve it. See Tailnet.set_service."""
+        self.tailnet.set_service(name, address, hosts)
+
     # The cluster
 
     @property
@@ -178,6 +182,7 @@ class Bed:
                 "control_url": self.tailnet.control_url,
                 "admin_url": self.tailnet.admin_url,
                 "domain": self.tailnet.domain,
+                "ca": str(self.tailnet.ca_path),
                 "nodes": {
                     node.name: {
                         "user": node.user,

@@ -102,7 +102,7 @@ class Node:
             if self._want_socks5:
                 # After a restart clients find it where it was.
                 argv.append(f"--socks5-server={self.socks5 or '127.0.0.1:0'}")
-        self._process = t.processes.start(f"tailscaled-{self.name}", argv, env=DAEMON_ENV)
+        self._process = t.processes.start(f"tailscaled-{self.name}", argv, env=t.daemon_env)
         state = self._process.wait_until(self._try_state, "answer on its LocalAPI")
         restarted = bool(self.dns_name)
         if not restarted and state != "Running":
@@ -249,6 +249,14 @@ class Tailnet:
         urls = json.loads(line)
         self.control_url: str = urls["control"]
         self.admin_url: str = urls["admin"]
+        # Who signs what GET /localapi/v0/cert/DOMAIN gives.
+        self.ca_path = directory / "acme-ca.crt"
+        self.ca_path.write_text(urls["acme_ca"])
+        self.daemon_env = {
+            **DAEMON_ENV,
+            "TS_DEBUG_ACME_DIRECTORY_URL": urls["acme"],
+            "SSL_CERT_FILE": str(self.ca_path),  # a daemon takes no certificate from its store that it cannot verify
+        }
 
     def add_node(
         self,
@@ -296,7 +304,11 @@ class Tailnet:
         self._admin("PUT", f"/nodes/{name}", {k: v for k, v in body.items() if v})
 
     def set_service(self, name: str, address: str, hosts: Sequence[str]) -> None:
-        """A Tailscale Service "svc:x" at a tailnet address of its own, served by the nodes that hosts selects."""
+        """A Tailscale Service "svc:x" at a tailnet address of its own, such as 100.100.1.1.
+
+        Clients are sent to the first node that hosts selects and that is online; advertising is not looked at. The
+        host's serve config (Node.localapi("serve-config", "POST", ..)) says what answers there.
+        """
         self._admin("PUT", f"/services/{name}", {"address": address, "hosts": list(hosts)})
 
     def set_recorder_port(self, port: int) -> None:

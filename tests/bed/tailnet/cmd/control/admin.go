@@ -84,6 +84,7 @@ func (t *Tailnet) AdminAPI() http.Handler {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.services[tailcfg.ServiceName(r.PathValue("name"))] = &s
+		t.allowCertificatesLocked()
 		t.wakeLocked(false)
 		reply(w, s)
 	})
@@ -91,6 +92,7 @@ func (t *Tailnet) AdminAPI() http.Handler {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		delete(t.services, tailcfg.ServiceName(r.PathValue("name")))
+		t.allowCertificatesLocked()
 		t.wakeLocked(false)
 		reply(w, struct{}{})
 	})

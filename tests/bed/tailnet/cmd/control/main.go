@@ -1,6 +1,6 @@
 // Control is a whole coordination service for one small tailnet on one
-// machine: Tailscale's own test control server, a DERP relay, and a small
-// admin API over loopback HTTP with which a test names users and changes
+// machine: Tailscale's own test control server, a DERP relay, an authority for
+// certificates, and a small admin API over loopback HTTP with which a test names users and changes
 // grants while nodes are connected.
 //
 // The test server keeps keys, addresses and endpoints. What it cannot express
@@ -39,12 +39,17 @@ func main() {
 	tailnet.SetBaseURL("http://" + coordination)
 	// The admin API decides who may do what: it never leaves loopback.
 	admin := serve("127.0.0.1", tailnet.AdminAPI())
+	authority := NewAuthority()
+	acme := "http://" + serve(*listen, authority.Handler())
+	authority.SetBaseURL(acme)
 
 	// One line for the driver: it is printed when everything listens.
 	json.NewEncoder(os.Stdout).Encode(map[string]string{
 		"control": "http://" + coordination,
 		"admin":   "http://" + admin,
 		"domain":  *domain,
+		"acme":    acme + "/directory",
+		"acme_ca": string(authority.PEM),
 	})
 	select {}
 }

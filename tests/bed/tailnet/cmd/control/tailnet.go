@@ -219,6 +219,7 @@ func (t *Tailnet) netmap(req *tailcfg.MapRequest) *tailcfg.MapResponse {
 		res.UserProfiles = append(res.UserProfiles, p)
 	}
 	res.Node.CapMap = t.selfCapMap(res.Node)
+	t.addServiceNames(res)
 	res.Peers = slices.DeleteFunc(res.Peers, func(n *tailcfg.Node) bool { return t.removed(n) })
 
 	// The network is open to everybody: the grants alone decide.
@@ -270,6 +271,39 @@ func (t *Tailnet) serviceHost(name tailcfg.ServiceName) (host key.NodePublic) {
 		}
 	}
 	return host
+}
+
+// addServiceNames gives every node the Services' DNS names, and their hosts
+// the right to certificates for them.
+func (t *Tailnet) addServiceNames(res *tailcfg.MapResponse) {
+	if res.DNSConfig == nil {
+		return
+	}
+	for name, s := range t.services {
+		full := t.serviceDNSName(name)
+		for _, a := range serviceAddresses(s) {
+			res.DNSConfig.ExtraRecords = append(res.DNSConfig.ExtraRecords, tailcfg.DNSRecord{Name: full + ".", Value: a.String()})
+		}
+		if !t.matchesAny(s.Hosts, res.Node) {
+			res.DNSConfig.CertDomains = slices.DeleteFunc(res.DNSConfig.CertDomains, func(d string) bool { return d == full })
+		}
+	}
+}
+
+func (t *Tailnet) serviceDNSName(name tailcfg.ServiceName) string {
+	return name.WithoutPrefix() + "." + t.domain
+}
+
+// allowCertificatesLocked tells the test server which names beside their own
+// nodes may prove to be theirs. Its lock is out of reach, so that the
+// configuration is replaced and never changed in place.
+func (t *Tailnet) allowCertificatesLocked() {
+	config := t.control.DNSConfig.Clone()
+	config.CertDomains = nil
+	for name := range t.services {
+		config.CertDomains = append(config.CertDomains, t.serviceDNSName(name))
+	}
+	t.control.DNSConfig = config
 }
 
 func serviceAddresses(s *Service) []netip.Addr { return []netip.Addr{s.Address} }
