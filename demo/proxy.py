@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+
+from demo.workspace import Workspace
 
 _READY_TIMEOUT = 10.0  # seconds: what `make demo` promises for everything
 _END_TIMEOUT = 5.0  # seconds from SIGTERM to SIGKILL: more than the grace in the configuration
@@ -18,9 +23,22 @@ class NotReady(Exception):
     """The proxy ended, or didn't become ready in time; the message says what it logged last."""
 
 
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy that is ready. port: of its listener on 127.0.0.1. ca: the PEM of its own CA. log: its stderr."""
+
+    process: asyncio.subprocess.Process
+    port: int
+    ca: bytes
+    log: Path
+
+
 @contextlib.asynccontextmanager
-async def serving(config: Path, admin: Path, log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The proxy as a process, ready. admin: its admin site's unix socket. log: where its stderr and stdout go."""
+async def serving(space: Workspace, port: int, daemon: Path, cluster: Path, *names: str) -> AsyncIterator[Proxy]:
+    """Runs the proxy. daemon: the LocalAPI's socket; cluster: its account's kubeconfig; names: for its certificate."""
+    admin = space.socket("admin.sock")
+    config = space.write("k8sproxy.yaml", _configuration(space, port, daemon, cluster, admin, names))
+    log = space.root / "k8sproxy.log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             str(Path(sys.executable).with_name("k8sproxy")),
@@ -34,9 +52,38 @@ async def serving(config: Path, admin: Path, log: Path) -> AsyncIterator[asyncio
         )
     try:
         await _ready(process, admin, log)
-        yield process
+        yield Proxy(process, port, _ca_directory(space).joinpath("ca.crt").read_bytes(), log)
     finally:
         await end(process)
+
+
+def free_port() -> int:
+    """A port that nothing listens on. Somebody could take it before the proxy does: it says so then, and ends."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _ca_directory(space: Workspace) -> Path:
+    return space.root / "ca"
+
+
+def _configuration(
+    space: Workspace, port: int, daemon: Path, cluster: Path, admin: Path, names: Sequence[str]
+) -> dict[str, Any]:
+    def text(path: Path) -> str:
+        return str(path).replace("$", "$$")  # ${NAME} stands for an environment variable there
+
+    tls = {"source": "generated", "directory": text(_ca_directory(space)), "names": list(names)}
+    return {
+        "apiVersion": "k8sproxy/v1alpha1",
+        "tailnet": {"socket": text(daemon)},
+        "listen": [{"address": f"127.0.0.1:{port}", "tls": tls}],
+        "clusters": [{"name": "demo", "kubeconfig": text(cluster)}],
+        "admin": {"address": f"unix:{text(admin)}"},
+        "shutdown": {"grace": "1s"},
+    }
 
 
 async def end(process: asyncio.subprocess.Process) -> None:

@@ -52,8 +52,8 @@ class Person:
 
     @property
     def identity(self) -> str:
-        """Whom they are impersonated as, or for somebody unknown the address that they come from."""
-        return self.login or (f"{self.name}.{TAILNET}" if self.known else self.address)
+        """Who they are to a reader: their login name, or their tags."""
+        return self.login or ", ".join(self.tags) or "unknown"
 
     def whois(self) -> Answer | None:
         """The LocalAPI's WhoIs answer about this person, None for a 404."""

@@ -83,7 +83,11 @@ def workspace(root: Path) -> Iterator[Workspace]:
 def kubeconfig(
     name: str, server: str, ca: bytes, *, proxy_url: str | None = None, token: str | None = None
 ) -> dict[str, Any]:
-    """A kubeconfig with one cluster, context and user, all called `name`. ca: PEM. Without a token: no credentials."""
+    """A kubeconfig with one cluster, context and user, all called `name`. ca: PEM.
+
+    Without a token it has no credentials, but a placeholder: kubectl asks for a user name where there is nothing at all
+    (client-go, clientcmd's canIdentifyUser). The proxy drops it.
+    """
     cluster = {"server": server, "certificate-authority-data": base64.b64encode(ca).decode()}
     if proxy_url:
         cluster["proxy-url"] = proxy_url
@@ -91,7 +95,7 @@ def kubeconfig(
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": name, "cluster": cluster}],
-        "users": [{"name": name, "user": {"token": token} if token else {}}],
+        "users": [{"name": name, "user": {"token": token or "unused"}}],
         "contexts": [{"name": name, "context": {"cluster": name, "user": name, "namespace": "default"}}],
         "current-context": name,
     }
