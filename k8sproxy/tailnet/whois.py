@@ -241,7 +241,7 @@ class WhoIs:
         return question
 
     async def _answer(self, key: ClientKey, generation: int) -> Peer | Refusal:
-        """Puts the question, and keeps its answer if nothing has changed meanwhile."""
+        """Puts the question, and keeps its answer as one of the generation in which it was put."""
         asked = self._clock()
         try:
             peer = await self._localapi.whois(key.address, service=key.service, destination=key.destination)
@@ -259,7 +259,7 @@ class WhoIs:
         before = self._kept.get(key.text)
         if before is not None and _same(before.peer, peer):
             peer = before.peer
-        if generation == self.bus.generation and (key.shared or not key.closed):
+        if key.shared or not key.closed:
             self._kept.pop(key.text, None)
             self._kept[key.text] = _Kept(peer, asked + self.ttl, generation)
             if len(self._kept) > self._max_kept:
