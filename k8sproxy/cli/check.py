@@ -1,0 +1,41 @@
+"""`k8sproxy check`: every fault of a configuration at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sized
+from pathlib import Path
+
+import click
+
+from k8sproxy.cli.common import EXISTING_FILE, Misconfigured, json_option, print_json
+
+
+@click.command("check", short_help="Say every fault of a configuration.")
+@click.argument("path", type=EXISTING_FILE, metavar="FILE")
+@click.option("--no-files", is_flag=True, help="Don't look at the files that FILE names (they may be elsewhere).")
+@json_option
+def command(path: Path, no_files: bool, as_json: bool) -> None:
+    """Say every fault of FILE with its line, column and key. Exit code 2 if there is one.
+
+    ${NAME} is taken from the environment, as `serve` does it.
+    """
+    from k8sproxy.config import ConfigError, load
+
+    try:
+        config = load(path, files=not no_files)
+    except ConfigError as error:
+        if not as_json:
+            raise Misconfigured(str(error)) from None
+        faults = [dataclasses.asdict(fault) | {"path": str(fault.path)} for fault in error.faults]
+        print_json({"ok": False, "faults": faults})
+        sys.exit(2)
+    if as_json:
+        print_json({"ok": True, "faults": []})
+    else:
+        click.echo(f"{path}: ok ({_count(config.listen, 'listener')}, {_count(config.clusters, 'cluster')})")
+
+
+def _count(items: Sized, what: str) -> str:
+    return f"{len(items)} {what}" if len(items) == 1 else f"{len(items)} {what}s"

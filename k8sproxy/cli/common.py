@@ -1,0 +1,135 @@
+"""What several commands share: how they fail, how they ask tailscaled, how they print."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from k8sproxy.config import Config
+    from k8sproxy.peer import Peer
+
+EXISTING_FILE = click.Path(path_type=Path)
+
+config_option = click.option(
+    "--config", "config_path", type=EXISTING_FILE, envvar="K8SPROXY_CONFIG", metavar="FILE",
+    help="The configuration file (or K8SPROXY_CONFIG).",
+)  # fmt: skip
+socket_option = click.option(
+    "--socket", type=EXISTING_FILE, metavar="PATH", help="tailscaled's socket (default: the configuration's, or usual)."
+)
+service_option = click.option(
+    "--service", metavar="svc:NAME", help="What the peer may do to this Tailscale Service (default: to this node)."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+class Failed(click.ClickException):
+    """Something that can go wrong did; one line on stderr, exit code 1."""
+
+    def show(self, file: object = None) -> None:
+        """Print it."""
+        click.echo(f"k8sproxy: {self.message}", err=True)
+
+
+class Misconfigured(Failed):
+    """The configuration is refused; a line for each fault, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: object = None) -> None:
+        """Print it: each line begins with the file, so that editors find the place."""
+        click.echo(self.message, err=True)
+
+
+def read_config(path: Path, *, files: bool = True) -> Config:
+    """The configuration in `path`. Raises Misconfigured."""
+    from k8sproxy.config import ConfigError, load
+
+    try:
+        return load(path, files=files)
+    except ConfigError as error:
+        raise Misconfigured(str(error)) from None
+
+
+def choose_socket(config: Config | None, socket: Path | None) -> Path:
+    """The daemon's socket: the one that is asked for, else the configuration's, else the usual one."""
+    if socket is not None:
+        return socket
+    from k8sproxy.config import Tailnet
+
+    return config.tailnet.socket if config is not None else Tailnet().socket
+
+
+def ask_whois(socket: Path, address: str, service: str | None) -> Peer:
+    """Who is at `address` ("IP:PORT"), as tailscaled says. Raises Failed."""
+    from k8sproxy.errors import Refusal
+    from k8sproxy.tailnet.localapi import LocalAPI
+
+    async def ask() -> Peer:
+        api = LocalAPI(str(socket))
+        try:
+            return await api.whois(address, service=service)
+        finally:
+            await api.aclose()
+
+    try:
+        return asyncio.run(ask())
+    except Refusal as refusal:
+        raise Failed(refusal.message) from None
+
+
+def peer_values(peer: Peer) -> dict[str, object]:
+    """A peer as JSON values, in WhoIs's words."""
+    return {
+        "address": peer.address,
+        "node": peer.node_name.removesuffix("."),
+        "stableID": peer.stable_id,
+        "tags": list(peer.tags),
+        "userID": peer.user_id,
+        "loginName": peer.login_name,
+        "displayName": peer.display_name,
+        "capabilities": {name: list(values) for name, values in peer.capabilities.items()},
+    }
+
+
+def peer_lines(peer: Peer) -> list[str]:
+    """A peer for people."""
+    lines = [f"peer      {printable(peer.display)}", f"address   {printable(peer.address)}"]
+    lines.append(f"node      {printable(peer.node_name.removesuffix('.'))} ({printable(peer.stable_id)})")
+    if peer.is_tagged:
+        lines.append(f"tags      {printable(', '.join(peer.tags))}")
+    else:
+        lines.append(f"user      {printable(peer.login_name)} ({printable(peer.display_name)})")
+    return lines
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere, for a terminal: no control characters."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def print_json(value: object) -> None:
+    """One JSON value, indented. Text from elsewhere is escaped where it isn't ASCII."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def parse_address(text: str) -> str:
+    """ "IP:PORT", "[IPv6]:PORT" or a bare IP (port 0), in WhoIs's form. Raises click.BadParameter."""
+    import ipaddress
+
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or (":" in host and not bracketed):  # a bare address
+        host, port, bracketed = text, "0", False
+    try:
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        address = None
+    if address is None or not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise click.BadParameter("must be an IP address, IP:PORT or [IPv6]:PORT")
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
