@@ -242,11 +242,14 @@ class Server:
         """Look at every connection once a second, until cancelled."""
         while True:
             await asyncio.sleep(_CLOCK_SECONDS)
-            now = self._loop.time()
-            for connection in tuple(self._connections):
-                if connection.tick(now) and connection not in self._rechecking:
-                    self._rechecking.add(connection)
-                    self._spawn(self._recheck(connection), f"recheck {connection.id}")
+            self.tick(self._loop.time())
+
+    def tick(self, now: float) -> None:
+        """Look at every connection. now: of the loop's clock, seconds."""
+        for connection in tuple(self._connections):
+            if connection.tick(now) and connection not in self._rechecking:
+                self._rechecking.add(connection)
+                self._spawn(self._recheck(connection), f"recheck {connection.id}")
 
     async def _recheck(self, connection: Connection) -> None:
         try:
