@@ -168,14 +168,15 @@ class Cluster:
         anonymous: bool = False,
         path: Path | None = None,
     ) -> Path:
-        """Write NAME.kubeconfig: with a new client certificate, with a token, or without credentials.
+        """Write NAME.kubeconfig: with a new client certificate, with a token, or with no credentials that anybody knows.
 
         server and ca_path lead elsewhere than to the API server: to a proxy. (JSON is YAML.)
         """
         credentials: dict[str, str] = {}
-        if token:
-            credentials = {"token": token}
-        elif not anonymous:
+        if token or anonymous:
+            # Without any, kubectl asks for a user name.
+            credentials = {"token": token or "unused"}
+        else:
             certificate, key = self.issue(f"client-{name}", cn=user or name, orgs=groups)
             credentials = {"client-certificate": str(certificate), "client-key": str(key)}
         cluster = {"server": server or self.apiserver_url, "certificate-authority": str(ca_path or self.ca_path)}
