@@ -168,7 +168,7 @@ class Cluster:
         anonymous: bool = False,
         path: Path | None = None,
     ) -> Path:
-        """Write NAME.kubeconfig: with a new client certificate, with a token, or with no credentials that anybody knows.
+        """Write NAME.kubeconfig: with a new client certificate, a token, or (anonymous) credentials that nobody knows.
 
         server and ca_path lead elsewhere than to the API server: to a proxy. (JSON is YAML.)
         """
