@@ -1,0 +1,47 @@
+"""Scenes: a test that is a coroutine runs on both event loops, and must leave no task and no fault of a callback."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import uvloop
+
+# Seconds. No scene waits for time to pass; one that is still there has lost an event.
+STUCK = 10.0
+
+_LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "uvloop": uvloop.new_event_loop,
+    "asyncio": asyncio.new_event_loop,
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if inspect.iscoroutinefunction(metafunc.function):
+        metafunc.fixturenames.append("event_loop_name")
+        metafunc.parametrize("event_loop_name", list(_LOOPS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    function = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(function):
+        return None
+    arguments: dict[str, Any] = {name: pyfuncitem.funcargs[name] for name in inspect.signature(function).parameters}
+    faults: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        async with asyncio.timeout(STUCK):
+            await function(**arguments)
+        await asyncio.sleep(0)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not tasks, f"left behind: {tasks}"
+
+    with asyncio.Runner(loop_factory=_LOOPS[pyfuncitem.callspec.params["event_loop_name"]]) as runner:
+        runner.run(main())
+    assert not faults, faults
+    return True
