@@ -28,7 +28,7 @@ def daemon(tmp_path: Path) -> Iterator[FakeTailscaled]:
         "100.64.0.3": user_whois("bob@example.com", "pc", "100.64.0.3"),
         "100.64.0.4": user_whois("eve@example.com", "pc", "100.64.0.4", {KUBERNETES: [{"impersonate": 5}]}),
         "100.64.0.5": user_whois("dan@example.com", "pc", "100.64.0.5", groups("dev", enforceRecorder=True)),
-        "100.64.0.6": user_whois("e\x1b[2J@example.com", "pc", "100.64.0.6"),
+        "100.64.0.6": user_whois("e\rve\x9b@example.com", "pc", "100.64.0.6"),
         "fd7a:115c:a1e0::1": user_whois("six@example.com", "pc", "fd7a:115c:a1e0::1"),
     }  # fmt: skip
     with tailscaled(tmp_path / "ts.sock", peers) as daemon:
@@ -70,7 +70,7 @@ def test_whois_of_nobody(daemon: FakeTailscaled, tmp_path: Path) -> None:
 
 def test_what_the_tailnet_says_cannot_play_with_the_terminal(daemon: FakeTailscaled) -> None:
     for args in (["whois", "100.64.0.6"], ["explain", "--peer", "100.64.0.6"], ["whois", "--json", "100.64.0.6"]):
-        assert "\x1b" not in run(daemon, *args).stdout
+        assert not {"\r", "\x9b"} & set(run(daemon, *args).stdout)  # click itself takes off what begins with ESC
 
 
 def test_explain_a_peer(daemon: FakeTailscaled) -> None:
