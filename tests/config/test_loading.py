@@ -137,13 +137,6 @@ def test_a_fault_is_not_told_again_as_its_consequences() -> None:
     assert refused(GOOD + "limits: {headTimeout: '${NO}s'}\n") == [
         "6:23 limits.headTimeout: the environment variable NO is not set"
     ]
-    assert (
-        refused(GOOD.replace("tls: {source: tailnet}", "tls: {<<: 5}"))
-        == [
-            "3:38 listen[0].tls.<<: merge keys are not supported",
-            "3:37 listen[0].tls.source: is required",
-        ][::-1]
-    )
 
 
 def test_a_key_with_nothing_after_it_is_absent() -> None:
