@@ -1,0 +1,118 @@
+"""enforceRecorder without a recorder: no way to a shell is open, and what was refused has not run.
+
+Every request here would run a command that leaves a file behind. `test_the_same_requests_without_enforcement` sends
+them where nothing is enforced: the file is there then, so the others refuse what works.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bed import Bed, kubernetes_grant
+from tests.system.kubectl import STREAMING, Kubectl
+from tests.system.proxy import Proxy, wait_until
+from tests.system.raw import Answer, Connection
+
+WEBSOCKET = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    "Sec-WebSocket-Protocol": "v4.channel.k8s.io",
+}
+SPDY = {"Connection": "Upgrade", "Upgrade": "SPDY/3.1", "X-Stream-Protocol-Version": "v4.channel.k8s.io"}
+ODD_CASE = {**SPDY, "Connection": "upgrade", "Upgrade": "spdy/3.1"}
+
+POD = "/api/v1/namespaces/default/pods/web"
+NODE = "/api/v1/nodes/bed/proxy"
+# method, target ({command} is put in), headers, and whether the API server runs it where nothing is enforced.
+REQUESTS = {
+    "websocket": ("GET", f"{POD}/exec?stdout=1&{{command}}", WEBSOCKET, True),
+    "spdy by POST": ("POST", f"{POD}/exec?stdout=1&{{command}}", SPDY, False),  # waits for the client's streams
+    "spdy by GET": ("GET", f"{POD}/exec?stdout=1&{{command}}", SPDY, False),
+    "spdy in lower case": ("POST", f"{POD}/exec?stdout=1&{{command}}", ODD_CASE, False),
+    "by PUT": ("PUT", f"{POD}/exec?stdout=1&{{command}}", WEBSOCKET, False),
+    "trailing slash": ("GET", f"{POD}/exec/?stdout=1&{{command}}", WEBSOCKET, False),
+    "escaped": ("GET", f"{POD}/%65xec?stdout=1&{{command}}", WEBSOCKET, False),
+    "two slashes": ("GET", f"{POD}//exec?stdout=1&{{command}}", WEBSOCKET, False),
+    "dot segment": ("GET", f"{POD}/./exec?stdout=1&{{command}}", WEBSOCKET, False),
+    "attach": ("GET", f"{POD}/attach?stdout=1", WEBSOCKET, False),
+    "kubelet's run": ("POST", f"{NODE}/run/default/web/main?cmd={{words}}", {}, True),
+    "kubelet's run, escaped": ("POST", f"{NODE}/%72un/default/web/main?cmd={{words}}", {}, True),
+    "kubelet's run, two slashes": ("POST", f"{NODE}//run/default/web/main?cmd={{words}}", {}, True),
+    "kubelet's run behind a harmless path": ("POST", f"{NODE}/pods/../run/default/web/main?cmd={{words}}", {}, True),
+    "kubelet's exec": ("GET", f"{NODE}/exec/default/web/main?output=1&{{command}}", WEBSOCKET, True),
+}
+
+
+def request(bed: Bed, proxy: Proxy, name: str, mark: Path) -> Answer:
+    method, target, headers, _ = REQUESTS[name]
+    words = ["touch", str(mark)]
+    command = "&".join(f"command={urllib.parse.quote(word, safe='')}" for word in words)
+    target = target.format(command=command, words=urllib.parse.quote(" ".join(words), safe=""))
+    alice = bed.nodes["alice"]
+    with Connection.open(proxy.node.dns_name, proxy.port, through=alice, ca=proxy.ca) as connection:
+        answer = connection.ask(method, target, headers)
+        if answer.status == 101:
+            wait_until(mark.exists, f"{mark} of {name}")
+        return answer
+
+
+@pytest.fixture
+def enforced(grants: Callable[..., None], bed: Bed, shared_proxy: Proxy) -> Iterator[None]:
+    """alice may do everything that is recorded, and there is no recorder."""
+    grants([kubernetes_grant("alice@example.com", ["system:masters"], enforceRecorder=True)])
+    alice = bed.nodes["alice"]
+    with Connection.open(
+        shared_proxy.node.dns_name, shared_proxy.port, through=alice, ca=shared_proxy.ca
+    ) as connection:
+
+        def known() -> bool:
+            return bool(connection.ask("GET", "/.well-known/k8sproxy/whoami").json()["enforceRecorder"])
+
+        wait_until(known, "enforceRecorder")
+    yield
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_no_way_to_a_shell(enforced: None, bed: Bed, shared_proxy: Proxy, web: str, tmp_path: Path, name: str) -> None:
+    answer = request(bed, shared_proxy, name, tmp_path / "mark")
+    assert answer.status in (400, 403)
+    assert answer.message.startswith("k8sproxy: ")
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("name", [name for name, request in REQUESTS.items() if request[3]])
+def test_the_same_requests_without_enforcement(
+    bed: Bed, shared_proxy: Proxy, web: str, tmp_path: Path, name: str
+) -> None:
+    if "kubelet" in name and bed.cluster.address.startswith("127."):
+        pytest.skip("the API server refuses nodes/proxy to loopback, and this machine has no other address")
+    answer = request(bed, shared_proxy, name, tmp_path / "mark")
+    assert answer.status < 400
+    assert (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_kubectl_is_told_why(enforced: None, alice: Kubectl, web: str, tmp_path: Path, protocol: str) -> None:
+    alice = alice.speaking(STREAMING[protocol])
+    mark = tmp_path / "mark"
+    assert "enforceRecorder" in alice.fails("exec", web, "--", "touch", str(mark))
+    assert "enforceRecorder" in alice.fails("attach", web)
+    assert "enforceRecorder" in alice.fails("cp", str(Path(__file__)), f"{web}:{mark}")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("protocol", STREAMING)
+def test_kubectl_runs_it_where_nothing_is_enforced(alice: Kubectl, web: str, tmp_path: Path, protocol: str) -> None:
+    alice.speaking(STREAMING[protocol]).ok("exec", web, "--", "touch", str(tmp_path / "mark"))
+    assert (tmp_path / "mark").exists()
+
+
+def test_everything_else_goes_on(enforced: None, alice: Kubectl, web: str) -> None:
+    assert web in alice.ok("get", "pods")
+    alice.ok("logs", web)

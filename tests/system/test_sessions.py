@@ -1,0 +1,130 @@
+"""exec, attach and cp with the real kubectl, over WebSocket and over SPDY."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from tests.bed import Bed
+from tests.system.kubectl import STREAMING, Kubectl
+from tests.system.terminal import Terminal
+
+MEBIBYTE = 1024 * 1024
+LARGE = 200 * 1000 * 1000  # bytes, as the issue has it
+
+
+@pytest.fixture(params=STREAMING)
+def streaming(request: pytest.FixtureRequest, alice: Kubectl) -> Kubectl:
+    """alice's kubectl, once for each protocol."""
+    return alice.speaking(STREAMING[request.param])
+
+
+@pytest.mark.parametrize("code", [0, 1, 42, 137])
+def test_exec_tells_the_exit_code(streaming: Kubectl, web: str, code: int) -> None:
+    done = streaming.run("exec", web, "--", "sh", "-c", f"echo out; echo err >&2; exit {code}")
+    assert (done.returncode, done.stdout) == (code, b"out\n")
+    assert done.stderr.startswith(b"err\n")
+
+
+def test_exec_of_what_is_not_there(streaming: Kubectl) -> None:
+    assert 'pods "nobody" not found' in streaming.fails("exec", "nobody", "--", "true")
+
+
+def test_exec_with_a_terminal_that_is_resized(streaming: Kubectl, web: str) -> None:
+    argv = streaming.argv("exec", "-it", web, "--", "sh")
+    with Terminal(argv, streaming.environ(), rows=24, columns=80) as terminal:
+        terminal.type("echo size $(stty size)\n")
+        terminal.expect(r"size 24 80\r\n")
+        terminal.resize(33, 121)
+        # The new size takes its own way; ask until it is there.
+        terminal.type("until [ \"$(stty size)\" = '33 121' ]; do sleep 0.05; done; echo now $(stty size)\n")
+        terminal.expect(r"now 33 121\r\n")
+        terminal.type("exit 5\n")
+        assert terminal.wait() == 5
+
+
+def test_interrupt_in_a_terminal_reaches_the_program(streaming: Kubectl, web: str) -> None:
+    argv = streaming.argv("exec", "-it", web, "--", "sh", "-c", "trap 'echo caught; exit 6' INT; echo up; cat")
+    with Terminal(argv, streaming.environ()) as terminal:
+        terminal.expect("up\r\n")
+        terminal.type("\x03")
+        terminal.expect("caught\r\n")
+        assert terminal.wait() == 6
+
+
+def test_200_megabytes_there_and_back(streaming: Kubectl, web: str) -> None:
+    sent, got = hashlib.sha256(), hashlib.sha256()
+    with subprocess.Popen(
+        streaming.argv("exec", "-i", web, "--", "cat"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=streaming.environ(),
+    ) as popen:
+        assert popen.stdin and popen.stdout
+        feeder = threading.Thread(target=_feed, args=(popen.stdin, sent))
+        feeder.start()
+        count = 0
+        while data := popen.stdout.read(MEBIBYTE):
+            got.update(data)
+            count += len(data)
+        feeder.join()  # kubectl has closed its output; its input is taken, or broken
+    assert popen.returncode == 0
+    assert count == LARGE
+    assert got.digest() == sent.digest()
+
+
+def _feed(pipe: IO[bytes], digest: hashlib._Hash) -> None:
+    try:
+        with pipe:
+            for _ in range(LARGE // 1_000_000):
+                data = os.urandom(1_000_000)
+                digest.update(data)
+                pipe.write(data)
+    except BrokenPipeError:
+        pass  # the reader sees that it is too little
+
+
+def test_stdin_ends_while_output_goes_on(streaming: Kubectl, web: str) -> None:
+    done = streaming.run("exec", "-i", web, "--", "sh", "-c", "cat; sleep 0.5; echo after", input=b"before\n")
+    assert done.stdout == b"before\nafter\n"
+
+
+def test_cp_both_ways(streaming: Kubectl, web: str, tmp_path: Path) -> None:
+    here, there, back = tmp_path / "here", tmp_path / "there", tmp_path / "back"
+    here.mkdir()
+    (here / "small").write_text("small\n")
+    (here / "large").write_bytes(os.urandom(8 * MEBIBYTE))
+    there.mkdir()
+    streaming.ok("cp", str(here), f"{web}:{there}/here")
+    assert _contents(there / "here") == _contents(here)
+    streaming.ok("cp", f"{web}:{there}/here", str(back))
+    assert _contents(back) == _contents(here)
+
+
+def _contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.fixture
+def reader(bed: Bed) -> Iterator[str]:
+    """A pod that says what it is told, for attach."""
+    main = {"name": "main", "image": "bed", "stdin": True}
+    command = ["sh", "-c", 'while read line; do echo "heard $line"; done']
+    bed.pod("reader", containers=[{**main, "command": command}])
+    yield "reader"
+    bed.cluster.delete_pod("reader")
+
+
+def test_attach(streaming: Kubectl, reader: str) -> None:
+    with streaming.start("attach", "-i", reader) as attached:
+        attached.write(b"one\n")
+        attached.expect("heard one\n")
+        attached.write(b"two\n")
+        attached.expect("heard two\n")
