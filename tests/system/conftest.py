@@ -10,27 +10,17 @@ A test that changes grants gets them back as they were (`grants`). A test that n
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import socket
-import subprocess
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import bed as bed_package
-from tests.bed import Bed, Node, kubernetes_grant
+from tests.bed import Bed, Node
+from tests.system.beds import STANDARD_GRANTS, own_address, require_bed
 from tests.system.kubectl import Kubectl, write_kubeconfig
-from tests.system.proxy import Proxy
-
-STANDARD_GRANTS = [
-    kubernetes_grant("alice@example.com", ["system:masters"]),
-    kubernetes_grant("tag:ci", ["viewers"]),
-]
-_BED_DIRECTORY = Path(bed_package.__file__).parent
-_proxies: list[Proxy] = []
+from tests.system.proxy import REPORTED, Proxy, reported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,35 +34,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome: Any = yield
     report = outcome.get_result()
     if report.failed:
-        for proxy in _proxies:
+        for proxy in REPORTED:
             report.sections.append((f"log of the proxy in {proxy.directory.name}", proxy.log_tail()))
-
-
-def _missing() -> str | None:
-    """Why there can be no bed here."""
-    if shutil.which("go") is None:
-        return "Go is not installed"
-    make = ["make", "--silent", "--question", "-C", str(_BED_DIRECTORY), "all"]
-    if subprocess.run(make, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
-        return "the bed's programs are not built (make bed)"
-    return None
-
-
-def _address() -> str:
-    """This machine's own address where it has one: the API server refuses nodes/proxy to loopback addresses."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        probe.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737); nothing is sent
-        return str(probe.getsockname()[0])
-    return "127.0.0.1"
 
 
 @pytest.fixture(scope="session")
 def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    if missing := _missing():
-        if os.environ.get("K8SPROXY_REQUIRE_BED") == "1":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with Bed(tmp_path_factory.mktemp("bed"), address=_address()) as bed:
+    require_bed()
+    with Bed(tmp_path_factory.mktemp("bed"), address=own_address()) as bed:
         bed.add_nodes(
             proxy={"user": "ops@example.com"},
             alice={"user": "alice@example.com"},
@@ -98,29 +67,24 @@ def alice_node(bed: Bed) -> Node:
 
 @pytest.fixture(scope="session")
 def shared_proxy(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    with Proxy(tmp_path_factory.mktemp("shared"), bed.nodes["proxy"], bed.proxy_account_kubeconfig) as proxy:
-        _proxies.append(proxy)
+    proxy = Proxy(tmp_path_factory.mktemp("shared"), bed.nodes["proxy"], bed.proxy_account_kubeconfig)
+    with reported(proxy), proxy:
         yield proxy
-        _proxies.remove(proxy)
 
 
 @pytest.fixture
 def new_proxy(bed: Bed, tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
     """Starts a proxy on the bed's proxy node; arguments as those of Proxy."""
-    made: list[Proxy] = []
+    with contextlib.ExitStack() as stack:
+        names = (f"proxy{number}" for number in itertools.count())
 
-    def start(**arguments: Any) -> Proxy:
-        kubeconfig = arguments.pop("kubeconfig", bed.proxy_account_kubeconfig)
-        proxy = Proxy(tmp_path / f"proxy{len(made)}", bed.nodes["proxy"], kubeconfig, **arguments)
-        made.append(proxy)
-        _proxies.append(proxy)
-        proxy.start()
-        return proxy
+        def start(**arguments: Any) -> Proxy:
+            kubeconfig = arguments.pop("kubeconfig", bed.proxy_account_kubeconfig)
+            proxy = Proxy(tmp_path / next(names), bed.nodes["proxy"], kubeconfig, **arguments)
+            stack.enter_context(reported(proxy))
+            return stack.enter_context(proxy)
 
-    yield start
-    for proxy in made:
-        proxy.kill()
-        _proxies.remove(proxy)
+        yield start
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -19,19 +19,31 @@ STREAMING = {"websocket": WEBSOCKET, "spdy": SPDY}
 
 
 class Kubectl:
-    """kubectl with one kubeconfig. binary: another version than the project's own; env: on top of the test's."""
+    """kubectl with one kubeconfig.
 
-    def __init__(self, kubeconfig: Path, *, binary: Path | None = None, env: Mapping[str, str] | None = None) -> None:
+    binary: another version than the project's own. env: on top of the test's. prefix: words before the command
+    (Node.exec_prefix).
+    """
+
+    def __init__(
+        self,
+        kubeconfig: Path,
+        *,
+        binary: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.kubeconfig = kubeconfig
         self.binary = binary or Path(sys.executable).with_name("kubectl")
         self.env = dict(env or {})
+        self.prefix = tuple(prefix)
 
     def speaking(self, env: Mapping[str, str]) -> Kubectl:
         """The same with more environment: see STREAMING."""
-        return Kubectl(self.kubeconfig, binary=self.binary, env={**self.env, **env})
+        return Kubectl(self.kubeconfig, binary=self.binary, env={**self.env, **env}, prefix=self.prefix)
 
     def argv(self, *arguments: str) -> list[str]:
-        return [str(self.binary), "--kubeconfig", str(self.kubeconfig), *arguments]
+        return [*self.prefix, str(self.binary), "--kubeconfig", str(self.kubeconfig), *arguments]
 
     def environ(self) -> dict[str, str]:
         # Its discovery cache belongs beside the kubeconfig, not into the home of whoever runs the tests.

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -58,15 +58,16 @@ class Proxy:
         self.port = free_port()
         self.file = directory / "k8sproxy.yaml"
         self.log_file = directory / "k8sproxy.log"
-        self.admin = directory / "admin.sock"
         self.config: dict[str, Any] = {
             "apiVersion": "k8sproxy/v1alpha1",
             "tailnet": {"socket": str(node.socket)},
             "listen": list(listen) if listen is not None else [self.generated(self.port)],
             "clusters": [{"name": "bed", "kubeconfig": str(kubeconfig)}],
-            "admin": {"address": f"unix:{self.admin}"},
+            "admin": {"address": f"unix:{directory / 'admin.sock'}"},
             **sections,
         }
+        admin = self.config["admin"]["address"]
+        self.admin: Path | str = Path(admin.removeprefix("unix:")) if admin.startswith("unix:") else f"http://{admin}"
         self._prefix = list(prefix)
         self._popen: subprocess.Popen[bytes] | None = None
 
@@ -181,3 +182,17 @@ class Proxy:
 def command(*arguments: str) -> list[str]:
     """The argv of the k8sproxy that belongs to this Python."""
     return [str(Path(sys.executable).with_name("k8sproxy")), *arguments]
+
+
+# Whose logs belong to the report of a test that fails now.
+REPORTED: list[Proxy] = []
+
+
+@contextlib.contextmanager
+def reported(proxy: Proxy) -> Iterator[None]:
+    """Tests that fail within the block show this proxy's log."""
+    REPORTED.append(proxy)
+    try:
+        yield
+    finally:
+        REPORTED.remove(proxy)

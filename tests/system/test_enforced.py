@@ -45,7 +45,8 @@ REQUESTS = {
     "kubelet's run, escaped": ("POST", f"{NODE}/%72un/default/web/main?cmd={{words}}", {}, True),
     "kubelet's run, two slashes": ("POST", f"{NODE}//run/default/web/main?cmd={{words}}", {}, True),
     "kubelet's run behind a harmless path": ("POST", f"{NODE}/pods/../run/default/web/main?cmd={{words}}", {}, True),
-    "kubelet's exec": ("GET", f"{NODE}/exec/default/web/main?output=1&{{command}}", WEBSOCKET, True),
+    # The API server drops the query of an upgrade that it passes to a kubelet, and with it the command.
+    "kubelet's exec": ("GET", f"{NODE}/exec/default/web/main?output=1&{{command}}", WEBSOCKET, False),
 }
 
 
