@@ -2,21 +2,24 @@
 
 The order is the defence (a `Connection: Impersonate-User` takes away what was set before it, never after): first the
 fields named by Connection's tokens, then hop-by-hop fields, then whatever speaks of identity or origin; only then is
-the identity of the Decision set. Framing is written anew from what was parsed, so that both sides agree on it.
+the identity of the Decision set. Framing is written anew from what was parsed, so that both sides agree on it. All but
+the request line is the same for as long as client, fields and credentials are, and is remembered with the fields.
 
 Dropped as identity or origin, in either mode: X-Remote-* (the API server's front-proxy authenticator), X-Forwarded-*,
 Forwarded and X-Real-Ip (the source addresses of its audit log), Tailscale-* (what `tailscale serve` sets). In
 impersonate mode also Authorization and a bearer token hidden in Sec-WebSocket-Protocol (the API server takes both as
-credentials), while Impersonate-* is refused: a client that asks to be somebody else must not be told "yes" and be
-itself. An underscore counts as a hyphen, since servers that map fields to variables cannot tell them apart.
+credentials), while Impersonate-* is refused, even where Connection names it: a client that asks to be somebody else
+must not be told "yes" and be itself. An underscore counts as a hyphen, since servers that map fields to variables
+cannot tell them apart.
 
 In passthrough mode the client's own credentials go on, Impersonate-* with them, and no identity is set.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from functools import lru_cache
+from typing import NamedTuple
 
 from k8sproxy.errors import Refusal
 from k8sproxy.policy.decision import Decision
@@ -43,16 +46,18 @@ _ORIGIN = (b"x-remote-", b"x-forwarded-", b"tailscale-")
 _ORIGIN_NAMES = frozenset({b"forwarded", b"x-real-ip", b"x-forwarded", b"x-remote"})
 # k8s.io/apiserver/pkg/authentication/request/websocket: a subprotocol with this prefix is a bearer token.
 _BEARER_SUBPROTOCOL = b"base64url.bearer.authorization.k8s.io."
-# RFC 9110, 9.2.2. A request of these methods without a body may be sent again if its connection died under it.
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+# RFC 9110, 9.2.1. A request of these methods without a body may be sent again if its connection died under it. Not
+# DELETE and PUT: a controller may have made the object anew in between. And no upgrade: exec runs a command by GET.
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+# Values that the proxy itself sets: visible ASCII and inner blanks.
+_OWN_VALUE = re.compile(rb"[!-~]++(?: ++[!-~]++)*+")
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamHead:
+class UpstreamHead(NamedTuple):
     """What upstream is sent, and what the relay has to know of it. Only rewrite() makes one.
 
     data: the whole head. upgrade: the protocol asked for, lower-case, empty without. repeatable: the request has no
-    body and an idempotent method, so that it may be tried once more where nothing of an answer came.
+    body, a safe method and no upgrade, so that it may be tried once more where nothing of an answer came.
     """
 
     data: bytes
@@ -61,6 +66,10 @@ class UpstreamHead:
     chunked: bool
     upgrade: str
     repeatable: bool
+
+    def __repr__(self) -> str:
+        # The head carries the proxy's credentials.
+        return f"UpstreamHead({self.method}, {len(self.data)} bytes)"
 
 
 def rewrite(
@@ -73,14 +82,32 @@ def rewrite(
     Raises Refusal for a client that sends Impersonate-* in impersonate mode.
     """
     fields = head.fields
+    known = fields.memo.get("upstream")
+    if known is None or known[0] is not decision or known[1] != host or known[2] != authorization:
+        known = fields.memo["upstream"] = (
+            decision,
+            host,
+            authorization,
+            _field_block(fields, decision, host, authorization),
+        )
+    method = head.method
+    return UpstreamHead(
+        data=f"{method} {target} HTTP/1.1\r\n".encode("ascii") + known[3],
+        method=method,
+        content_length=fields.content_length,
+        chunked=fields.chunked,
+        upgrade=fields.upgrade,
+        repeatable=method in _SAFE and not (fields.chunked or fields.content_length or fields.upgrade),
+    )
+
+
+def _field_block(fields: Fields, decision: Decision, host: bytes, authorization: bytes | None) -> bytes:
+    """All that follows the request line, the empty line included."""
     impersonation = decision.impersonation
+    if impersonation is None:
+        authorization = None
     parts = [
-        head.method.encode("ascii"),
-        b" ",
-        target.encode("ascii"),
-        b" HTTP/1.1\r\nHost: ",
-        host,
-        b"\r\n",
+        _own_fields(impersonation, decision.peer.address, host, authorization),
         _end_to_end(fields, passthrough=impersonation is None),
     ]
     if fields.chunked:
@@ -89,19 +116,21 @@ def rewrite(
         parts.append(b"Content-Length: %d\r\n" % fields.content_length)
     if fields.upgrade:
         parts.append(b"Connection: Upgrade\r\nUpgrade: " + _spell(fields.upgrade) + b"\r\n")
-    if impersonation is not None:
-        parts.append(identity_fields(impersonation))
-        if authorization is not None:
-            parts.append(b"Authorization: " + authorization + b"\r\n")
-    parts.append(b"X-Forwarded-For: " + decision.peer.address.encode("ascii") + b"\r\n\r\n")
-    return UpstreamHead(
-        data=b"".join(parts),
-        method=head.method,
-        content_length=fields.content_length,
-        chunked=fields.chunked,
-        upgrade=fields.upgrade,
-        repeatable=head.method in _IDEMPOTENT and not fields.chunked and not fields.content_length,
-    )
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1024)  # one entry for each peer in use; 2 KiB each, where the proxy's token is 1 KiB
+def _own_fields(impersonation: Impersonation | None, address: str, host: bytes, authorization: bytes | None) -> bytes:
+    """The fields that the proxy sets, whatever the client sent."""
+    block = b""
+    for name, value in (b"Host", host), (b"X-Forwarded-For", address.encode()), (b"Authorization", authorization):
+        if value is None:
+            continue
+        if _OWN_VALUE.fullmatch(value) is None:
+            raise Refusal(500, "internal", f"the proxy has no usable value for the field {name.decode()}")
+        block += name + b": " + value + b"\r\n"
+    return block if impersonation is None else block + identity_fields(impersonation)
 
 
 def _spell(upgrade: str) -> bytes:
@@ -109,24 +138,21 @@ def _spell(upgrade: str) -> bytes:
 
 
 def _end_to_end(fields: Fields, *, passthrough: bool) -> bytes:
-    """The client's field lines that go on. Remembered with the Fields: it depends on nothing else."""
-    known = fields.memo.get(passthrough)
-    if known is not None:
-        return known
+    """The client's field lines that go on."""
     lines = []
     for name, value in fields.items:
-        if name in _HOP_BY_HOP or name in fields.connection:
-            continue
         plain = name.replace(b"_", b"-")
+        if not passthrough and plain.startswith(b"impersonate-"):
+            raise Refusal(
+                403,
+                "client_impersonation",
+                "Impersonate-* (kubectl --as) is not accepted here: the connection is the identity",
+            )
+        if name in fields.connection or plain in _HOP_BY_HOP:
+            continue
         if plain.startswith(_ORIGIN) or plain in _ORIGIN_NAMES:
             continue
         if not passthrough:
-            if plain.startswith(b"impersonate-"):
-                raise Refusal(
-                    403,
-                    "client_impersonation",
-                    "Impersonate-* (kubectl --as) is not accepted here: the connection is the identity",
-                )
             if plain == b"authorization":
                 continue
             if plain == b"sec-websocket-protocol":
@@ -134,9 +160,7 @@ def _end_to_end(fields: Fields, *, passthrough: bool) -> bytes:
                 if not value:
                     continue
         lines.append(name + b": " + value + b"\r\n")
-    block = b"".join(lines)
-    fields.memo[passthrough] = block
-    return block
+    return b"".join(lines)
 
 
 def _without_bearer(value: bytes) -> bytes:
@@ -144,16 +168,15 @@ def _without_bearer(value: bytes) -> bytes:
     return b", ".join(p for p in protocols if p and not p.lower().startswith(_BEARER_SUBPROTOCOL))
 
 
-@lru_cache(maxsize=1024)  # one entry an identity in use; a few hundred bytes each
 def identity_fields(impersonation: Impersonation) -> bytes:
-    """The Impersonate-User and Impersonate-Group lines. The policy has checked the values; a value that could end
-    its line is refused here once more, because this is the last place that could."""
+    """The Impersonate-User and Impersonate-Group lines. The policy has checked the values; a value that could end its
+    line or mean another name is refused here once more, because this is the last place that could."""
     values = [(b"Impersonate-User: ", impersonation.user)]
     values += [(b"Impersonate-Group: ", group) for group in impersonation.groups]
     lines = []
     for name, value in values:
-        raw = value.encode("utf-8")
-        if not raw or raw != raw.strip() or any(byte < 0x20 or byte == 0x7F for byte in raw):
+        raw = value.encode("utf-8", "replace")
+        if not raw or raw != raw.strip() or raw.decode() != value or any(byte < 0x20 or byte == 0x7F for byte in raw):
             raise Refusal(403, "malformed_identity", "the identity of this connection cannot be impersonated")
         lines.append(name + raw + b"\r\n")
     return b"".join(lines)

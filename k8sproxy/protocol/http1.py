@@ -6,7 +6,7 @@ them slow. Request heads come from anybody and are held to the letter: a bare CR
 is no token, a second Host or Content-Length, Transfer-Encoding beside Content-Length or other than "chunked" are
 errors, since two parsers that read such a head differently are how requests are smuggled. A response comes from the
 API server and is passed on as it came, apart from the lines that speak of one connection only; it is checked for
-what could make the client see another frame than we do.
+what could make the client see another frame than we do, and framing that is unusual is written anew.
 
 llhttp, by its callbacks, costs as much CPU a head and forgives more; it and h11 are the oracles of the tests.
 What is the same from request to request (clients repeat their field lines) is remembered by the caller: `Fields`
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from k8sproxy.errors import ProtocolError
 
@@ -33,15 +34,29 @@ _HOST = re.compile(
 )
 _ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*+)?\r\n")
-# Lines of a response head that this side must read: what speaks of the connection (RFC 9110, 7.6.1), the framing, and
-# Alt-Svc, which would lead the client past the proxy. One search finds whether there is any; the names follow in
-# _RESPONSE_NAMES.
-_RESPONSE_LINE = re.compile(
-    rb"(?i)\n(connection|content-length|transfer-encoding|upgrade|keep-alive|te|alt-svc|proxy-[a-z-]+)"
-    rb"([ \t]*):([^\r\n]*)(?=\r)"
+# Response lines that this side must read: the framing, what speaks of the connection (RFC 9110, 7.6.1), and Alt-Svc,
+# which would lead the client past the proxy.
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_NOT_FORWARDED = frozenset({b"connection", b"keep-alive", b"upgrade", b"te", b"alt-svc"})
+_REASON = rb"(?: [^\x00-\x08\x0a-\x1f\x7f]*+)?"
+# Names are held to the letter, so that no client can find a framing field where we saw none; values may hold what an
+# application behind the API server puts there, but no CR, LF or NUL.
+_ANYTHING = rb"[^\x00\r\n]*+"
+_RESPONSE = re.compile(
+    rb"(HTTP/1\.([01]) ([1-5][0-9][0-9])" + _REASON + rb"\r\n)((?:" + _TOKEN + rb":" + _ANYTHING + rb"\r\n)*+)\r\n"
 )
-_RESPONSE_HINT = re.compile(rb"\n(?:[Cc][Oo][Nn]|[Tt][RrEe]|[Uu][Pp][Gg]|[Kk][Ee][Ee]|[Aa][Ll][Tt]|[Pp][Rr][Oo])")
+_RESPONSE_FIELD = re.compile(rb"(" + _TOKEN + rb"):(" + _ANYTHING + rb")\r\n")
+# Nearly every response: one framing field in canonical spelling, or none, and nothing to take out. One match reads it.
+_OTHER_FIELDS = (
+    rb"(?:(?!(?i:connection|content-length|transfer-encoding|upgrade|keep-alive|te|alt-svc|proxy-[a-z-]+):)"
+    + (_TOKEN + rb":" + _ANYTHING + rb"\r\n)*+")
+)
+_USUAL_RESPONSE = re.compile(
+    rb"(HTTP/1\.1 ([1-5][0-9][0-9])"
+    + (_REASON + rb"\r\n)" + _OTHER_FIELDS)
+    + rb"(?:(?i:content-length):[ \t]*+(0|[1-9][0-9]{0,17}+)\r\n|(?i:transfer-encoding):[ \t]*+(?i:(chunked))\r\n)?+"
+    + (_OTHER_FIELDS + rb"\r\n")
+)
 
 # What is forwarded at all. TRACE echoes credentials, CONNECT is another protocol, and the API server serves no others.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -54,16 +69,17 @@ class Fields:
     items: (lower-case name, value without surrounding blanks), in order. content_length: bytes, None where there is
     none. chunked: the body has chunked coding. connection: the lower-case tokens of Connection. upgrade: the one
     protocol asked for, lower-case, empty without an upgrade. close: the client wants this to be the last request.
+    memo: what others derive from these fields, kept as long as they are.
     """
 
-    items: tuple[tuple[bytes, bytes], ...]
+    items: tuple[tuple[bytes, bytes], ...] = field(repr=False)  # credentials among them
     host: bytes
     content_length: int | None
     chunked: bool
     connection: frozenset[bytes]
     upgrade: str
     close: bool
-    memo: dict[object, bytes] = field(default_factory=dict, compare=False, repr=False)
+    memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def get(self, name: bytes) -> bytes:
         """The first value of the field with this lower-case name, empty without one."""
@@ -73,8 +89,7 @@ class Fields:
         return b""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """A request's head. target: origin-form ("/path?query"), as it was sent."""
 
     method: str
@@ -82,8 +97,7 @@ class RequestHead:
     fields: Fields
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+class ResponseHead(NamedTuple):
     """A response's head. fields: the field lines to pass on, each ended by CRLF, without the empty line.
 
     status_line: with its CRLF. content_length: None where there is none. close: upstream ends the connection after
@@ -189,11 +203,15 @@ def _content_length(lengths: list[bytes], codings: list[bytes]) -> int | None:
 
 def _upgrade(upgrades: list[bytes], connection: set[bytes]) -> str:
     """The protocol asked for. Half an upgrade (one of the two fields) is refused, since servers differ on it."""
+    protocol = upgrades[0].lower() if upgrades else b""
+    if protocol == b"h2c" and len(upgrades) == 1:
+        # java.net.http and `curl --http2` offer this to every server without TLS, and go on with HTTP/1.1 where it is
+        # passed over (RFC 9110, 7.8). Nothing of it goes upstream.
+        return ""
     if not upgrades and b"upgrade" not in connection:
         return ""
     if len(upgrades) != 1 or b"upgrade" not in connection:
         raise ProtocolError("an upgrade needs one Upgrade field and the upgrade token in Connection")
-    protocol = upgrades[0].lower()
     if protocol not in (b"websocket", b"spdy/3.1"):
         raise ProtocolError("the only upgrades served are websocket and SPDY/3.1")
     return protocol.decode("ascii")
@@ -222,53 +240,56 @@ def origin_form(target: str, host: bytes) -> str:
 
 def parse_response_head(head: bytes) -> ResponseHead:
     """Read a whole response head (its empty line included). Raises ProtocolError, status 502."""
-    match = _STATUS_LINE.match(head)
+    match = _USUAL_RESPONSE.fullmatch(head)
+    if match is not None:
+        status_line, digits, length, chunked = match.groups()
+        status = int(digits)
+        # RFC 9110, 8.6 and RFC 9112, 6.1: neither 1xx nor 204 has framing fields.
+        if (status >= 200 and status != 204) or (length is None and chunked is None):
+            fields = head[len(status_line) : -2]
+            size = None if length is None else int(length)
+            return ResponseHead(status, status_line, fields, size, chunked is not None, False, b"")
+    return _unusual_response(head)
+
+
+def _unusual_response(head: bytes) -> ResponseHead:
+    match = _RESPONSE.fullmatch(head)
     if match is None:
-        raise ProtocolError("upstream sent a malformed status line", status=502)
-    breaks = head.count(b"\r\n")
-    if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head or b"\n " in head or b"\n\t" in head:
         raise ProtocolError("upstream sent a malformed head", status=502)
-    status = int(match[2])
-    start = match.end()
-    lines = head[start:-2]
-    # The line feed before the first field line is the status line's own: start - 1.
-    if _RESPONSE_HINT.search(head, start - 1) is None:
-        return ResponseHead(status, match[0], lines, None, False, match[1] == b"0", b"")
-    lengths: list[bytes] = []
-    codings: list[bytes] = []
-    connection: set[bytes] = set()
-    upgrade = b""
-    drop: set[bytes] = {b"connection", b"keep-alive", b"upgrade", b"te", b"alt-svc"}
-    dropped = False
-    for name, blanks, value in _RESPONSE_LINE.findall(head, start - 1):
-        name = name.lower()
-        if blanks:
-            raise ProtocolError("upstream sent a malformed head", status=502)
-        if name == b"content-length":
-            lengths.append(value.strip(b" \t"))
-            continue
-        if name == b"transfer-encoding":
-            codings.append(value.strip(b" \t").lower())
-            continue
-        dropped = True
-        if name == b"connection":
-            connection.update(_LIST_ITEM.findall(value.lower()))
-        elif name == b"upgrade":
-            upgrade = value.strip(b" \t")
-    if dropped:
-        drop |= connection - {b"content-length", b"transfer-encoding"}
-        lines = b"".join(
-            line
-            for line in lines.splitlines(keepends=True)
-            if (name := line.partition(b":")[0].lower()) not in drop and not name.startswith(b"proxy-")
-        )
-    length = None
-    if codings:
-        if lengths or codings != [b"chunked"] or match[1] == b"0":
+    status_line, version, digits, block = match.groups()
+    status = int(digits)
+    old = version == b"0"
+    items = [(name, name.lower(), value) for name, value in _RESPONSE_FIELD.findall(block)]
+    lengths = [value.strip(b" \t") for _, key, value in items if key == b"content-length"]
+    codings = [value.strip(b" \t").lower() for _, key, value in items if key == b"transfer-encoding"]
+    upgrades = [value.strip(b" \t") for _, key, value in items if key == b"upgrade"]
+    connection = {item for _, key, value in items if key == b"connection" for item in _LIST_ITEM.findall(value.lower())}
+    drop = _NOT_FORWARDED | _FRAMING | connection
+    lines = [
+        name + b":" + value + b"\r\n" for name, key, value in items if key not in drop and not key.startswith(b"proxy-")
+    ]
+    length: int | None = None
+    if status < 200 or status == 204:
+        # Framing fields mean nothing here, and are kept from a client that thinks otherwise. An interim response is
+        # passed on as it came, so it must not have any.
+        if status < 200 and (old or (status != 101 and (lengths or codings))):
+            raise ProtocolError("upstream sent a malformed interim response", status=502)
+        codings = []
+    elif codings:
+        if lengths or codings != [b"chunked"] or old:
             raise ProtocolError("upstream's framing is ambiguous", status=502)
+        lines.append(b"Transfer-Encoding: chunked\r\n")
     elif lengths:
         if len(set(lengths)) > 1 or _CONTENT_LENGTH.fullmatch(lengths[0]) is None:
             raise ProtocolError("upstream's Content-Length is not one decimal number", status=502)
         length = int(lengths[0])
-    close = b"close" in connection or match[1] == b"0"
-    return ResponseHead(status, match[0], lines, length, bool(codings), close, upgrade)
+        lines.append(b"Content-Length: %d\r\n" % length)
+    return ResponseHead(
+        status=status,
+        status_line=status_line,
+        fields=b"".join(lines),
+        content_length=length,
+        chunked=bool(codings),
+        close=old or b"close" in connection,
+        upgrade=upgrades[0] if len(upgrades) == 1 else b"",
+    )
