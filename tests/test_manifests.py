@@ -291,3 +291,28 @@ def test_images_are_pinned_and_the_recorder_does_not_start(objects: list[dict[st
     for item in objects:
         if item["kind"] == "StatefulSet":
             assert item["spec"]["replicas"] == 0, "its server is not part of this release"
+
+
+def test_the_overlay_in_the_documentation_fits(tmp_path: Path) -> None:
+    """docs/getting-started.md, for tailnets without certificates."""
+    text = (ROOT / "docs/getting-started.md").read_text()
+    (overlay,) = (block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "behavior: replace" in block)
+    shutil.copytree(BASE, tmp_path / "manifests/base")
+    (tmp_path / "kustomization.yaml").write_text(overlay)
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "k8sproxy-ca", "namespace": "k8sproxy"},
+    }
+    (tmp_path / "ca.yaml").write_text(yaml.safe_dump(claim))
+    settings = yaml.safe_load((BASE / "k8sproxy.yaml").read_text())
+    settings["listen"][0]["tls"] = {"source": "generated"}
+    (tmp_path / "k8sproxy.yaml").write_text(yaml.safe_dump(settings))
+    objects = render(tmp_path)
+    (listen,) = proxy_config(objects, tmp_path / "manifests").listen
+    _, main = containers(objects)
+    mounts = {mount["mountPath"]: mount["name"] for mount in main["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod_spec(objects)["volumes"]}
+    assert listen.tls.source == "generated"
+    assert volumes[mounts[str(listen.tls.ca_directory.parent)]]["persistentVolumeClaim"] == {"claimName": "k8sproxy-ca"}
+    assert pod_spec(objects)["securityContext"]["fsGroup"] == main["securityContext"]["runAsUser"]
