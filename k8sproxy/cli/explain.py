@@ -105,7 +105,7 @@ def explain(peer: Peer, request: tuple[str, str, str] | None, *, passthrough: bo
     the step that refuses is null.
     """
     from k8sproxy.errors import ProtocolError, Refusal
-    from k8sproxy.policy.decision import authorize, decide
+    from k8sproxy.policy.decision import FailureMode, authorize, decide
     from k8sproxy.policy.grants import counted_rules
     from k8sproxy.policy.requestinfo import request_info
 
@@ -151,6 +151,9 @@ def explain(peer: Peer, request: tuple[str, str, str] | None, *, passthrough: bo
                 "failureMode": demand.failure_mode.value,
                 "session": demand.session.value,
             }
+            if demand.failure_mode is FailureMode.CLOSED and not demand.recorders:
+                # Known without asking; whether one that is named takes the session shows when it is tried.
+                raise Refusal(403, "recorder_unavailable", "recording is enforced and no recorder has an address")
     except Refusal as refusal:
         found["refusal"] = {"status": refusal.status, "cause": refusal.cause, "message": refusal.message}
     except ProtocolError as error:
