@@ -44,7 +44,8 @@ _HOP_BY_HOP = frozenset(
 )
 _ORIGIN = (b"x-remote-", b"x-forwarded-", b"tailscale-")
 _ORIGIN_NAMES = frozenset({b"forwarded", b"x-real-ip", b"x-forwarded", b"x-remote"})
-# k8s.io/apiserver/pkg/authentication/request/websocket: a subprotocol with this prefix is a bearer token.
+# k8s.io/apiserver/pkg/authentication/request/websocket: a subprotocol with this prefix is a bearer token. Looked for
+# anywhere in it: the API server takes off blanks before it looks, those of Unicode too.
 _BEARER_SUBPROTOCOL = b"base64url.bearer.authorization.k8s.io."
 # RFC 9110, 9.2.1. A request of these methods without a body may be sent again if its connection died under it. Not
 # DELETE and PUT: a controller may have made the object anew in between. And no upgrade: exec runs a command by GET.
@@ -165,7 +166,7 @@ def _end_to_end(fields: Fields, *, passthrough: bool) -> bytes:
 
 def _without_bearer(value: bytes) -> bytes:
     protocols = [protocol.strip(b" \t") for protocol in value.split(b",")]
-    return b", ".join(p for p in protocols if p and not p.lower().startswith(_BEARER_SUBPROTOCOL))
+    return b", ".join(p for p in protocols if p and _BEARER_SUBPROTOCOL not in p.lower())
 
 
 def identity_fields(impersonation: Impersonation) -> bytes:
