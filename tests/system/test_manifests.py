@@ -122,7 +122,7 @@ def test_the_proxys_account_can_impersonate_and_nothing_else(bed: Bed, deployed:
     assert "forbidden" in proxy.fails("get", "secret", "k8sproxy-tailscaled", "-n", deployed)
     for more in (["--as=a@b", "--as-uid=7"], ["--as=system:serviceaccount:kube-system:default"]):
         assert "cannot impersonate" in proxy.fails("get", "pods", *more)
-    extra = "--as-user-extra=scopes=all"  # kubectl has it since 1.35
+    extra = "--as-user-extra=scopes=all"
     assert "cannot impersonate" in proxy.fails("get", "pods", "--as=a@b", extra)
 
 
@@ -178,6 +178,7 @@ class Pod:
         self.bed = bed
         self.namespace = namespace
         self.directory = directory
+        self.environment = {item["name"]: item.get("value") or "" for item in self.sidecar["env"]}
         self.account = spec["serviceAccountName"]
         self.ip = bed.cluster.address
         self.port, self.generated_port, self.admin_port = free_port(), free_port(), free_port(self.ip)
@@ -204,7 +205,7 @@ class Pod:
 
     def _account(self, account: str) -> Path:
         directory = self.directory / account
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         (directory / "token").write_text(token(self.bed, self.namespace, account))
         (directory / "namespace").write_text(self.namespace)
         shutil.copy(self.bed.ca_path, directory / "ca.crt")
@@ -228,8 +229,8 @@ class Pod:
         return ["unshare", "--mount", "sh", "-ec", script, "sh", *argv]
 
     def start_tailscaled(self) -> None:
-        """What containerboot makes of the sidecar's environment: tailscaled, then tailscale up."""
-        wanted = {item["name"]: item.get("value") or "" for item in self.sidecar["env"]}
+        """The first half of what containerboot makes of the sidecar's environment."""
+        wanted = self.environment
         api = {
             "KUBERNETES_SERVICE_HOST": self.bed.cluster.address,
             "KUBERNETES_SERVICE_PORT_HTTPS": str(self.bed.cluster.port),
@@ -239,7 +240,7 @@ class Pod:
         programs = self.bed.tailnet.programs
         argv = [str(programs("tailscaled")), f"--socket={wanted['TS_SOCKET']}", "--port=0", "--no-logs-no-support"]
         argv += [f"--state=kube:{wanted['TS_KUBE_SECRET']}", f"--statedir={self.directory}/tmp"]
-        (self.directory / "tmp").mkdir()
+        (self.directory / "tmp").mkdir(exist_ok=True)
         (self.directory / "tmp").chmod(0o777)
         assert wanted["TS_USERSPACE"] == "true"
         argv.append("--tun=userspace-networking")
@@ -247,11 +248,19 @@ class Pod:
         env = {**DAEMON_ENV, **api, "TS_PERMIT_CERT_UID": wanted["TS_PERMIT_CERT_UID"]}
         self.bed.tailnet.processes.start("pod-tailscaled", self._in(self.sidecar, account, argv), env=env)
         wait_until(self._answers, "LocalAPI of the pod's tailscaled")
-        up = [str(programs("tailscale")), f"--socket={wanted['TS_SOCKET']}", "up", "--auth-key=any", "--timeout=60s"]
+
+    def log_in(self) -> None:
+        """The other half, where there is no state yet."""
+        wanted = self.environment
+        program = str(self.bed.tailnet.programs("tailscale"))
+        up = [program, f"--socket={wanted['TS_SOCKET']}", "up", "--auth-key=any", "--timeout=60s"]
         up += [f"--login-server={self.bed.tailnet.control_url}", f"--hostname={wanted['TS_HOSTNAME']}"]
         up += ["--accept-dns=false"]
         done = subprocess.run(self._in(self.sidecar, None, up), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+        self.wait_running()
+
+    def wait_running(self) -> None:
         wait_until(lambda: self.status()["BackendState"] == "Running", "login of the pod's tailscaled")
 
     def start_proxy(self) -> None:
@@ -303,6 +312,7 @@ def pod(bed: Bed, deployed: str, rendered: list[dict[str, Any]]) -> Iterator[Pod
     try:
         pod = Pod(bed, deployed, rendered, directory)
         pod.start_tailscaled()
+        pod.log_in()
         yield pod
         for name in ("pod-k8sproxy", "pod-tailscaled"):
             with contextlib.suppress(Exception):
@@ -365,3 +375,16 @@ def test_the_socket_can_be_connected_to_through_a_read_only_mount(pod: Pod) -> N
     argv = pod._in(pod.main, None, [sys.executable, "-c", code, "/run/tailscale/tailscaled.sock"])
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.stdout.split("\n")[:2] == ["connected", "Read-only file system"], done.stderr
+
+
+@needs_root
+def test_a_new_pod_is_the_same_node(bed: Bed, pod: Pod) -> None:
+    """Nothing of the old one is left but the Secret; no key is needed."""
+    before = pod.status()["Self"]
+    bed.tailnet.processes.stop(bed.tailnet.processes.first("pod-tailscaled"))
+    shutil.rmtree(pod.directory / "tmp")
+    pod.start_tailscaled()
+    pod.wait_running()
+    assert {key: pod.status()["Self"][key] for key in ("ID", "DNSName")} == {
+        key: before[key] for key in ("ID", "DNSName")
+    }
