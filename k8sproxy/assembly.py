@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from time import monotonic
 from typing import Any
 
 import structlog
@@ -18,7 +19,7 @@ from prometheus_client.metrics_core import Metric
 from k8sproxy.config import Cluster, Config, Listen
 from k8sproxy.dataplane.certificates import CertificateError, FileCertificate, ServerCertificate
 from k8sproxy.dataplane.credentials import ClusterCredentials, CredentialsError
-from k8sproxy.dataplane.handler import Route
+from k8sproxy.dataplane.handler import Gate, Route
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.listener import Entry, Listener, Server, Trust
 from k8sproxy.dataplane.localca import GeneratedCertificate
@@ -212,7 +213,7 @@ class Assembly:
         return Entry(
             trust=Trust.PROXY if listen.proxy_protocol else Trust.DIRECT,
             tls=certificate.context if certificate is not None else None,
-            route=lambda: route,
+            gate=Gate(route),
             service=listen.service,
         )
 
@@ -239,11 +240,12 @@ class Assembly:
                 listener.close()
             raise StartError(f"cannot listen on {listen.address}: {error.strerror}") from error
         for key, (listener, entry) in chosen.items():
-            listener.entry = entry
+            listener.replace(entry)
             self._listeners[key] = listener
         for key, listener in held.items():
             if key not in chosen:
                 listener.close()
+                listener.entry.gate.ended = True
         held.clear()
         for key, listener in opened.items():
             host, port = listener.address
@@ -290,7 +292,7 @@ class Assembly:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            now = asyncio.get_running_loop().time()
+            now = monotonic()
             for upstream in self.upstreams.values():
                 upstream.sweep(now)
 
@@ -331,8 +333,11 @@ class Assembly:
             idle.add_metric((name,), upstream.idle)
             active.add_metric((name,), upstream.active)
             opened.add_metric((name,), upstream.opened)
+        streams = GaugeMetricFamily("k8sproxy_open_streams", "Exchanges running now, by kind.", labels=("kind",))
+        for kind, count in self._server.running().items():
+            streams.add_metric((kind,), count)
         whois = self.tailnet.whois
-        yield from (idle, active, opened)
+        yield from (idle, active, opened, streams)
         yield CounterMetricFamily("k8sproxy_whois_hits", "Peers known from an earlier answer.", whois.hits)
         yield CounterMetricFamily("k8sproxy_whois_misses", "Questions put to tailscaled.", whois.misses)
         failures = CounterMetricFamily("k8sproxy_whois_failures", "Questions without an answer.", labels=("reason",))

@@ -51,7 +51,6 @@ class Telemetry(Collector):
         self.connections = 0  # client connections open now
         self.accepted = 0  # client connections accepted
         self.handshake_failures = 0
-        self.streams = {"watch": 0, "upgrade": 0, "request": 0}  # exchanges running now, by kind
         self.bytes_from_clients = 0
         self.bytes_to_clients = 0
         self.reloads = {"ok": 0, "refused": 0}
@@ -105,10 +104,6 @@ class Telemetry(Collector):
         yield CounterMetricFamily(
             "k8sproxy_handshake_failures", "Connections that ended before TLS was up.", self.handshake_failures
         )
-        streams = GaugeMetricFamily("k8sproxy_open_streams", "Exchanges running now, by kind.", labels=("kind",))
-        for kind, count in self.streams.items():
-            streams.add_metric((kind,), count)
-        yield streams
         yield CounterMetricFamily(
             "k8sproxy_received_bytes", "Bytes of bodies and streams from clients.", self.bytes_from_clients
         )
@@ -214,11 +209,9 @@ class RequestLog:
         self._stamp = ""
 
     def write(
-        self, connection: str, fields: str, *, verb: str, path: str, code: int, seconds: float, sent: int, request: int
+        self, connection: str, request: int, fields: str, verb: str, path: str, code: int, seconds: float, sent: int
     ) -> None:
-        """Write one line. fields: what `encode_fields` made of the peer and the request's names."""
-        if not self.enabled:
-            return
+        """Write one line. fields: what `encode_fields` made of the peer."""
         now = time.time()
         second = int(now)
         if second != self._second:

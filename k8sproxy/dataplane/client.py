@@ -11,6 +11,7 @@ routing, and no limit here means a second exactly.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from http import HTTPStatus
 
 from k8sproxy.dataplane.limits import Limits
@@ -21,6 +22,8 @@ from k8sproxy.protocol.http1 import Fields, RequestHead, head_end, origin_form, 
 # Bytes of an unfinished upload that are read and thrown away after a refusal, so that the client reads the refusal
 # and not a reset (RFC 9112, 9.6).
 _LINGER_BYTES = 1024 * 1024
+# Seconds for the same. What was written is in the kernel's hands by then, which goes on without us.
+_LINGER_SECONDS = 5.0
 
 
 class Client:
@@ -48,7 +51,7 @@ class Client:
         self.task = task
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[int] | None = None
         self._scanned = 0
         self._first = True
         self._block = b""
@@ -60,29 +63,59 @@ class Client:
 
     async def next_head(self) -> RequestHead | None:
         """The next request's head; None when the client has ended or been idle too long. Raises ProtocolError."""
-        limits = self._limits
-        self.wire.resume()
-        now = self._loop.time()
-        # A new connection, or the rest of a head, is given less time than one that may just be idle.
-        self.deadline = now + (limits.head_timeout if self._first or self.buffer else limits.idle_timeout)
+        wire = self.wire
+        if wire.blocked and not await self._taken():
+            return None
         self._scanned = 0
-        while (end := head_end(self.buffer, self._scanned)) < 0:
-            if len(self.buffer) > limits.head_bytes:
-                raise ProtocolError(f"the request's head is larger than {limits.head_bytes} bytes", status=431)
-            if self.wire.ended:
+        end = self._look() if self.buffer else 0
+        if not end:
+            if wire.ended:
                 return None
-            self._scanned = len(self.buffer)
-            self._waiter = self._loop.create_future()
+            if wire.paused:
+                wire.resume()
+            limits = self._limits
+            # A new connection, or the rest of a head, is given less time than one that may just be idle.
+            patience = limits.head_timeout if self._first or self.buffer else limits.idle_timeout
+            self.deadline = self._loop.time() + patience
+            waiter = self._waiter = self._loop.create_future()
             try:
-                await self._waiter
+                end = await waiter
             finally:
                 self._waiter = None
-        if end > limits.head_bytes:
-            raise ProtocolError(f"the request's head is larger than {limits.head_bytes} bytes", status=431)
+                self.deadline = None
+            if not end:
+                return None
         self._first = False
-        self.deadline = None
-        head, self.buffer = self.buffer[:end], self.buffer[end:]
-        return self._parse(head)
+        buffer = self.buffer
+        if end == len(buffer):
+            self.buffer = b""
+            return self._parse(buffer)
+        self.buffer = buffer[end:]
+        return self._parse(buffer[:end])
+
+    async def _taken(self) -> bool:
+        """Whether the client has taken its answers in time: one that sends requests and reads nothing gets no more."""
+        over = asyncio.Event()
+        self.wire.drained = over.set
+        self.wire.end = lambda error: over.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.idle_timeout):
+                await over.wait()
+        self.hold()
+        return not self.wire.blocked
+
+    def resume(self) -> None:
+        """Read on, unless more than enough is here for the next head already."""
+        if len(self.buffer) <= self._limits.head_bytes:
+            self.wire.resume()
+
+    def _look(self) -> int:
+        """Where the head at the front of the buffer ends, 0 while it is not whole. Raises ProtocolError."""
+        end = head_end(self.buffer, self._scanned)
+        self._scanned = len(self.buffer)
+        if (end if end > 0 else self._scanned) > self._limits.head_bytes:
+            raise ProtocolError(f"the request's head is larger than {self._limits.head_bytes} bytes", status=431)
+        return max(end, 0)
 
     def _parse(self, head: bytes) -> RequestHead:
         method, target, start = parse_request_line(head)
@@ -93,7 +126,9 @@ class Client:
             fields = parse_fields(block, max_count=self._limits.header_count)
             self._block = block
             self._fields = fields
-        return RequestHead(method, origin_form(target, fields.host), fields)
+        if target[0] != "/":
+            target = origin_form(target, fields.host)
+        return RequestHead(method, target, fields)
 
     def expire(self, now: float) -> None:
         """End the wait for a head if its time is up."""
@@ -103,48 +138,47 @@ class Client:
         if self.buffer:
             waiter.set_exception(ProtocolError("the request's head took too long", status=408))
         else:
-            self.end_idle()
+            waiter.set_result(0)
 
     def end_idle(self) -> None:
         """End the connection if it is between two requests."""
         if self._waiter is not None and not self._waiter.done() and not self.buffer:
-            self.wire.ended = True
-            self._waiter.set_result(None)
-
-    @property
-    def idle(self) -> bool:
-        """Whether the connection waits for a request of which nothing has come."""
-        return self._waiter is not None and not self.buffer
+            self._waiter.set_result(0)
 
     # -- what arrives while nobody else wants it
 
     def hold(self) -> None:
         """Keep what arrives, and notice the end."""
-        self.wire.receiver = self.keep
-        self.wire.end = self._ended
-        self.wire.drained = self._drained
+        wire = self.wire
+        wire.receiver = self.keep
+        wire.end = self._ended
+        wire.drained = _nothing
 
     def keep(self, view: memoryview) -> None:
-        """Keep bytes for the next request's head."""
-        if not self.buffer and self._waiter is not None:
-            self.deadline = self._loop.time() + self._limits.head_timeout
-        self.buffer += view
-        if len(self.buffer) > self._limits.head_bytes:
-            self.wire.pause()
-        self._wake()
+        """Keep bytes for the next request's head, and say so when it is whole."""
+        waiter = self._waiter
+        first = not self.buffer
+        self.buffer = bytes(view) if first else self.buffer + view
+        if waiter is None:
+            if len(self.buffer) > self._limits.head_bytes:
+                self.wire.pause()
+        elif not waiter.done():
+            try:
+                end = self._look()
+            except ProtocolError as error:
+                waiter.set_exception(error)
+                return
+            if end:
+                waiter.set_result(end)
+            elif first:
+                self.deadline = self._loop.time() + self._limits.head_timeout
 
     def _ended(self, error: Exception | None) -> None:
-        if self._waiter is not None:
-            self._wake()
-        elif self.task is not None:
-            self.task.cancel()
-
-    def _drained(self) -> None:
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is None:
+            if self.task is not None:
+                self.task.cancel()
+        elif not self._waiter.done():
+            self._waiter.set_result(0)
 
     # -- answers of the proxy itself
 
@@ -188,22 +222,21 @@ class Client:
     # -- the end
 
     async def flush(self) -> None:
-        """Wait until what was written has been taken, for at most the write timeout; then, or if the client is gone,
-        it is given up."""
-        if not self.wire.blocked:
+        """Wait until what was written has been taken, or the client is gone, for at most the write timeout.
+
+        A client that has ended its own side may still read: only a broken wire ends the wait.
+        """
+        wire = self.wire
+        if not wire.blocked:
             return
-        self.hold()
-        loop = self._loop
-        end = loop.time() + self._limits.write_timeout
-        while self.wire.blocked and not self.wire.ended and loop.time() < end:
-            self._waiter = loop.create_future()
-            timer = loop.call_at(end, self._wake)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
-                self.buffer = b""
+        over = asyncio.Event()
+        wire.receiver = _drop
+        wire.drained = over.set
+        wire.end = lambda error: over.set() if error is not None else None
+        wire.resume()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.write_timeout):
+                await over.wait()
 
     async def finish(self) -> None:
         """End the connection so that the last answer arrives: write the end, then read and drop what still comes, up
@@ -213,22 +246,32 @@ class Client:
         if wire.blocked or wire.ended or wire.closed:
             wire.close()
             return
-        wire.write_end()
-        self.hold()
+        self.buffer = b""
+        over = asyncio.Event()
         dropped = 0
-        end = self._loop.time() + self._limits.write_timeout
-        while not wire.ended and dropped < _LINGER_BYTES and self._loop.time() < end:
-            dropped += len(self.buffer)
-            self.buffer = b""
-            wire.resume()
-            self._waiter = self._loop.create_future()
-            timer = self._loop.call_at(end, self._wake)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
+
+        def drop(view: memoryview) -> None:
+            nonlocal dropped
+            dropped += len(view)
+            if dropped > _LINGER_BYTES:
+                over.set()
+
+        wire.write_end()
+        wire.receiver = drop
+        wire.end = lambda error: over.set()
+        wire.resume()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                await over.wait()
         wire.close()
+
+
+def _nothing() -> None:
+    return None
+
+
+def _drop(view: memoryview) -> None:
+    return None
 
 
 _PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}

@@ -24,14 +24,14 @@ import structlog
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.relay import ClientGone, Cut, Exchange, StaleConnection
-from k8sproxy.dataplane.upstream import Upstream
+from k8sproxy.dataplane.upstream import Upstream, UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.policy.decision import Authority, Decision, authorize, decide
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
 from k8sproxy.policy.rewrite import rewrite
 from k8sproxy.protocol.http1 import RequestHead
-from k8sproxy.recording.tap import open_tap
+from k8sproxy.recording.tap import NO_TAP, open_tap
 from k8sproxy.tailnet.whois import ClientKey, WhoIs
 from k8sproxy.telemetry import RequestLog, Telemetry, encode_fields
 
@@ -65,19 +65,29 @@ class Route:
     impersonate: bool = True
 
 
+@dataclass(slots=True)
+class Gate:
+    """What the connections of a listener share: the route of their next request, which a reload may replace, and
+    whether the listener is gone, so that they should end when they can."""
+
+    route: Route
+    ended: bool = False
+
+
 class Connection:
-    """One client connection. route: asked for at each request, so that a reload holds for the next one."""
+    """One client connection."""
 
     __slots__ = (
+        "_answering",
         "_authority",
-        "_authority_of",
         "_counted",
         "_exchange",
         "_fields",
+        "_gate",
+        "_impersonate",
         "_info",
         "_key",
         "_last_known",
-        "_route",
         "_running",
         "_seen",
         "_site",
@@ -87,15 +97,16 @@ class Connection:
         "requests",
     )
 
-    def __init__(self, site: Site, client: Client, key: ClientKey, route: Callable[[], Route]) -> None:
+    def __init__(self, site: Site, client: Client, key: ClientKey, gate: Gate) -> None:
         self.id = f"c{next(_serial)}"
         self.client = client
         self.requests = 0
         self._site = site
         self._key = key
-        self._route = route
+        self._gate = gate
         self._authority: Authority | None = None
-        self._authority_of: tuple[Peer, bool] | None = None
+        self._impersonate = True
+        self._answering = False  # whether something of an answer to the current request has been sent
         self._fields = '"peer":null'
         self._counted = ""
         self._exchange: Exchange | None = None
@@ -107,17 +118,47 @@ class Connection:
 
     async def serve(self) -> None:
         """Answer requests until either side ends the connection. Raises nothing but CancelledError."""
+        client = self.client
+        head: RequestHead | None = None
         try:
-            while await self._next():
-                pass
-            await self.client.finish()
+            while True:
+                try:
+                    head = None
+                    head = await client.next_head()
+                    if head is None:
+                        break
+                    self.requests += 1
+                    if not await self._request(head):
+                        break
+                except ProtocolError as error:
+                    if not self._refuse(head, Refusal(error.status, "bad_request", error.message, close=True)):
+                        break
+                except Refusal as refusal:
+                    if not self._refuse(head, refusal):
+                        break
+            await client.finish()
         except ClientGone:
             pass
         except Cut as cut:
             await self._cut(cut)
+        except Exception:
+            _log.exception("request_failed", connection=self.id, request=self.requests)
+            await self._fault(head)
+        except BaseException:
+            # Cancelled (a drain whose time is over): what is unfinished must not look whole.
+            client.wire.abort()
+            raise
         finally:
             self._discount()
-            self.client.wire.close()
+            client.wire.close()
+
+    async def _fault(self, head: RequestHead | None) -> None:
+        """A fault of ours ends the connection, with a 500 where no answer had begun."""
+        if self._answering:
+            self.client.wire.abort()
+            return
+        self._refuse(head, Refusal(500, "internal", "an internal error; the log has more", close=True))
+        await self.client.finish()
 
     async def _cut(self, cut: Cut) -> None:
         self._site.telemetry.refusal(cut.cause)
@@ -128,99 +169,73 @@ class Connection:
             await self.client.flush()
             self.client.wire.cut()
 
-    async def _next(self) -> bool:
-        """One request; whether there may be another."""
-        head: RequestHead | None = None
-        try:
-            head = await self.client.next_head()
-            if head is None:
-                return False
-            self.requests += 1
-            return await self._request(head)
-        except ProtocolError as error:
-            return self._refuse(head, Refusal(error.status, "bad_request", error.message, close=True))
-        except Refusal as refusal:
-            return self._refuse(head, refusal)
-        except (ClientGone, Cut):
-            raise
-        except Exception:
-            _log.exception("request_failed", connection=self.id, request=self.requests)
-            fault = Refusal(500, "internal", "an internal error; the log has more", close=True)
-            if self._exchange is not None and self._exchange.status:
-                raise Cut("internal", reset=True) from None
-            return self._refuse(head, fault)
-
     async def _request(self, head: RequestHead) -> bool:
+        """One request; whether there may be another on this connection."""
         started = perf_counter()
-        site = self._site
-        route = self._route()
+        site, gate, fields = self._site, self._gate, head.fields
+        route = gate.route
+        self._answering = False
         peer = site.whois.cached(self._key) or await self._ask()
-        authority = self._authorize(peer, route)
-        info = request_info(head.method, head.target, head.fields.upgrade)
+        authority = self._authority
+        if authority is None or authority.peer is not peer or self._impersonate is not route.impersonate:
+            authority = self._authorize(peer, route)
+        info = request_info(head.method, head.target, fields.upgrade)
         if info.path.startswith(LOCAL_PREFIX):
             return self._local(head, info, authority)
         decision = decide(authority, info)
-        async with open_tap(decision) as tap:
-            endpoint = route.upstream.endpoint
-            upstream_head = rewrite(
-                head,
-                decision,
-                target=endpoint.base_path + head.target,
-                host=endpoint.authority,
-                authorization=endpoint.authorization(),
-            )
-            closing = head.fields.close or site.draining
-            self._running, self._info, self._last_known = decision, info, started
-            kind = "upgrade" if upstream_head.upgrade else "watch" if info.verb == "watch" else "request"
-            site.telemetry.streams[kind] += 1
-            exchange: Exchange | None = None
-            code = 0
+        tap = NO_TAP if decision.recording is None else await open_tap(decision)
+        upstream = route.upstream
+        endpoint = upstream.endpoint
+        upstream_head = rewrite(
+            head,
+            decision,
+            target=endpoint.base_path + head.target if endpoint.base_path else head.target,
+            host=endpoint.authority,
+            authorization=endpoint.authorization(),
+        )
+        closing = fields.close or site.draining or gate.ended
+        exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing)
+        self._running, self._info, self._last_known = decision, info, started
+        try:
+            connection = upstream.take_idle(repeatable=upstream_head.repeatable) or await upstream.dial()
+            self._exchange = exchange
             try:
-                while True:
-                    connection = await route.upstream.acquire(fresh=exchange is not None)
-                    exchange = Exchange(
-                        self.client, connection, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing
-                    )
-                    self._exchange = exchange
-                    try:
-                        await exchange.run(started)
-                        break
-                    except StaleConnection:
-                        started = perf_counter()
-                    finally:
-                        exchange.detach()
-                        route.upstream.release(connection, reusable=exchange.reusable)
-                if exchange.status == 401 and route.impersonate:
-                    endpoint.rejected()
-            except Refusal as refusal:
-                code = refusal.status
-                raise
-            finally:
-                site.telemetry.streams[kind] -= 1
-                self._exchange = self._running = None
-                self._record(info, exchange, code, perf_counter() - started)
-        return not exchange.closing and not site.draining
+                await self._run(exchange, upstream, connection, started)
+            except StaleConnection:
+                await self._run(exchange, upstream, await upstream.dial(), perf_counter())
+        except (Cut, ClientGone):
+            self._record(info, exchange, perf_counter() - started)
+            raise
+        finally:
+            self._answering = exchange.status > 0
+            self._exchange = self._running = None
+            if tap is not NO_TAP:
+                await tap.close()
+        self._record(info, exchange, perf_counter() - started)
+        if exchange.status == 401 and route.impersonate:
+            endpoint.rejected()
+        return not (exchange.closing or site.draining)
 
-    def _record(self, info: RequestInfo, exchange: Exchange | None, code: int, seconds: float) -> None:
-        """Count the request and write its line. A refusal is counted and logged where it is answered."""
-        if exchange is None or code:
-            return
+    async def _run(
+        self, exchange: Exchange, upstream: Upstream, connection: UpstreamConnection, started: float
+    ) -> None:
+        try:
+            await exchange.run(connection, started)
+        finally:
+            exchange.detach()
+            upstream.release(connection, reusable=exchange.reusable)
+
+    def _record(self, info: RequestInfo, exchange: Exchange, seconds: float) -> None:
+        """Count a request that was forwarded, and write its line. A refusal is counted where it is answered."""
         site = self._site
         # 499, as nginx has it: the client went before there was an answer.
         status = exchange.status or 499
-        verb = info.verb
         resource = f"{info.resource}/{info.subresource}" if info.subresource else info.resource
-        site.telemetry.request(verb, resource, status, exchange.proxy_seconds, exchange.received, exchange.sent)
-        site.requests.write(
-            self.id,
-            self._fields,
-            verb=verb,
-            path=info.path,
-            code=status,
-            seconds=seconds,
-            sent=exchange.sent,
-            request=self.requests,
-        )
+        site.telemetry.request(info.verb, resource, status, exchange.proxy_seconds, exchange.received, exchange.sent)
+        if site.requests.enabled:
+            site.requests.write(
+                self.id, self.requests, self._fields, info.verb, info.path, status, seconds, exchange.sent
+            )
 
     def _refuse(self, head: RequestHead | None, refusal: Refusal) -> bool:
         """Answer a Refusal; whether the connection goes on. It can't where the request's body is still to come."""
@@ -256,23 +271,16 @@ class Connection:
         try:
             return await self._site.whois.ask(self._key)
         except Refusal:
-            self._authority = self._authority_of = None
+            self._authority = None
             raise
 
     def _authorize(self, peer: Peer, route: Route) -> Authority:
-        """The peer's Authority, computed again only where WhoIs gave another answer."""
-        if (
-            self._authority is not None
-            and self._authority_of is not None
-            and self._authority_of[0] is peer
-            and self._authority_of[1] is route.impersonate
-        ):
-            return self._authority
+        """The peer's Authority; computed again only where WhoIs gave another answer, or the route is another one."""
         self._authority = None
         authority = authorize(peer, impersonate=route.impersonate)
         self._count(peer)
         self._authority = authority
-        self._authority_of = (peer, route.impersonate)
+        self._impersonate = route.impersonate
         identity = authority.impersonation
         self._fields = encode_fields(
             {
@@ -348,17 +356,24 @@ class Connection:
             if peer is decision.peer:
                 self._last_known = perf_counter()
                 return
-            now = decide(authorize(peer, impersonate=self._route().impersonate), info)
+            now = decide(authorize(peer, impersonate=self._gate.route.impersonate), info)
         except Refusal as refusal:
             # 503: the daemon can't be asked just now. Anything else is its answer, or the policy's.
             if refusal.status == 503 and perf_counter() - self._last_known < _UNKNOWN_GRACE:
                 return
             now = None
+        if self._exchange is not exchange:
+            return  # It is over meanwhile; what runs now was decided by itself.
         self._last_known = perf_counter()
-        if now is not None and _covers(now, decision):
-            self._running = now
-        elif self._exchange is exchange:
+        if now is None or not _covers(now, decision):
             exchange.cut("grant_withdrawn")
+
+    @property
+    def kind(self) -> str:
+        """What runs on it just now, for the metrics: nothing, "request", "watch" or "upgrade"."""
+        if self._exchange is None or self._info is None:
+            return ""
+        return "upgrade" if self._exchange.upgraded else "watch" if self._info.verb == "watch" else "request"
 
     def drain(self) -> None:
         """Take no further request; end a watch at its next boundary."""

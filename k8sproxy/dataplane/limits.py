@@ -16,7 +16,8 @@ class Limits:
     how many at once; one costs about 60 KiB. connect_timeout: seconds for a TCP and TLS connection to the API server.
     pool_size, pool_idle_timeout: how many idle upstream connections are kept, and for how many seconds: below the
     idle time-outs of load balancers, and enough that a burst of clients does not end in as many handshakes.
-    write_timeout: seconds that a closing connection may take to accept the last bytes written to it.
+    write_timeout: seconds that a closing connection may take to accept the last bytes written to it: some 100 KiB
+    behind a full buffer of the kernel, over a slow line.
     """
 
     head_bytes: int = 64 * 1024
@@ -29,4 +30,4 @@ class Limits:
     connect_timeout: float = 5.0
     pool_size: int = 1024
     pool_idle_timeout: float = 55.0
-    write_timeout: float = 5.0
+    write_timeout: float = 30.0

@@ -28,7 +28,7 @@ import structlog
 
 from k8sproxy.dataplane.certificates import CertificateError
 from k8sproxy.dataplane.client import Client
-from k8sproxy.dataplane.handler import Connection, Route, Site
+from k8sproxy.dataplane.handler import Connection, Gate, Site
 from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 from k8sproxy.errors import ProtocolError, Refusal
@@ -59,12 +59,12 @@ class Entry:
 
     trust: Trust
     tls: Callable[[], ssl.SSLContext] | None
-    route: Callable[[], Route]
+    gate: Gate
     service: str | None = None
 
 
 class Listener:
-    """One listening socket. `entry` may be replaced at any time; connections that are open keep their own."""
+    """One listening socket, and what its connections get."""
 
     def __init__(self, server: Server, sock: socket.socket, entry: Entry) -> None:
         self.entry = entry
@@ -93,6 +93,13 @@ class Listener:
     def _resume(self) -> None:
         self._retry = None
         self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def replace(self, entry: Entry) -> None:
+        """Give connections from now on what `entry` says, and those that are open its route."""
+        if entry is not self.entry:
+            self.entry.gate.route = entry.gate.route
+            entry.gate = self.entry.gate
+            self.entry = entry
 
     def close(self) -> None:
         """Stop accepting. Connections that are open go on."""
@@ -181,7 +188,7 @@ class Server:
                 self._failed(ip, port, error)
                 return
             client = Client(Wire(self._loop, sock, self.buffer), self.site.limits, asyncio.current_task())
-            connection = Connection(self.site, client, key, entry.route)
+            connection = Connection(self.site, client, key, entry.gate)
             self._connections.add(connection)
             try:
                 await connection.serve()
@@ -235,6 +242,14 @@ class Server:
         if header.source is None:
             raise Refusal(403, "proxy_without_client", "the PROXY header names no client")
         return header.source
+
+    def running(self) -> dict[str, int]:
+        """How many exchanges run now, by kind: request, watch, upgrade."""
+        counts = {"request": 0, "watch": 0, "upgrade": 0}
+        for connection in self._connections:
+            if kind := connection.kind:
+                counts[kind] += 1
+        return counts
 
     # -- the clock, the drain
 

@@ -25,10 +25,11 @@ from k8sproxy.dataplane.upstream import UpstreamConnection
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.policy.rewrite import UpstreamHead
-from k8sproxy.protocol.body import Body, UntilClose, request_body, response_body
+from k8sproxy.protocol.body import Body, LengthBody, UntilClose, request_body, response_body
 from k8sproxy.protocol.http1 import ResponseHead, head_end, parse_response_head
 from k8sproxy.recording.tap import Tap
 
+_NO_BODY = LengthBody(0)
 # Seconds a client has to end its side of an upgraded connection after upstream has ended: enough for its last frames.
 _LAST_WORDS = 10.0
 
@@ -62,92 +63,79 @@ class Exchange:
     request heads. proxy_seconds: time spent between reading and writing heads, both ways: the latency added here.
     """
 
-    __slots__ = (
-        "_body_down",
-        "_body_up",
-        "_client",
-        "_client_ended",
-        "_connection",
-        "_done",
-        "_end_at_boundary",
-        "_head",
-        "_head_limit",
-        "_pending",
-        "_tap",
-        "_upstream_ended",
-        "closing",
-        "proxy_seconds",
-        "received",
-        "reusable",
-        "sent",
-        "status",
-        "upgraded",
-    )
+    # Defaults that most exchanges never change stand here; what is set per exchange is set once.
+    closing = False
+    received = 0
+    sent = 0
+    status = 0
+    reusable = False
+    upgraded = False
+    proxy_seconds = 0.0
+    _pending = b""
+    _body_down: Body | None = None
+    _client_ended = False
+    _upstream_ended = False
+    _end_at_boundary = False
+    _connection: UpstreamConnection
+    _done: asyncio.Future[None]
 
-    def __init__(
-        self,
-        client: Client,
-        connection: UpstreamConnection,
-        head: UpstreamHead,
-        tap: Tap,
-        *,
-        head_limit: int,
-        closing: bool,
-    ) -> None:
+    def __init__(self, client: Client, head: UpstreamHead, tap: Tap, *, head_limit: int, closing: bool) -> None:
         self._client = client
-        self._connection = connection
         self._head = head
         self._tap = tap
         self._head_limit = head_limit
-        self._body_up: Body = request_body(head.content_length, head.chunked)
-        self._body_down: Body | None = None
-        self._pending = b""
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._client_ended = False
-        self._upstream_ended = False
-        self._end_at_boundary = False
-        self.closing = closing
-        self.reusable = False
-        self.upgraded = False
-        self.status = 0
-        self.received = 0
-        self.sent = 0
-        self.proxy_seconds = 0.0
+        self._body_up: Body = request_body(head.content_length, head.chunked) if _has_body(head) else _NO_BODY
+        if closing:
+            self.closing = True
 
     @property
     def uploading(self) -> bool:
         """Whether the client's request body is unfinished and only the client holds it up."""
         return not self._body_up.done and not self._connection.wire.blocked
 
-    async def run(self, started: float) -> None:
+    async def run(self, connection: UpstreamConnection, started: float) -> None:
         """Carry the exchange out. started: perf_counter() when the request's head was whole.
 
-        Raises StaleConnection, ClientGone, Cut, or Refusal while nothing of a final response has been sent.
+        Raises StaleConnection (after which it may be run once more), ClientGone, Cut, or Refusal while nothing of a
+        final response has been sent.
         """
-        client, upstream = self._client.wire, self._connection.wire
-        first = b""
-        if not self._body_up.done and self._client.buffer:
-            held = self._client.buffer
-            size = self._body_up.take(memoryview(held))
-            first, self._client.buffer = held[:size], held[size:]
-            self.received += size
-        upstream.receiver = self._from_upstream
-        upstream.end = self._upstream_end
-        upstream.drained = client.resume
-        client.drained = upstream.resume
-        if not self._body_up.done:
-            client.receiver = self._body_from_client
-        client.end = self._client_end
-        self._connection.send(self._head, first)
-        self.proxy_seconds = perf_counter() - started
-        upstream.resume()
+        self._connection = connection
+        done = self._done = asyncio.get_running_loop().create_future()
+        client, upstream = self._client.wire, connection.wire
         if client.ended:
             raise ClientGone
+        first = b""
+        body = self._body_up
+        if not body.done:
+            client.receiver = self._body_from_client
+            if held := self._client.buffer:
+                size = self._take_first(held)
+                first, self._client.buffer = held[:size], held[size:]
+        upstream.receiver = self._from_upstream
+        upstream.end = self._upstream_end
+        upstream.drained = self._client.resume
+        client.drained = upstream.resume
+        client.end = self._client_end
+        connection.send(self._head, first)
+        self.proxy_seconds += perf_counter() - started
+        if upstream.paused:
+            upstream.resume()
         if upstream.blocked:
             client.pause()
-        else:
-            client.resume()
-        await self._done
+        elif client.paused:
+            self._client.resume()
+        await done
+
+    def _take_first(self, held: bytes) -> int:
+        """How much of what the client has sent ahead belongs to the body. Raises Refusal where it is malformed."""
+        try:
+            size = self._body_up.take(memoryview(held))
+        except ProtocolError as error:
+            raise Refusal(error.status, "bad_request", error.message, close=True) from None
+        if self._body_up.done:
+            self._client.wire.receiver = self._client.keep
+        self.received += size
+        return size
 
     def detach(self) -> None:
         """Let go of both wires. What the client sends next is kept for the next request."""
@@ -155,8 +143,9 @@ class Exchange:
         wire = self._connection.wire
         wire.receiver = wire.end = None
         wire.drained = _nothing
-        if not self._done.cancel() and not self._done.cancelled():
-            self._done.exception()  # seen, if nobody waited for it any more
+        done = self._done
+        if not done.cancel() and not done.cancelled():
+            done.exception()  # seen, if nobody waited for it any more
 
     def cut(self, cause: str) -> None:
         """End the exchange from outside (a withdrawn grant, the end of a drain)."""
@@ -185,8 +174,7 @@ class Exchange:
         upstream = self._connection.wire
         upstream.write(view[:size])
         if self._body_up.done:
-            self._client.hold()
-            self._client.wire.end = self._client_end
+            self._client.wire.receiver = self._client.keep
             if size < len(view):
                 self._client.keep(view[size:])
         elif upstream.blocked:
@@ -217,7 +205,7 @@ class Exchange:
 
     def _from_upstream(self, view: memoryview) -> None:
         now = perf_counter()
-        data = self._pending + bytes(view)
+        data = self._pending + view if self._pending else bytes(view)
         end = head_end(data, len(self._pending))
         try:
             while end >= 0:
@@ -241,22 +229,41 @@ class Exchange:
         self.proxy_seconds += perf_counter() - now
 
     def _response(self, head: ResponseHead, rest: memoryview) -> None:
-        body = response_body(self._head.method, head.status, head.content_length, head.chunked)
-        size = body.take(rest) if not body.done else 0
-        self._body_down = body
         self.status = head.status
-        if not self._body_up.done or isinstance(body, UntilClose) or self._head.upgrade:
+        if head.content_length == len(rest) and self._head.method != "HEAD" and head.status not in (204, 304):
+            # Most answers: all of it came in one piece.
+            body: Body = _NO_BODY
+            size = len(rest)
+        else:
+            body = response_body(self._head.method, head.status, head.content_length, head.chunked)
+            size = body.take(rest) if not body.done else 0
+        self._body_down = body
+        if not self._body_up.done or self._head.upgrade or isinstance(body, UntilClose):
             # An unfinished upload, or bytes sent ahead of a switch that did not come, can't be told from a request.
             self.closing = True
-        lines: list[bytes | memoryview] = [b"HTTP/1.1" + head.status_line[8:], head.fields]
-        if self.closing:
-            lines.append(b"Connection: close\r\n")
-        lines += [b"\r\n", rest[:size]]
-        self._connection.wire.receiver = self._body_from_upstream
+        self.sent += size
         self.reusable = not head.close
-        self._down(b"".join(lines), size)
+        client = self._client.wire
+        client.write(
+            b"".join(
+                (
+                    b"HTTP/1.1",
+                    head.status_line[8:],
+                    head.fields,
+                    b"Connection: close\r\n\r\n" if self.closing else b"\r\n",
+                    rest[:size],
+                )
+            )
+        )
+        upstream = self._connection.wire
         if body.done:
             self._complete(extra=size < len(rest))
+            return
+        upstream.receiver = self._body_from_upstream
+        if client.blocked:
+            upstream.pause()
+        if self._end_at_boundary:
+            self._try_boundary()
 
     def _body_from_upstream(self, view: memoryview) -> None:
         body = self._body_down
@@ -293,6 +300,8 @@ class Exchange:
         self._finish()
 
     def _upstream_end(self, error: Exception | None) -> None:
+        if self._upstream_ended:
+            return  # It ended cleanly, and now takes no more either: only the client's end is left to wait for.
         self.reusable = False
         if self.upgraded:
             if error is not None:
@@ -373,6 +382,10 @@ class Exchange:
         self.reusable = False
         if not self._done.done():
             self._done.set_exception(error)
+
+
+def _has_body(head: UpstreamHead) -> bool:
+    return head.chunked or bool(head.content_length)
 
 
 def _nothing() -> None:

@@ -15,6 +15,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 
 from k8sproxy.dataplane.handshake import connect, handshake
 from k8sproxy.dataplane.limits import Limits
@@ -53,6 +54,10 @@ class UpstreamConnection:
         self.reused = False
         self.idle_since = 0.0
 
+    def discard(self, _: object) -> None:
+        """What an idle connection does about an end, or about bytes that nobody asked for: it goes."""
+        self.wire.close()
+
     def send(self, head: UpstreamHead, body: bytes | memoryview = b"") -> None:
         """Send a request's head, with what is there of its body."""
         self.wire.write(head.data + body if body else head.data)
@@ -71,18 +76,24 @@ class Upstream:
         self._idle: deque[UpstreamConnection] = deque()
         self._closed = False
 
-    async def acquire(self, *, fresh: bool = False) -> UpstreamConnection:
-        """A connection, idle or new. fresh: a new one, whatever is idle.
+    def take_idle(self, *, repeatable: bool) -> UpstreamConnection | None:
+        """The connection that was idle for the shortest time, None without one.
 
-        Does not wait where an idle one is good. Raises Refusal 502 or 504 where the API server cannot be reached.
+        repeatable: whether the request could be sent again. If it could not, one system call more makes sure that the
+        connection is alive at this moment.
         """
-        while self._idle and not fresh:
+        while self._idle:
             connection = self._idle.pop()
-            if connection.wire.idle_alive():
+            wire = connection.wire
+            if not (wire.closed or wire.ended) and (repeatable or wire.idle_alive()):
                 connection.reused = True
                 self.active += 1
                 return connection
-            connection.wire.close()
+            wire.close()
+        return None
+
+    async def dial(self) -> UpstreamConnection:
+        """A new connection. Raises Refusal 502 or 504 where the API server cannot be reached."""
         connection = await self._dial()
         self.active += 1
         return connection
@@ -116,18 +127,15 @@ class Upstream:
         if not reusable or self._closed or wire.ended or wire.blocked or len(self._idle) >= self._limits.pool_size:
             wire.close()
             return
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = monotonic()
 
-        def discard(_: object) -> None:
-            wire.close()
-
-        wire.receiver = discard
-        wire.end = discard
-        wire.resume()
+        wire.receiver = wire.end = connection.discard
+        if wire.paused:
+            wire.resume()
         self._idle.append(connection)
 
     def sweep(self, now: float) -> None:
-        """Close what has been idle for too long, oldest first. Called by the handler's clock."""
+        """Close what has been idle for too long, oldest first. now: seconds of time.monotonic()."""
         while self._idle and (
             self._idle[0].wire.closed or now - self._idle[0].idle_since > self._limits.pool_idle_timeout
         ):

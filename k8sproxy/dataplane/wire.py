@@ -13,8 +13,10 @@ Writing: what is written goes to the socket at once; what the socket does not ta
 it is gone, and then `drained` is called. Whoever feeds the wire pauses its source meanwhile: that is the whole of
 backpressure. OpenSSL wants a write that was cut short repeated with the same bytes, so a kept piece stays one piece.
 
-The end: `end` is called once, with None for a clean end (FIN on a plain socket, close_notify on TLS) or the error.
-After a clean end the wire can still be written. A TLS stream cut without close_notify is an error, never an end.
+The end: `end` is called with None for a clean end (FIN on a plain socket, close_notify on TLS) or with the error.
+After a clean end the wire can still be written; should that fail, `end` is called once more, with the error. A TLS
+stream cut without close_notify is an error, never an end. A wire that can't be written any more is still read to its
+end, since what the other side said before it went counts: an early response, the last output of a command.
 """
 
 from __future__ import annotations
@@ -47,25 +49,46 @@ def _ignore() -> None:
     return None
 
 
+def _calls(
+    sock: socket.socket,
+) -> tuple[Callable[[int, memoryview], int], Callable[[bytes | memoryview], int], Callable[[], int]]:
+    """How a socket is read (at most so many bytes, into), written, and asked for decrypted bytes that wait.
+
+    For TLS these are the calls of the _ssl object that every method of SSLSocket ends in: their Python wrappers, which
+    check what a Wire knows anyway, are a tenth of the CPU of a small request. Where a Python hides the object, the
+    methods themselves serve.
+    """
+    if not isinstance(sock, ssl.SSLSocket):
+        return lambda size, view: sock.recv_into(view, size), sock.send, lambda: 0
+    inner = getattr(sock, "_sslobj", None)
+    if inner is None:
+        return sock.read, sock.send, sock.pending  # type: ignore[return-value]  # read() into a buffer gives a number
+    return inner.read, inner.write, inner.pending
+
+
 class Wire:
     """A connected non-blocking socket. `receiver`, `end` and `drained` are set by whoever owns the wire at the time."""
 
     __slots__ = (
+        "_alert",
+        "_broken",
         "_buffer",
         "_kept",
         "_loop",
-        "_paused",
+        "_pending",
+        "_read",
         "_read_wants_write",
-        "_reading",
         "_resuming",
         "_sock",
         "_tls",
+        "_write",
         "_write_wants_read",
         "blocked",
         "closed",
         "drained",
         "end",
         "ended",
+        "paused",
         "receiver",
         "sent_end",
     )
@@ -74,13 +97,15 @@ class Wire:
         self._loop = loop
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
+        self._read, self._write, self._pending = _calls(sock)
         self._buffer = buffer.view
         self._kept: deque[bytes] | None = None
-        self._reading = False
-        self._paused = True
+        self.paused = True
         self._resuming: asyncio.Handle | None = None
         self._read_wants_write = False
         self._write_wants_read = False
+        self._alert = b""  # what is left to send of our close_notify
+        self._broken = False
         self.blocked = False
         self.closed = False
         self.ended = False  # the other side has ended, or the wire broke
@@ -93,36 +118,30 @@ class Wire:
 
     def resume(self) -> None:
         """Read (again). Bytes that OpenSSL already holds are delivered on the next turn of the loop."""
-        if not self._paused or self.closed or self.ended:
+        if not self.paused or self.closed or self.ended:
             return
-        self._paused = False
+        self.paused = False
         self._loop.add_reader(self._sock.fileno(), self._readable)
-        self._reading = True
         if self._pending() and self._resuming is None:
             self._resuming = self._loop.call_soon(self._resume_turn)
 
     def pause(self) -> None:
         """Stop reading. Bytes read in this turn may still be delivered to the current receiver's caller, not more."""
-        if self._paused or self.closed:
+        if self.paused or self.closed:
             return
-        self._paused = True
-        if self._reading:
-            self._loop.remove_reader(self._sock.fileno())
-            self._reading = False
-
-    def _pending(self) -> int:
-        return self._sock.pending() if isinstance(self._sock, ssl.SSLSocket) else 0
+        self.paused = True
+        self._loop.remove_reader(self._sock.fileno())
 
     def _resume_turn(self) -> None:
         self._resuming = None
-        if not self._paused and not self.closed and not self.ended:
+        if not self.paused and not self.closed and not self.ended:
             self._readable()
 
     def _readable(self) -> None:
         if self._write_wants_read:
             self._write_wants_read = False
             self._flush()
-        if self._paused or self.closed or self.ended:
+        if self.paused or self.closed or self.ended:
             return
         view = self._buffer
         got = 0
@@ -131,40 +150,48 @@ class Wire:
         try:
             if self._tls:
                 while True:
-                    step = self._sock.recv_into(view[got:], _RECORD)
+                    step = self._read(_RECORD, view[got:] if got else view)
                     if not step:
                         ended = True
                         break
                     got += step
-                    pending = self._sock.pending()  # type: ignore[attr-defined]  # an SSLSocket has it
                     if got >= TURN:
-                        more = pending > 0
+                        more = self._pending() > 0
                         break
-                    if step < _RECORD and not pending:
+                    if step < _RECORD and not self._pending():
                         break
             else:
-                got = self._sock.recv_into(view, TURN)
+                got = self._read(TURN, view)
                 ended = not got
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
             pass
+        except ssl.SSLZeroReturnError:
+            # close_notify; the module ssl returns 0 for it only where ours has not been sent.
+            ended = True
         except ssl.SSLWantWriteError:
             self._read_wants_write = True
             self._watch_writable()
         except (OSError, ValueError) as error:
             broken = error
         if got and self.receiver is not None:
-            self.receiver(view[:got])
+            try:
+                self.receiver(view[:got])
+            except Exception as error:
+                # A fault of ours must not leave the wire standing with nobody waiting for it.
+                self._loop.call_exception_handler({"message": "a wire's receiver failed", "exception": error})
+                broken = error
         if broken is not None:
             self._finish(broken)
         elif ended:
             self._finish(None)
-        elif more and not self._paused and not self.closed and self._resuming is None:
+        elif more and not self.paused and not self.closed and self._resuming is None:
             self._resuming = self._loop.call_soon(self._resume_turn)
 
     def _finish(self, error: Exception | None) -> None:
-        if self.ended or self.closed:
+        if self.closed or self._broken or (self.ended and error is None):
             return
         self.ended = True
+        self._broken = error is not None
         self.pause()
         if self.end is not None:
             self.end(error)
@@ -182,7 +209,7 @@ class Wire:
         if not size:
             return
         try:
-            sent = self._sock.send(data)
+            sent = self._write(data)
         except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
             sent = 0
         except ssl.SSLWantReadError:
@@ -200,6 +227,8 @@ class Wire:
         self._loop.add_writer(self._sock.fileno(), self._writable)
 
     def _writable(self) -> None:
+        if self._alert:
+            self._end_sending()
         if self._read_wants_write:
             self._read_wants_write = False
             if self._kept is None:
@@ -216,7 +245,7 @@ class Wire:
         try:
             while kept:
                 piece = kept[0]
-                sent = self._sock.send(piece)
+                sent = self._write(piece)
                 if sent < len(piece):
                     kept[0] = piece[sent:]
                     return
@@ -231,6 +260,7 @@ class Wire:
             self.blocked = False
             self._loop.remove_writer(self._sock.fileno())
             self._write_failed(error)
+            self.drained()
             return
         self._kept = None
         self.blocked = False
@@ -238,9 +268,11 @@ class Wire:
         self.drained()
 
     def _write_failed(self, error: Exception) -> None:
-        """The other side takes no more. What it said before it went (an early response) may still be there to read."""
-        self._readable()
-        self._finish(error)
+        """The other side takes no more; what is written from now on goes nowhere. A socket whose connection is gone
+        stays readable until its end has been read, so the reading side finds it, after what is there to read."""
+        self.sent_end = True
+        if self.ended or not isinstance(error, ConnectionError):
+            self._finish(error)
 
     def write_end(self) -> None:
         """End the sending side alone (FIN, close_notify); the other side can still be read. The wire must not be
@@ -248,13 +280,25 @@ class Wire:
         if self.closed or self.sent_end:
             return
         self.sent_end = True
+        if isinstance(self._sock, ssl.SSLSocket):
+            # Out of descriptors, FIN goes alone: the other side sees a cut, which is better than no end.
+            with contextlib.suppress(OSError, ValueError):
+                self._alert = _close_notify(self._sock)
+        self._end_sending()
+
+    def _end_sending(self) -> None:
+        """Send what is left of close_notify, past OpenSSL, and FIN behind it."""
         try:
-            if isinstance(self._sock, ssl.SSLSocket):
-                self._sock.setblocking(False)
-                _send_close_notify(self._sock)
-            socket.socket.shutdown(self._sock, socket.SHUT_WR)
-        except (OSError, ValueError):
+            while self._alert:
+                self._alert = self._alert[socket.socket.send(self._sock, self._alert) :]
+        except (BlockingIOError, InterruptedError):
+            self._watch_writable()
             return
+        except OSError:
+            self._alert = b""
+        self._loop.remove_writer(self._sock.fileno())
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._sock, socket.SHUT_WR)
 
     # -- closing
 
@@ -317,13 +361,13 @@ class Wire:
         return (name[0], name[1]) if isinstance(name, tuple) else ("", 0)
 
 
-def _send_close_notify(sock: ssl.SSLSocket) -> None:
-    """Send close_notify and keep the reading side usable.
+def _close_notify(sock: ssl.SSLSocket) -> bytes:
+    """OpenSSL's close_notify as the bytes to send, with the reading side left usable.
 
     The module ssl always calls SSL_shutdown twice, and the second call reads the socket: application data that waits
     there is lost with an error. So for the length of the call the descriptor is another one, an empty socket pair:
-    the alert is caught there, the second call finds nothing to read, and the alert is then sent by hand. The loop
-    is not given control in between, and the connection itself stays open through `original`.
+    the alert is caught there, and the second call finds nothing to read. The loop is not given control in between,
+    and the connection itself stays open through `original`.
     """
     fileno = sock.fileno()
     mine, theirs = socket.socketpair()
@@ -335,12 +379,10 @@ def _send_close_notify(sock: ssl.SSLSocket) -> None:
             os.dup2(theirs.fileno(), fileno, inheritable=False)
             try:
                 sock.unwrap()
-            except (ssl.SSLWantReadError, ssl.SSLError, OSError):
+            except (ssl.SSLError, OSError):
                 pass
             finally:
                 os.dup2(original, fileno, inheritable=False)
-            alert = mine.recv(4096)
-            while alert:
-                alert = alert[socket.socket.send(sock, alert) :]
+            return mine.recv(4096)
         finally:
             os.close(original)

@@ -1,6 +1,6 @@
 """What the relay shows of an upgraded connection: a tap beside the bytes, never a stage they pass through.
 
-`open_tap` is the one place where a Decision's demand for a recording meets a recorder. It is entered before upstream
+`open_tap` is the one place where a Decision's demand for a recording meets a recorder. It is asked before upstream
 is contacted. This release has no recorder's client yet, so a demand cannot be met: CLOSED is refused, OPEN goes on
 and is said in the log by the handler, which sees `tap.recorded`.
 """
@@ -18,11 +18,8 @@ class Tap:
 
     recorded = False
 
-    async def __aenter__(self) -> Tap:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        return None
+    async def close(self) -> None:
+        """The session is over; what is kept is brought to its end."""
 
     def from_client(self, view: memoryview) -> None:
         """Bytes that the client sent after the switch of protocols. The view is good during the call alone."""
@@ -34,7 +31,7 @@ class Tap:
 NO_TAP = Tap()
 
 
-def open_tap(decision: Decision) -> Tap:
+async def open_tap(decision: Decision) -> Tap:
     """The tap that the Decision demands. Raises Refusal 403 where it must be recorded and cannot be."""
     demand = decision.recording
     if demand is None or demand.failure_mode is FailureMode.OPEN:

@@ -1,0 +1,181 @@
+"""Side by side in one run: python -m bench [--rounds N] [--seconds S] [--only NAMES] [--scenario NAMES] [--json FILE]
+
+Every contender runs from the start, and the rounds go round them (A B C, A B C, ..), so that what the machine does
+besides hits all of them. A figure is the median over the rounds; a ratio is the median of the ratios within a round.
+CPU is the proxy's own, user and system, out of /proc, divided by what it carried; the load generator and the upstream
+are Go programs (bench/peers) and not counted. Needs Go; nginx if it is installed.
+
+`python -m bench.cluster` is the comparison on the real API server, with Tailscale's own proxy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench.certificates import write_certificate
+from bench.contenders import start_all
+from bench.processes import Measured, build_peers, free_port
+
+Contenders = dict[str, tuple[Measured | None, int]]
+Figures = dict[str, dict[str, float]]
+
+_WATCHES = 500
+
+
+def load(directory: Path, port: int, path: str, *arguments: str) -> dict[str, Any]:
+    """One run of the load generator."""
+    command = [
+        str(directory / "loadgen"),
+        f"--url=https://localhost:{port}{path}",
+        f"--ca={directory}/server.crt",
+        *arguments,
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer: dict[str, Any] = json.loads(result.stdout)
+    if answer["errors"]:
+        raise RuntimeError(f"{answer['errors']} requests failed: {answer.get('last_error')}")
+    return answer
+
+
+def requests(path: str, connections: int, seconds: float) -> Callable[[Path, Measured | None, int], dict[str, float]]:
+    """A scenario: as many requests as fit into the time."""
+
+    def run(directory: Path, proxy: Measured | None, port: int) -> dict[str, float]:
+        before = proxy.cpu() if proxy else 0.0
+        answer = load(directory, port, path, f"--connections={connections}", f"--duration={seconds}s")
+        spent = (proxy.cpu() if proxy else 0.0) - before
+        return {
+            "cpu_us": spent / answer["requests"] * 1e6,
+            "rps": answer["rps"],
+            "p50_ms": answer["p50_ms"],
+            "p99_ms": answer["p99_ms"],
+        }
+
+    return run
+
+
+def bulk(mebibytes: int) -> Callable[[Path, Measured | None, int], dict[str, float]]:
+    """A scenario: one large answer."""
+
+    def run(directory: Path, proxy: Measured | None, port: int) -> dict[str, float]:
+        before = proxy.cpu() if proxy else 0.0
+        answer = load(directory, port, f"/big?bytes={mebibytes << 20}", "--connections=1", "--count=2")
+        spent = (proxy.cpu() if proxy else 0.0) - before
+        return {"cpu_s_per_gib": spent / (answer["mib"] / 1024), "mib_per_s": answer["mib_per_s"]}
+
+    return run
+
+
+def watches(directory: Path, proxy: Measured | None, port: int) -> dict[str, float]:
+    """A scenario: streams that say one line and then nothing."""
+    before = proxy.memory() if proxy else 0
+    command = [
+        str(directory / "loadgen"),
+        f"--url=https://localhost:{port}/watch",
+        f"--ca={directory}/server.crt",
+        f"--watches={_WATCHES}",
+        "--duration=4s",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        time.sleep(1.0)
+        after = proxy.memory() if proxy else 0
+        holder.wait()
+    return {"kib_per_watch": (after - before) / 1024 / _WATCHES}
+
+
+def measure(contenders: Contenders, scenario: Callable[..., dict[str, float]], directory: Path, rounds: int) -> tuple[Figures, Figures]:
+    """Medians by contender, and median ratios of k8sproxy to each other one, pair by pair."""
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, (proxy, port) in contenders.items():
+            samples[name].append(scenario(directory, proxy, port))
+    medians = {
+        name: {key: statistics.median(sample[key] for sample in taken) for key in taken[0]}
+        for name, taken in samples.items()
+    }
+    ratios: Figures = {}
+    ours = samples.get("k8sproxy", [])
+    for name, taken in samples.items():
+        if name in ("k8sproxy",) or not ours:
+            continue
+        ratios[name] = {
+            key: statistics.median(a[key] / b[key] for a, b in zip(ours, taken, strict=True))
+            for key in taken[0]
+            if all(b[key] > 0 for b in taken)
+        }
+    return medians, ratios
+
+
+def table(medians: Figures, ratios: Figures) -> Iterable[str]:
+    """A Markdown table of one scenario."""
+    keys = list(next(iter(medians.values())))
+    yield "| | " + " | ".join(keys) + " |"
+    yield "| --- |" + " ---: |" * len(keys)
+    for name, figures in medians.items():
+        yield f"| {name} | " + " | ".join(f"{figures[key]:.2f}" for key in keys) + " |"
+    for name, figures in ratios.items():
+        yield f"| k8sproxy / {name} | " + " | ".join(f"{figures[key]:.2f}" if key in figures else "" for key in keys) + " |"
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="compare proxies side by side")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="a run's length")
+    parser.add_argument("--only", default="", help="contenders, comma separated (direct is always there)")
+    parser.add_argument("--scenario", default="", help="scenarios, comma separated")
+    parser.add_argument("--json", type=Path, help="write all figures to a file")
+    options = parser.parse_args()
+    scenarios: dict[str, Callable[..., dict[str, float]]] = {
+        "one": requests("/small", 1, options.seconds),
+        "small": requests("/small", 16, options.seconds),
+        "20k": requests("/20k", 16, options.seconds),
+        "thousand": requests("/small", 1000, 2 * options.seconds),
+        "bulk": bulk(256),
+        "watches": watches,
+    }
+    titles = {
+        "one": "small GET, 1 connection",
+        "small": "small GET, 16 connections",
+        "20k": "20 KiB GET, 16 connections",
+        "thousand": "small GET, 1,000 connections",
+        "bulk": "256 MiB GET",
+        "watches": f"{_WATCHES} idle watches",
+    }
+    wanted = options.scenario.split(",") if options.scenario else list(scenarios)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="k8sproxy-bench-") as name, ExitStack() as stack:
+        directory = Path(name)
+        write_certificate(directory)
+        build_peers(directory, ("stub-upstream", "go-reverseproxy", "loadgen"), lambda line: print(line, file=sys.stderr))
+        upstream = free_port()
+        arguments = (f"--listen=127.0.0.1:{upstream}", f"--cert={directory}/server.crt", f"--key={directory}/server.key")
+        stack.enter_context(
+            Measured("stub", (str(directory / "stub-upstream"), *arguments), directory / "stub.log", port=upstream)
+        )
+        contenders = start_all(stack, directory, upstream, only=set(filter(None, options.only.split(","))))
+        for proxy, port in contenders.values():
+            load(directory, port, "/small", "--connections=16", "--count=2000")  # warm, and known to work
+            del proxy
+        for scenario in wanted:
+            medians, ratios = measure(contenders, scenarios[scenario], directory, options.rounds)
+            results[scenario] = {"median": medians, "ratio": ratios}
+            print(f"\n### {titles[scenario]}\n\n" + "\n".join(table(medians, ratios)), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
