@@ -1,0 +1,265 @@
+"""Whose connection it is, at each request and while something runs: faults of the daemon, and grants that change."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from k8sproxy.dataplane import handler
+from k8sproxy.errors import Refusal
+from k8sproxy.peer import Peer
+from k8sproxy.tailnet.localapi import LocalAPI
+from tests.dataplane.stage import ANA, AWAY, CHUNKED, KUBERNETES, UNKNOWN, Raw, Stage, get, peer, reply, request
+from tests.fakes.tailscaled import FakeTailscaled, groups, user_whois
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        ("unknown", 403, "knows no peer"),
+        *(
+            (fault, 503, "tailscaled")
+            for fault in ("close", "garbage", "nonsense", "half", "denied", "failing", "busy")
+        ),
+        *((fault, 503, "tailscaled") for fault in ("hang", "missing", "empty", "oversize", "stopped")),
+    ],
+)
+async def test_daemon_at_fault(tmp_path: Path, fault: str, code: int, words: str) -> None:
+    """Refused with what is wrong, nothing upstream; the next request on the same connection is asked about anew."""
+    async with FakeTailscaled(tmp_path / "sock") as daemon:
+        async with Stage(localapi=(api := LocalAPI(daemon.path, timeout=0.2))) as stage:
+            ana = user_whois("ana@example.com", "laptop", "100.64.0.7", groups("dev"))
+            if fault == "stopped":
+                await daemon.stop()
+            elif fault != "unknown":
+                daemon.peers["127.0.0.1"] = ana  # type: ignore[index]  # a dict here
+                daemon.faults["whois"] = fault
+            client = await stage.client()
+            await client.send(get())
+            status, message = (await client.response()).refusal()
+            assert status == code and words in message
+            assert stage.api.untouched() and stage.upstream.opened == 0
+            if fault == "stopped":
+                await daemon.start()
+            daemon.faults.clear()
+            daemon.peers["127.0.0.1"] = ana  # type: ignore[index]  # a dict here
+            _, upstream, head = await stage.exchange(get(), client)
+            assert b"Impersonate-User: ana@example.com\r\n" in head
+            await upstream.send(reply())
+            assert (await client.response()).status == 200
+        await api.aclose()
+
+
+async def test_slow_daemon_is_waited_for() -> None:
+    async with Stage() as stage:
+        asked, answer = asyncio.Event(), asyncio.Event()
+
+        async def slow(_: str) -> Peer:
+            asked.set()
+            await answer.wait()
+            return ANA
+
+        stage.daemon.answer = slow
+        client = await stage.client()
+        await client.send(get())
+        await asked.wait()
+        assert stage.api.untouched()
+        answer.set()
+        upstream = await stage.api.accept()
+        assert b"ana@example.com" in await upstream.head()
+        await upstream.send(reply())
+        assert (await client.response()).status == 200
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ({"impersonate": "x"},),
+        ({"impersonate": {"groups": ["a\r\nImpersonate-Group: system:masters"]}},),
+        ({"impersonate": {"groups": [""]}},),
+        ("text",),
+    ],
+)
+async def test_malformed_grant_refuses_everything(rules: tuple[object, ...]) -> None:
+    async with Stage() as stage:
+        stage.daemon.answer = Peer("100.64.0.7", "n", "l.", login_name="ana@x", capabilities={KUBERNETES: rules})
+        client = await stage.client()
+        for path in ("/api/v1/pods", "/.well-known/k8sproxy/whoami"):
+            await client.send(get(path))
+            assert (await client.response()).refusal()[0] == 403
+        assert stage.api.untouched()
+
+
+async def test_once_a_connection_then_after_its_time() -> None:
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get())
+        await upstream.send(reply())
+        await client.response()
+        for now, asked in ((1009.0, 1), (1011.0, 2), (1020.0, 2)):
+            stage.now = now
+            await client.send(get())
+            await upstream.head()
+            await upstream.send(reply())
+            await client.response()
+            assert len(stage.daemon.asked) == asked
+
+
+async def test_changed_grants_hold_for_the_next_request() -> None:
+    async with Stage() as stage:
+        client, upstream, head = await stage.exchange(get())
+        assert b"Impersonate-Group: dev\r\n" in head
+        await upstream.send(reply())
+        await client.response()
+        stage.daemon.answer = peer("ops", "view")
+        stage.whois.invalidate()
+        await client.send(get())
+        head = await upstream.head()
+        assert b"Impersonate-Group: ops\r\nImpersonate-Group: view\r\n" in head and b"dev" not in head
+        await upstream.send(reply())
+        await client.response()
+        stage.daemon.answer = UNKNOWN
+        stage.whois.invalidate()
+        await client.send(get())
+        assert (await client.response()).refusal()[0] == 403
+        stage.daemon.answer = ANA
+        await client.send(get())
+        assert b"Impersonate-Group: dev\r\n" in await upstream.head()
+        await upstream.send(reply())
+        assert (await client.response()).status == 200
+
+
+async def _watching(stage: Stage) -> tuple[Raw, Raw]:
+    client, upstream, _ = await stage.exchange(get("/api/v1/pods?watch=true"))
+    await upstream.send(CHUNKED + b"1\r\nx\r\n")
+    await client.until(b"x\r\n")
+    return client, upstream
+
+
+withdrawals = pytest.mark.parametrize(
+    "answer",
+    [
+        UNKNOWN,
+        peer(),
+        peer("other"),
+        peer("dev", login="ben@example.com"),
+        peer("dev", node="n-another"),
+        Peer("100.64.0.7", "n-ana", "l.", login_name="ana@example.com", capabilities={KUBERNETES: ("bad",)}),
+    ],
+    ids=["unknown", "no-group", "other-group", "other-user", "other-node", "malformed"],
+)
+
+
+@withdrawals
+async def test_withdrawn_grant_ends_a_watch(answer: Peer | Refusal) -> None:
+    async with Stage() as stage:
+        client, upstream = await _watching(stage)
+        stage.daemon.answer = answer
+        await stage.tick(1)
+        assert stage.server.running()["watch"] == 1  # the answer from before is still good
+        await stage.tick(10)
+        assert b"0\r\n\r\n" not in await client.rest()
+        assert await upstream.gone()
+
+
+async def test_withdrawn_grant_ends_a_session_and_an_unanswered_request() -> None:
+    async with Stage() as stage:
+        lines = ("Connection: Upgrade", "Upgrade: websocket")
+        client, upstream, _ = await stage.exchange(request("GET", "/api/v1/namespaces/a/pods/w/exec", *lines))
+        await upstream.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        await client.head()
+        other, waiting, _ = await stage.exchange(get())
+        stage.daemon.answer = UNKNOWN
+        await stage.tick(11)
+        assert await client.gone() and await upstream.gone()
+        assert (await other.response()).refusal() == (503, "k8sproxy: the request was ended by the proxy")
+        assert await waiting.gone()
+
+
+@pytest.mark.parametrize("answer", [ANA, peer("dev"), peer("dev", "more")], ids=["same", "equal", "more"])
+async def test_what_is_still_granted_goes_on(answer: Peer) -> None:
+    async with Stage() as stage:
+        client, upstream = await _watching(stage)
+        stage.daemon.answer = answer
+        for _ in range(3):
+            await stage.tick(11)
+        assert len(stage.daemon.asked) == 4
+        await upstream.send(b"1\r\ny\r\n0\r\n\r\n")
+        assert await client.exactly(11) == b"1\r\ny\r\n0\r\n\r\n"
+
+
+async def test_narrower_grant_after_a_wider_one_ends_what_began_under_the_first() -> None:
+    """A watch runs as it was decided; what has been granted meanwhile and taken away again changes nothing."""
+    async with Stage() as stage:
+        client, upstream = await _watching(stage)
+        for answer in (peer("dev", "ops"), peer("dev")):
+            stage.daemon.answer = answer
+            await stage.tick(11)
+        assert stage.server.running()["watch"] == 1
+        stage.daemon.answer = peer("ops")
+        await stage.tick(11)
+        assert await client.gone() and await upstream.gone()
+
+
+async def test_outage_of_the_daemon_is_survived_for_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 5000.0
+    monkeypatch.setattr(handler, "perf_counter", lambda: clock)
+    async with Stage() as stage:
+        client, upstream = await _watching(stage)
+        stage.daemon.answer = AWAY
+        clock += 59
+        await stage.tick(11)
+        await stage.tick(11)
+        assert stage.server.running()["watch"] == 1
+        # Known again: the grace begins anew.
+        stage.daemon.answer = ANA
+        await stage.tick(11)
+        stage.daemon.answer = AWAY
+        clock += 59
+        await stage.tick(11)
+        assert stage.server.running()["watch"] == 1
+        # A new request has no grace.
+        other = await stage.client()
+        await other.send(get())
+        assert (await other.response()).refusal()[0] == 503
+        clock += 2
+        await stage.tick(11)
+        assert b"0\r\n\r\n" not in await client.rest() and await upstream.gone()
+
+
+async def test_recheck_of_a_request_that_is_over_touches_no_other() -> None:
+    """The answer comes when the exchange has ended and the next one runs: that one was decided by itself."""
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get())
+        answer: asyncio.Future[Peer] = asyncio.get_running_loop().create_future()
+
+        async def later(_: str) -> Peer:
+            return await asyncio.shield(answer)
+
+        stage.daemon.answer = later
+        stage.now += 11
+        stage.server.tick(asyncio.get_running_loop().time())
+        await asyncio.sleep(0)
+        await upstream.send(reply())
+        await client.response()
+        await client.send(get("/next"))
+        answer.set_result(peer("other"))
+        head = await upstream.head()
+        assert b"Impersonate-Group: other\r\n" in head
+        await stage.until(lambda: not stage.server._rechecking)
+        await upstream.send(reply())
+        assert (await client.response()).status == 200
+
+
+async def test_whoami() -> None:
+    async with Stage() as stage:
+        client = await stage.client()
+        await client.send(get("/.well-known/k8sproxy/whoami"))
+        response = await client.response()
+        assert response.status == 200 and b'"user": "ana@example.com"' in response.body
+        await client.send(get("/.well-known/k8sproxy/other"))
+        assert (await client.response()).refusal()[0] == 404
+        await client.send(request("DELETE", "/.well-known/k8sproxy/whoami"))
+        assert (await client.response()).refusal()[0] == 405
+        assert stage.api.untouched()
