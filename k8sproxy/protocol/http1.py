@@ -39,17 +39,16 @@ _ABSOLUTE_FORM = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _NOT_FORWARDED = frozenset({b"connection", b"keep-alive", b"upgrade", b"te", b"alt-svc"})
 _REASON = rb"(?: [^\x00-\x08\x0a-\x1f\x7f]*+)?"
-# Names are held to the letter, so that no client can find a framing field where we saw none; values may hold what an
-# application behind the API server puts there, but no CR, LF or NUL.
-_ANYTHING = rb"[^\x00\r\n]*+"
+# Held to the letter, so that no client can find a framing field where we saw none. Go's client, and so the API server
+# where it proxies to an application, refuses the same.
 _RESPONSE = re.compile(
-    rb"(HTTP/1\.([01]) ([1-5][0-9][0-9])" + _REASON + rb"\r\n)((?:" + _TOKEN + rb":" + _ANYTHING + rb"\r\n)*+)\r\n"
+    rb"(HTTP/1\.([01]) ([1-5][0-9][0-9])" + _REASON + rb"\r\n)((?:" + _TOKEN + rb":" + _VALUE + rb"\r\n)*+)\r\n"
 )
-_RESPONSE_FIELD = re.compile(rb"(" + _TOKEN + rb"):(" + _ANYTHING + rb")\r\n")
+_RESPONSE_FIELD = re.compile(rb"(" + _TOKEN + rb"):(" + _VALUE + rb")\r\n")
 # Nearly every response: one framing field in canonical spelling, or none, and nothing to take out. One match reads it.
 _OTHER_FIELDS = (
     rb"(?:(?!(?i:connection|content-length|transfer-encoding|upgrade|keep-alive|te|alt-svc|proxy-[a-z-]+):)"
-    + (_TOKEN + rb":" + _ANYTHING + rb"\r\n)*+")
+    + (_TOKEN + rb":" + _VALUE + rb"\r\n)*+")
 )
 _USUAL_RESPONSE = re.compile(
     rb"(HTTP/1\.1 ([1-5][0-9][0-9])"
@@ -244,8 +243,7 @@ def parse_response_head(head: bytes) -> ResponseHead:
     if match is not None:
         status_line, digits, length, chunked = match.groups()
         status = int(digits)
-        # RFC 9110, 8.6 and RFC 9112, 6.1: neither 1xx nor 204 has framing fields.
-        if (status >= 200 and status != 204) or (length is None and chunked is None):
+        if (status >= 200 and status != 204 and status != 304) or (length is None and chunked is None):
             fields = head[len(status_line) : -2]
             size = None if length is None else int(length)
             return ResponseHead(status, status_line, fields, size, chunked is not None, False, b"")
@@ -270,15 +268,19 @@ def _unusual_response(head: bytes) -> ResponseHead:
     ]
     length: int | None = None
     if status < 200 or status == 204:
-        # Framing fields mean nothing here, and are kept from a client that thinks otherwise. An interim response is
-        # passed on as it came, so it must not have any.
+        # RFC 9110, 8.6 and RFC 9112, 6.1: framing fields mean nothing here, and are kept from a client that thinks
+        # otherwise. An interim response is passed on as it came, so it must not have any.
         if status < 200 and (old or (status != 101 and (lengths or codings))):
             raise ProtocolError("upstream sent a malformed interim response", status=502)
         codings = []
     elif codings:
         if lengths or codings != [b"chunked"] or old:
             raise ProtocolError("upstream's framing is ambiguous", status=502)
-        lines.append(b"Transfer-Encoding: chunked\r\n")
+        if status == 304:
+            # It may say how the body would have come; http.client then waits for it.
+            codings = []
+        else:
+            lines.append(b"Transfer-Encoding: chunked\r\n")
     elif lengths:
         if len(set(lengths)) > 1 or _CONTENT_LENGTH.fullmatch(lengths[0]) is None:
             raise ProtocolError("upstream's Content-Length is not one decimal number", status=502)

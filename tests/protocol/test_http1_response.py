@@ -259,8 +259,15 @@ def test_no_content_has_no_framing() -> None:
     for line in ("Content-Length: 5", "Content-Length: 0", "Transfer-Encoding: chunked"):
         found = parse("A: b", line, start=b"HTTP/1.1 204 No Content\r\n")
         assert found == ResponseHead(204, b"HTTP/1.1 204 No Content\r\n", b"A: b\r\n", None, False, False, b"")
-    # Not Modified, and any answer to HEAD, say what the body would be.
-    assert parse("Content-Length: 5", start=b"HTTP/1.1 304 x\r\n").fields == b"Content-Length: 5\r\n"
+
+
+def test_not_modified_may_say_the_length_of_what_it_does_not_send() -> None:
+    start = b"HTTP/1.1 304 Not Modified\r\n"
+    found = parse("Content-Length: 5", start=start)
+    assert (found.fields, found.content_length) == (b"Content-Length: 5\r\n", 5)
+    # http.client (and so the Python client) would wait for the chunks.
+    found = parse("A: b", "Transfer-Encoding: chunked", start=start)
+    assert (found.fields, found.chunked) == (b"A: b\r\n", False)
 
 
 _LINES = st.sampled_from(
@@ -288,7 +295,8 @@ _LINES = st.sampled_from(
             b"Upgrade: websocket",
             b"X: y",
             b"X:",
-            b"X: \xff\x85\x1c",
+            b"X: \xff\x85\xa0",
+            b"X: \x1c",
             b"X: \x01\x0b\x0c",
             b"Trailer: X",
             b"Keep-Alive: 5",
@@ -344,12 +352,7 @@ def test_the_client_sees_the_framing_that_is_counted(data: bytes, method: str) -
 
     stream = sent + coded + behind
     for oracle in (h11_response, client_response):
-        try:
-            message = oracle(stream, method, ended=closing)
-        except Other:
-            # They may refuse it (h11: control characters in values), but not read it in another way.
-            assert any(byte < 0x20 and byte != 0x09 for byte in found.fields.replace(b"\r\n", b"")) or b"\x7f" in sent
-            continue
+        message = oracle(stream, method, ended=closing)
         assert (message.start, message.body) == (found.status, payload)
     if method == "GET":
         try:
