@@ -74,6 +74,11 @@ class Refusal(Exception):
             status["details"] = {"retryAfterSeconds": self.retry_after}
         return status
 
+    def warning(self) -> bytes:
+        """The message as the value of a Warning field (code 299), which kubectl prints (KEP-1693, API warnings)."""
+        text = "".join(character if " " <= character <= "~" else "?" for character in self.message)
+        return b'299 - "k8sproxy: ' + text.replace("\\", "\\\\").replace('"', '\\"').encode("ascii") + b'"'
+
     def body(self) -> bytes:
         """The Status as JSON text, with the line feed that the API server ends its own with."""
         return json.dumps(self.status_object()).encode() + b"\n"

@@ -163,6 +163,10 @@ class Client:
             if len(self.buffer) > self._limits.head_bytes:
                 self.wire.pause()
         elif not waiter.done():
+            if first and self.buffer.endswith(b"\r\n\r\n") and len(self.buffer) <= self._limits.head_bytes:
+                # A head in one piece, or several: where the first one ends is next_head's to find.
+                waiter.set_result(head_end(self.buffer))
+                return
             try:
                 end = self._look()
             except ProtocolError as error:
@@ -191,6 +195,7 @@ class Client:
         close: bool,
         head_only: bool = False,
         retry_after: int | None = None,
+        warning: bytes | None = None,
     ) -> None:
         """Write a whole response."""
         lines = [
@@ -201,6 +206,8 @@ class Client:
         ]
         if retry_after is not None:
             lines.append(b"Retry-After: %d\r\n" % retry_after)
+        if warning is not None:
+            lines.append(b"Warning: " + warning + b"\r\n")
         if close:
             lines.append(b"Connection: close\r\n")
         lines.append(b"\r\n")
@@ -208,8 +215,8 @@ class Client:
             lines.append(body)
         self.wire.write(b"".join(lines))
 
-    def refuse(self, refusal: Refusal, *, close: bool, head_only: bool = False) -> None:
-        """Answer with the refusal's Kubernetes Status."""
+    def refuse(self, refusal: Refusal, *, close: bool, head_only: bool = False, warn: bool = False) -> None:
+        """Answer with the refusal's Kubernetes Status. warn: say its message in a Warning field as well."""
         self.answer(
             refusal.status,
             refusal.body(),
@@ -217,6 +224,7 @@ class Client:
             close=close,
             head_only=head_only,
             retry_after=refusal.retry_after,
+            warning=refusal.warning() if warn else None,
         )
 
     # -- the end

@@ -196,17 +196,25 @@ class Connection:
         closing = fields.close or site.draining or gate.ended
         exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing)
         self._running, self._info, self._last_known = decision, info, started
+        connection: UpstreamConnection | None = None
         try:
             connection = upstream.take_idle(repeatable=upstream_head.repeatable) or await upstream.dial()
             self._exchange = exchange
             try:
-                await self._run(exchange, upstream, connection, started)
+                await exchange.start(connection, started)
             except StaleConnection:
-                await self._run(exchange, upstream, await upstream.dial(), perf_counter())
+                exchange.detach()
+                upstream.release(connection, reusable=False)
+                connection = None
+                connection = await upstream.dial()
+                await exchange.start(connection, perf_counter())
         except (Cut, ClientGone):
             self._record(info, exchange, perf_counter() - started)
             raise
         finally:
+            if connection is not None:
+                exchange.detach()
+                upstream.release(connection, reusable=exchange.reusable)
             self._answering = exchange.status > 0
             self._exchange = self._running = None
             if tap is not NO_TAP:
@@ -215,15 +223,6 @@ class Connection:
         if exchange.status == 401 and route.impersonate:
             endpoint.rejected()
         return not (exchange.closing or site.draining)
-
-    async def _run(
-        self, exchange: Exchange, upstream: Upstream, connection: UpstreamConnection, started: float
-    ) -> None:
-        try:
-            await exchange.run(connection, started)
-        finally:
-            exchange.detach()
-            upstream.release(connection, reusable=exchange.reusable)
 
     def _record(self, info: RequestInfo, exchange: Exchange, seconds: float) -> None:
         """Count a request that was forwarded, and write its line. A refusal is counted where it is answered."""
@@ -249,7 +248,12 @@ class Connection:
             or bool(head.fields.content_length)
             or bool(head.fields.upgrade)
         )
-        self.client.refuse(refusal, close=close, head_only=head is not None and head.method == "HEAD")
+        self.client.refuse(
+            refusal,
+            close=close,
+            head_only=head is not None and head.method == "HEAD",
+            warn=head is not None and _is_discovery(head.target),
+        )
         site.telemetry.refusal(refusal.cause)
         _log.warning(
             "refused",
@@ -393,6 +397,16 @@ def _covers(now: Decision, before: Decision) -> bool:
     return now.impersonation.user == before.impersonation.user and set(now.impersonation.groups) >= set(
         before.impersonation.groups
     )
+
+
+def _is_discovery(target: str) -> bool:
+    """Whether a target names no object or collection: /api, /apis/GROUP/VERSION, /version, /openapi/..
+
+    kubectl asks for some of these first, and prints "unknown" for whatever Status it is answered with there, but it
+    does print warnings.
+    """
+    parts = target.partition("?")[0].strip("/").split("/")
+    return len(parts) <= {"api": 2, "apis": 3}.get(parts[0], len(parts))
 
 
 def _whoami(authority: Authority) -> bytes:

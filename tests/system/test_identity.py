@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.bed import CAP_KUBERNETES, Bed, Grant, kubernetes_grant
-from tests.system.kubectl import Kubectl
+from tests.system.kubectl import Kubectl, write_kubeconfig
 from tests.system.proxy import Proxy, wait_until
 from tests.system.raw import Answer, Connection
 
@@ -63,6 +63,11 @@ def test_an_unknown_peer_is_refused_by_the_proxy(shared_proxy: Proxy) -> None:
     assert (answer.status, again.status) == (403, 403)
     assert answer.message.startswith("k8sproxy: ")
     assert answer.json()["kind"] == "Status"
+
+
+def test_kubectl_tells_an_unknown_peer_why(shared_proxy: Proxy, tmp_path: Path) -> None:
+    path = write_kubeconfig(tmp_path / "kubeconfig", f"https://127.0.0.1:{shared_proxy.port}", ca=shared_proxy.ca)
+    assert "k8sproxy: tailscaled knows no peer" in Kubectl(path).fails("get", "pods")
 
 
 def test_nobody_may_ask_to_be_somebody_else(alice: Kubectl) -> None:
