@@ -271,7 +271,7 @@ class Wire:
         """The other side takes no more; what is written from now on goes nowhere. A socket whose connection is gone
         stays readable until its end has been read, so the reading side finds it, after what is there to read."""
         self.sent_end = True
-        if self.ended or not isinstance(error, ConnectionError):
+        if self.ended or not isinstance(error, ConnectionError | ssl.SSLEOFError):
             self._finish(error)
 
     def write_end(self) -> None:
