@@ -70,6 +70,7 @@ class Exchange:
     status = 0
     reusable = False
     upgraded = False
+    finished = False  # ended as it should
     proxy_seconds = 0.0
     _pending = b""
     _body_down: Body | None = None
@@ -84,7 +85,9 @@ class Exchange:
         self._head = head
         self._tap = tap
         self._head_limit = head_limit
-        self._body_up: Body = request_body(head.content_length, head.chunked) if _has_body(head) else _NO_BODY
+        self._body_up: Body = (
+            request_body(head.content_length, head.chunked) if head.chunked or head.content_length else _NO_BODY
+        )
         if closing:
             self.closing = True
 
@@ -93,11 +96,11 @@ class Exchange:
         """Whether the client's request body is unfinished and only the client holds it up."""
         return not self._body_up.done and not self._connection.wire.blocked
 
-    async def run(self, connection: UpstreamConnection, started: float) -> None:
-        """Carry the exchange out. started: perf_counter() when the request's head was whole.
+    def start(self, connection: UpstreamConnection, started: float) -> asyncio.Future[None]:
+        """Begin, and give what to wait for. started: perf_counter() when the request's head was whole.
 
-        Raises StaleConnection (after which it may be run once more), ClientGone, Cut, or Refusal while nothing of a
-        final response has been sent.
+        The future (or this call) raises StaleConnection (after which it may be started once more), ClientGone, Cut, or
+        Refusal while nothing of a final response has been sent. Whoever waited calls `detach`, come what may.
         """
         self._connection = connection
         done = self._done = asyncio.get_running_loop().create_future()
@@ -124,7 +127,7 @@ class Exchange:
             client.pause()
         elif client.paused:
             self._client.resume()
-        await done
+        return done
 
     def _take_first(self, held: bytes) -> int:
         """How much of what the client has sent ahead belongs to the body. Raises Refusal where it is malformed."""
@@ -144,7 +147,7 @@ class Exchange:
         wire.receiver = wire.end = None
         wire.drained = _nothing
         done = self._done
-        if not done.cancel() and not done.cancelled():
+        if not self.finished and not done.cancel() and not done.cancelled():
             done.exception()  # seen, if nobody waited for it any more
 
     def cut(self, cause: str) -> None:
@@ -205,8 +208,12 @@ class Exchange:
 
     def _from_upstream(self, view: memoryview) -> None:
         now = perf_counter()
-        data = self._pending + view if self._pending else bytes(view)
-        end = head_end(data, len(self._pending))
+        if self._pending:
+            data = self._pending + view
+            end = head_end(data, len(self._pending))
+        else:
+            data = bytes(view)
+            end = head_end(data)
         try:
             while end >= 0:
                 head = parse_response_head(data[:end])
@@ -256,6 +263,11 @@ class Exchange:
             )
         )
         upstream = self._connection.wire
+        if body is _NO_BODY and self._body_up is _NO_BODY:
+            # Nearly every exchange ends here. What came behind the response, if anything, is no answer of ours.
+            self.reusable = size == len(rest) and not head.close
+            self._finish()
+            return
         if body.done:
             self._complete(extra=size < len(rest))
             return
@@ -376,16 +388,13 @@ class Exchange:
 
     def _finish(self) -> None:
         if not self._done.done():
+            self.finished = True
             self._done.set_result(None)
 
     def _fail(self, error: Exception) -> None:
         self.reusable = False
         if not self._done.done():
             self._done.set_exception(error)
-
-
-def _has_body(head: UpstreamHead) -> bool:
-    return head.chunked or bool(head.content_length)
 
 
 def _nothing() -> None:

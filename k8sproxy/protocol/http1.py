@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from k8sproxy.errors import ProtocolError
@@ -123,13 +124,25 @@ def head_end(data: bytes | bytearray, start: int = 0) -> int:
 
 def parse_request_line(head: bytes) -> tuple[str, str, int]:
     """(method, target, index where the field block starts) of a whole head, or ProtocolError."""
-    match = _REQUEST_LINE.match(head)
+    end = head.find(b"\r\n") + 2
+    line = head[:end]
+    method, target = _known_line(line) if end <= _CACHED_LINE else _read_line(line)
+    return method, target, end
+
+
+def _read_line(line: bytes) -> tuple[str, str]:
+    match = _REQUEST_LINE.fullmatch(line)
     if match is None:
-        raise _request_line_fault(head)
+        raise _request_line_fault(line)
     method = match[1].decode("ascii")
     if method not in METHODS:
         raise ProtocolError(f"the method {method[:32]} is not served here", status=405)
-    return method, match[2].decode("ascii"), match.end()
+    return method, match[2].decode("ascii")
+
+
+# Polls, discovery and leases ask for the same again and again. Entries, and bytes a line: at most 6 MiB in all.
+_CACHED_LINE = 512
+_known_line = lru_cache(4096)(_read_line)
 
 
 def _request_line_fault(head: bytes) -> ProtocolError:
