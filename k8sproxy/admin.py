@@ -108,7 +108,9 @@ class AdminSite:
         name = request.transport.get_extra_info("peername") if request.transport else None
         if not isinstance(name, tuple):
             return None
-        address = ipaddress.ip_address(name[0])
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(name[0])
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
         if not address.is_loopback and not any(address in block for block in _TAILNET):
             return None
         whois = self._site.whois

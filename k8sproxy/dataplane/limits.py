@@ -29,5 +29,5 @@ class Limits:
     connections_per_peer: int = 2048
     connect_timeout: float = 5.0
     pool_size: int = 1024
-    pool_idle_timeout: float = 55.0
+    pool_idle_timeout: float = 60.0
     write_timeout: float = 30.0
