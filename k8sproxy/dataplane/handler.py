@@ -383,7 +383,9 @@ class Connection:
         """Take no further request; end a watch at its next boundary."""
         if self._exchange is None:
             self.client.end_idle()
-        elif self._info is not None and self._info.verb == "watch":
+            return
+        self._exchange.closing = True  # said in the response's head, if that is still to come
+        if self._info is not None and self._info.verb == "watch":
             self._exchange.end_at_boundary()
 
 

@@ -146,9 +146,12 @@ class Exchange:
         wire = self._connection.wire
         wire.receiver = wire.end = None
         wire.drained = _nothing
-        done = self._done
-        if not self.finished and not done.cancel() and not done.cancelled():
-            done.exception()  # seen, if nobody waited for it any more
+        if not self.finished:
+            # Left in the middle (cancelled, for one): what upstream sends next still belongs to this exchange.
+            self.reusable = False
+            done = self._done
+            if not done.cancel() and not done.cancelled():
+                done.exception()  # seen, if nobody waited for it any more
 
     def cut(self, cause: str) -> None:
         """End the exchange from outside (a withdrawn grant, the end of a drain)."""
