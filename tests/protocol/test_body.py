@@ -101,6 +101,7 @@ BAD = [
     pytest.param(b"5\r\nhell\r\n0\r\n\r\n", id="shorter than its size"),
     pytest.param(b"5\r\nhello\n0\r\n\r\n", id="bare LF behind the data"),
     pytest.param(b"5\r\nhello\r0\r\n\r\n", id="bare CR behind the data"),
+    pytest.param(b"5\r\nhello\rX0\r\n\r\n", id="CR and anything behind the data"),
     pytest.param(b"5\r\nhelloX\n0\r\n\r\n", id="anything and LF behind the data"),
     pytest.param(b"0\r\nX: a\n\r\n", id="bare LF behind a trailer"),
     pytest.param(b"0\r\n\n", id="bare LF at the end"),
