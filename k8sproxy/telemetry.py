@@ -74,8 +74,16 @@ class Telemetry(Collector):
         self.bytes_from_clients += received
         self.bytes_to_clients += sent
 
+    def refused(self, verb: str, resource: str, code: int, cause: str) -> None:
+        """Count a request that the proxy answered itself, to turn it down. verb, resource: empty where not known."""
+        key = (verb, resource, code)
+        if key not in self._requests and len(self._requests) >= MAX_SERIES:
+            key = ("other", "other", code)
+        self._requests[key] = self._requests.get(key, 0) + 1
+        self.refusal(cause)
+
     def refusal(self, cause: str) -> None:
-        """Count a request that the proxy turned down itself, by its cause."""
+        """Count something that the proxy turned down, by its cause."""
         self._refusals[cause] = self._refusals.get(cause, 0) + 1
 
     def describe(self) -> Iterator[Metric]:

@@ -31,7 +31,7 @@ from k8sproxy.policy.decision import Authority, Decision, authorize, decide
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
 from k8sproxy.policy.rewrite import rewrite
 from k8sproxy.protocol.http1 import RequestHead
-from k8sproxy.recording.tap import NO_TAP, open_tap
+from k8sproxy.recording.tap import NO_TAP, Tap, open_tap
 from k8sproxy.tailnet.whois import ClientKey, WhoIs
 from k8sproxy.telemetry import RequestLog, Telemetry, encode_fields
 
@@ -175,15 +175,15 @@ class Connection:
         site, gate, fields = self._site, self._gate, head.fields
         route = gate.route
         self._answering = False
+        self._info = None
         peer = site.whois.cached(self._key) or await self._ask()
         authority = self._authority
         if authority is None or authority.peer is not peer or self._impersonate is not route.impersonate:
             authority = self._authorize(peer, route)
-        info = request_info(head.method, head.target, fields.upgrade)
+        self._info = info = request_info(head.method, head.target, fields.upgrade)
         if info.path.startswith(LOCAL_PREFIX):
             return self._local(head, info, authority)
         decision = decide(authority, info)
-        tap = NO_TAP if decision.recording is None else await open_tap(decision)
         upstream = route.upstream
         endpoint = upstream.endpoint
         upstream_head = rewrite(
@@ -193,9 +193,10 @@ class Connection:
             host=endpoint.authority,
             authorization=endpoint.authorization(),
         )
+        tap = NO_TAP if decision.recording is None else await self._tap(decision)
         closing = fields.close or site.draining or gate.ended
         exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing)
-        self._running, self._info, self._last_known = decision, info, started
+        self._running, self._last_known = decision, started
         connection: UpstreamConnection | None = None
         try:
             connection = upstream.take_idle(repeatable=upstream_head.repeatable) or await upstream.dial()
@@ -223,6 +224,13 @@ class Connection:
         if exchange.status == 401 and route.impersonate:
             endpoint.rejected()
         return not (exchange.closing or site.draining)
+
+    async def _tap(self, decision: Decision) -> Tap:
+        """The recording that the Decision demands. Raises Refusal where it must be had and can't."""
+        tap = await open_tap(decision)
+        if not tap.recorded:
+            _log.warning("session_unrecorded", connection=self.id, request=self.requests, peer=decision.peer.display)
+        return tap
 
     def _record(self, info: RequestInfo, exchange: Exchange, seconds: float) -> None:
         """Count a request that was forwarded, and write its line. A refusal is counted where it is answered."""
@@ -254,7 +262,8 @@ class Connection:
             head_only=head is not None and head.method == "HEAD",
             warn=head is not None and _is_discovery(head.target),
         )
-        site.telemetry.refusal(refusal.cause)
+        info = self._info if head is not None else None
+        site.telemetry.refused(info.verb if info else "", info.resource if info else "", refusal.status, refusal.cause)
         _log.warning(
             "refused",
             connection=self.id,
