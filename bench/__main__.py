@@ -95,7 +95,9 @@ def watches(directory: Path, proxy: Measured | None, port: int) -> dict[str, flo
     return {"kib_per_watch": (after - before) / 1024 / _WATCHES}
 
 
-def measure(contenders: Contenders, scenario: Callable[..., dict[str, float]], directory: Path, rounds: int) -> tuple[Figures, Figures]:
+def measure(
+    contenders: Contenders, scenario: Callable[..., dict[str, float]], directory: Path, rounds: int
+) -> tuple[Figures, Figures]:
     """Medians by contender, and median ratios of k8sproxy to each other one, pair by pair."""
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -126,7 +128,11 @@ def table(medians: Figures, ratios: Figures) -> Iterable[str]:
     for name, figures in medians.items():
         yield f"| {name} | " + " | ".join(f"{figures[key]:.2f}" for key in keys) + " |"
     for name, figures in ratios.items():
-        yield f"| k8sproxy / {name} | " + " | ".join(f"{figures[key]:.2f}" if key in figures else "" for key in keys) + " |"
+        yield (
+            f"| k8sproxy / {name} | "
+            + " | ".join(f"{figures[key]:.2f}" if key in figures else "" for key in keys)
+            + " |"
+        )
 
 
 def main() -> None:
@@ -159,9 +165,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="k8sproxy-bench-") as name, ExitStack() as stack:
         directory = Path(name)
         write_certificate(directory)
-        build_peers(directory, ("stub-upstream", "go-reverseproxy", "loadgen"), lambda line: print(line, file=sys.stderr))
+        build_peers(
+            directory, ("stub-upstream", "go-reverseproxy", "loadgen"), lambda line: print(line, file=sys.stderr)
+        )
         upstream = free_port()
-        arguments = (f"--listen=127.0.0.1:{upstream}", f"--cert={directory}/server.crt", f"--key={directory}/server.key")
+        arguments = (
+            f"--listen=127.0.0.1:{upstream}",
+            f"--cert={directory}/server.crt",
+            f"--key={directory}/server.key",
+        )
         stack.enter_context(
             Measured("stub", (str(directory / "stub-upstream"), *arguments), directory / "stub.log", port=upstream)
         )

@@ -1,9 +1,9 @@
 """The proxies that are compared, each in front of the same upstream, each with TLS on both legs.
 
-    direct      no proxy at all: what the load generator and the upstream alone can do
-    k8sproxy    `k8sproxy serve` as it is installed: policy, metrics and request log on; WhoIs answered by a stand-in
-    go          Go's httputil.ReverseProxy, which sets a fixed user and does nothing else
-    nginx       one process, proxy_buffering off, keep-alive to upstream, sets a fixed user: the limit
+direct      no proxy at all: what the load generator and the upstream alone can do
+k8sproxy    `k8sproxy serve` as it is installed: policy, metrics and request log on; WhoIs answered by a stand-in
+go          Go's httputil.ReverseProxy, which sets a fixed user and does nothing else
+nginx       one process, proxy_buffering off, keep-alive to upstream, sets a fixed user: the limit
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ http {{
 """
 
 
-def start_all(stack: ExitStack, directory: Path, upstream: int, *, only: set[str]) -> dict[str, tuple[Measured | None, int]]:
+def start_all(
+    stack: ExitStack, directory: Path, upstream: int, *, only: set[str]
+) -> dict[str, tuple[Measured | None, int]]:
     """Start the contenders: name -> (the process, None for direct; its port). Missing programs are left out."""
     found: dict[str, tuple[Measured | None, int]] = {"direct": (None, upstream)}
     for name, start in {"k8sproxy": _k8sproxy, "go": _go, "nginx": _nginx}.items():
