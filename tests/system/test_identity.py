@@ -84,6 +84,7 @@ def test_what_a_client_says_of_itself_is_dropped(bed: Bed, shared_proxy: Proxy) 
         "X-Remote-Group": "system:masters",
         "Authorization": "Bearer forged",
         "X-Forwarded-For": "192.0.2.77",
+        "X-Real-Ip": "192.0.2.78",
         "Connection": "Impersonate-User, Authorization",
     }
     with connect(bed, shared_proxy, "ci") as connection:

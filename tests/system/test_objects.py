@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from tests.bed import Bed
 from tests.bed.http import request
 from tests.bed.kubectl import kubectl as older_kubectl
-from tests.system.kubectl import Kubectl
+from tests.system.kubectl import STREAMING, Kubectl
 from tests.system.proxy import wait_until
 
 CONFIG_MAP = {
@@ -101,7 +100,6 @@ def test_older_kubectls(kubectl: Callable[..., Kubectl], version: str, web: str,
     alice.ok("apply", "-f", str(colours))
     assert "blue" in alice.ok("get", "configmap", "colours", "-o", "yaml")
     alice.ok("delete", "configmap", "colours")
-    done: subprocess.CompletedProcess[bytes] = alice.run(
-        "exec", "-i", web, "--", "sh", "-c", "cat; exit 7", input=b"hi"
-    )
-    assert (done.returncode, done.stdout) == (7, b"hi")
+    for env in STREAMING.values():
+        done = alice.speaking(env).run("exec", "-i", web, "--", "sh", "-c", "cat; exit 7", input=b"hi")
+        assert (done.returncode, done.stdout) == (7, b"hi")
