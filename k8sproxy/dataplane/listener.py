@@ -152,19 +152,27 @@ class Server:
         """Start a connection's task, or close it where there are too many."""
         telemetry = self.site.telemetry
         telemetry.accepted += 1
-        if len(self._tasks) >= self.site.limits.connections or self.site.draining:
+        if telemetry.connections >= self.site.limits.connections or self.site.draining:
             telemetry.refusal("too_many_connections")
             sock.close()
             return
-        self._spawn(self._serve(sock, address[0], address[1], entry), f"connection {address[0]}:{address[1]}")
+        task = self._spawn(self._serve(sock, address[0], address[1], entry), f"connection {address[0]}:{address[1]}")
         telemetry.connections += 1
 
-    def _spawn(self, work: object, name: str) -> None:
+        def ended(_: object) -> None:
+            # Here and not in the task, which runs none of its code if it is cancelled before its first step.
+            telemetry.connections -= 1
+            sock.close()
+
+        task.add_done_callback(ended)
+
+    def _spawn(self, work: object, name: str) -> asyncio.Task[None]:
         """Run a coroutine as a task that is held until it ends, and whose failure is logged."""
         task: asyncio.Task[None] = self._loop.create_task(work, name=name)  # type: ignore[arg-type]
         self._tasks.add(task)
         self._empty.clear()
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -195,7 +203,6 @@ class Server:
             finally:
                 self._connections.discard(connection)
         finally:
-            self.site.telemetry.connections -= 1
             if key is not None:
                 self.site.whois.close(key)
             sock.close()
