@@ -41,7 +41,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         assert not tasks, f"left behind: {tasks}"
 
-    with asyncio.Runner(loop_factory=_LOOPS[pyfuncitem.callspec.params["event_loop_name"]]) as runner:
+    with asyncio.Runner(loop_factory=_LOOPS[str(pyfuncitem.callspec.params["event_loop_name"])]) as runner:
         runner.run(main())
     assert not faults, faults
     return True

@@ -28,7 +28,7 @@ async def test_keep_alive(tls: bool) -> None:
             assert await upstream.exactly(number) == b"x" * number
             await upstream.send(reply(b"%d" % number, "201 Created"))
             assert (await client.response()).body == b"%d" % number
-        assert stage.upstream.opened == 1 and stage.daemon.asked == ["127.0.0.1:%d" % client.sock.getsockname()[1]]
+        assert stage.upstream.opened == 1 and len(stage.daemon.asked) == 1
 
 
 @both_legs

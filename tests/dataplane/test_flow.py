@@ -9,7 +9,7 @@ import tracemalloc
 
 import pytest
 
-from tests.dataplane.stage import CHUNKED, Raw, Stage, get, post, reply, request
+from tests.dataplane.stage import Raw, Stage, get, post, reply, request
 
 both_legs = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 

@@ -362,7 +362,7 @@ async def test_bytes_behind_a_refused_body_are_no_request() -> None:
 )
 @pytest.mark.parametrize("ahead", [False, True], ids=["behind-the-head", "later"])
 async def test_malformed_chunks(body: bytes, ahead: bool) -> None:
-    """Found at once or in the middle of the stream: the client is told, and that upstream connection is never reused."""
+    """Found at once or in the middle of the stream: the client is told, that upstream connection is never reused."""
     async with Stage() as stage:
         client = await stage.client()
         head = request("POST", "/api", "Transfer-Encoding: chunked")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import socket
+import termios
 
 import pytest
 
@@ -131,22 +134,21 @@ async def test_upstream_that_closes_loses_no_output(tls: bool) -> None:
     async with Stage(tls=tls) as stage:
         client = await stage.client(receive_buffer=4096)
         _, upstream, _ = await stage.exchange(upgrade(), client)
-        output = b"x" * 1_000_000
         await upstream.send(switching())
         await client.head()
-        sending = asyncio.ensure_future(upstream.send(output))
         wire = stage.connections[0].client.wire
-        await stage.until(lambda: wire.blocked or sending.done())
-        for _ in range(3):
-            await client.send(b"ping")
-        received = await client.exactly(500_000)
-        await sending
+        wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        # A turn of reading, and a little that waits in the kernel until the client has taken that.
+        output = b"x" * (65536 + 16384)
+        await upstream.send(output)
+        await stage.until(lambda: wire.blocked)
         await upstream.end()
+        await stage.until(lambda: not fcntl.ioctl(upstream.sock, termios.TIOCOUTQ, b"1234").strip(b"\0"))
         upstream.close()
         for _ in range(3):
             await client.send(b"ping")
             await asyncio.sleep(0.001)
-        assert received + await client.rest() == output
+        assert await client.rest() == output
 
 
 @pytest.mark.parametrize("how", ["cut", "reset"])
