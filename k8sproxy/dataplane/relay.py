@@ -30,6 +30,8 @@ from k8sproxy.protocol.http1 import ResponseHead, head_end, parse_response_head
 from k8sproxy.recording.tap import Tap
 
 _NO_BODY = LengthBody(0)
+# Interim responses to one request. Servers send one or two; Go's client gives up after five.
+_MAX_INTERIM = 64
 # Seconds a client has to end its side of an upgraded connection after upstream has ended: enough for its last frames.
 _LAST_WORDS = 10.0
 
@@ -73,6 +75,7 @@ class Exchange:
     finished = False  # ended as it should
     proxy_seconds = 0.0
     _pending = b""
+    _interim = 0
     _body_down: Body | None = None
     _client_ended = False
     _upstream_ended = False
@@ -227,7 +230,10 @@ class Exchange:
                     self._response(head, memoryview(data)[end:])
                     break
                 # RFC 9110, 15.2: interim responses are passed on as they come; the final one follows.
-                self._client.wire.write(data[:end])
+                self._interim += 1
+                if self._interim > _MAX_INTERIM:
+                    raise ProtocolError("the API server sends interim responses without end", status=502)
+                self._client.wire.write(b"HTTP/1.1" + head.status_line[8:] + head.fields + b"\r\n")
                 data = data[end:]
                 end = head_end(data)
             else:

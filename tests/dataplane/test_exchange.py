@@ -184,6 +184,23 @@ async def test_interim_responses_come_down_at_once() -> None:
         assert (await client.response()).status == 200
 
 
+async def test_interim_responses_lose_what_speaks_of_the_connection() -> None:
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get())
+        await upstream.send(b"HTTP/1.1 103 Early Hints\r\nConnection: X-Hop\r\nX-Hop: 1\r\nLink: </x>\r\n\r\n")
+        head = await client.head()
+        assert head == b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+
+
+async def test_interim_responses_without_end_are_no_answer() -> None:
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get())
+        await upstream.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 65)
+        for _ in range(64):
+            assert b" 103 " in await client.head()
+        assert b" 502 " in await client.head()
+
+
 async def test_expect_100_continue() -> None:
     """The body is sent when the API server has asked for it, and not before."""
     async with Stage() as stage:
