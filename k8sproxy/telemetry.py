@@ -33,6 +33,8 @@ MAX_SERIES = 2000
 FLUSH_SECONDS = 0.05
 # Lines waiting for a log reader that does not read: about 10 MiB.
 MAX_PENDING = 20_000
+# Seconds that the end of the process waits for such a reader.
+STOP_SECONDS = 2.0
 
 # Upper bounds, seconds, of the latency added by the proxy: 25 us to 100 ms.
 _BUCKETS = (25e-6, 50e-6, 75e-6, 100e-6, 150e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 0.1)
@@ -154,16 +156,21 @@ class LogWriter:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what is there and end the thread; waits at most two seconds for a reader that does not read."""
+        """Write what is there and end the thread; for a reader that does not read it waits STOP_SECONDS, not more."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            thread.join(2.0)
+            thread.join(STOP_SECONDS)
+            if thread.is_alive():
+                return  # It is writing, and holds the lock.
         self.flush()
 
     def flush(self) -> None:
         """Write what has been collected."""
         with self._lock:
-            lines, self._lines = self._lines, []
+            # Taken from the front of the one list there is: who adds a line meanwhile must not add it to a list that
+            # has been written already.
+            lines = self._lines[:]
+            del self._lines[: len(lines)]
             if lines:
                 try:
                     self.stream.write("".join(lines))
@@ -191,7 +198,12 @@ class _Logger:
 
 def configure_logging(level: str, style: str) -> None:
     """Set up structlog. level: debug, info, warning or error. style: json, or console for people."""
-    renderer: Any = structlog.processors.JSONRenderer() if style == "json" else structlog.dev.ConsoleRenderer()
+    # Plain tracebacks: those that structlog prefers show local variables, which hold heads, which hold tokens.
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if style == "json"
+        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    )
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
