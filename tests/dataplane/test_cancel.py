@@ -164,6 +164,6 @@ async def test_task_that_never_began() -> None:
             for task in stage.server._tasks:
                 task.cancel()
 
-        stage.server.take = taken  # type: ignore[method-assign]
+        stage.server.take = taken  # type: ignore[method-assign, assignment]
         client = await stage.raw()
         assert await client.gone()
