@@ -237,8 +237,9 @@ class Connection:
         site = self._site
         # 499, as nginx has it: the client went before there was an answer.
         status = exchange.status or 499
-        resource = f"{info.resource}/{info.subresource}" if info.subresource else info.resource
-        site.telemetry.request(info.verb, resource, status, exchange.proxy_seconds, exchange.received, exchange.sent)
+        site.telemetry.request(
+            info.verb, _resource(info), status, exchange.proxy_seconds, exchange.received, exchange.sent
+        )
         if site.requests.enabled:
             site.requests.write(
                 self.id, self.requests, self._fields, info.verb, info.path, status, seconds, exchange.sent
@@ -263,7 +264,8 @@ class Connection:
             warn=head is not None and _is_discovery(head.target),
         )
         info = self._info if head is not None else None
-        site.telemetry.refused(info.verb if info else "", info.resource if info else "", refusal.status, refusal.cause)
+        verb, resource = (info.verb, _resource(info)) if info is not None else ("", "")
+        site.telemetry.refused(verb, resource, refusal.status, refusal.cause)
         _log.warning(
             "refused",
             connection=self.id,
@@ -359,6 +361,12 @@ class Connection:
             self._seen, self._stalled_since = exchange.received, now
         return self._site.whois.cached(self._key) is None
 
+    def break_unheard(self) -> None:
+        """End what runs, or waits for a request, if the other side of either wire is gone without a word."""
+        self.client.wire.break_unheard()
+        if self._exchange is not None:
+            self._exchange.break_unheard()
+
     async def recheck(self) -> None:
         """Ask again who it is; end what runs if it would not be allowed now."""
         exchange, decision, info = self._exchange, self._running, self._info
@@ -408,6 +416,11 @@ def _covers(now: Decision, before: Decision) -> bool:
     return now.impersonation.user == before.impersonation.user and set(now.impersonation.groups) >= set(
         before.impersonation.groups
     )
+
+
+def _resource(info: RequestInfo) -> str:
+    """The resource as metrics name it: pods, pods/exec."""
+    return f"{info.resource}/{info.subresource}" if info.subresource else info.resource
 
 
 def _is_discovery(target: str) -> bool:

@@ -108,6 +108,13 @@ def test_kubectl_is_told_why(enforced: None, alice: Kubectl, web: str, tmp_path:
     assert not mark.exists()
 
 
+def test_a_refused_session_is_counted_as_one(enforced: None, alice: Kubectl, shared_proxy: Proxy, web: str) -> None:
+    name = 'k8sproxy_requests_total{code="403",resource="pods/exec",verb="get"}'
+    before = shared_proxy.metrics().get(name, 0)
+    alice.speaking(STREAMING["websocket"]).fails("exec", web, "--", "true")
+    assert shared_proxy.metrics()[name] > before
+
+
 @pytest.mark.parametrize("protocol", STREAMING)
 def test_kubectl_runs_it_where_nothing_is_enforced(alice: Kubectl, web: str, tmp_path: Path, protocol: str) -> None:
     alice.speaking(STREAMING[protocol]).ok("exec", web, "--", "touch", str(tmp_path / "mark"))
