@@ -11,14 +11,14 @@ import contextlib
 import socket
 import ssl
 
-# Keep-alive: a peer that vanished without a word is noticed after 15 s + 4 * 5 s; TCP_USER_TIMEOUT does the same for
-# bytes that nobody acknowledges. Without them a dead connection holds a watch for a quarter of an hour.
+# Keep-alive: a peer that vanished without a word is noticed after 15 s + 4 * 5 s. Without it a dead connection holds a
+# watch for a quarter of an hour. Not TCP_USER_TIMEOUT: it also ends connections whose other side is well and does not
+# read for that long (tcp_probe_timer counts a closed window), such as `kubectl logs | less`; see Wire.unheard.
 _KEEP_ALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 0), 15),
     (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPINTVL", 0), 5),
     (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPCNT", 0), 4),
-    (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", 0), 35_000),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
 )
 

@@ -43,6 +43,8 @@ _ACCEPTS = 64
 # Seconds without accepting when the process is out of descriptors; accepting on would spin.
 _OUT_OF_FILES = 0.5
 _CLOCK_SECONDS = 1.0
+# Ticks of the clock between looks for sides that are gone without a word (Wire.unheard): one system call a wire.
+_UNHEARD_TICKS = 8
 
 
 class Trust(enum.Enum):
@@ -139,6 +141,7 @@ class Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[Connection] = set()
         self._rechecking: set[Connection] = set()
+        self._ticks = 0
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -268,7 +271,11 @@ class Server:
 
     def tick(self, now: float) -> None:
         """Look at every connection. now: of the loop's clock, seconds."""
+        self._ticks += 1
+        look = self._ticks % _UNHEARD_TICKS == 0
         for connection in tuple(self._connections):
+            if look:
+                connection.break_unheard()
             if connection.tick(now) and connection not in self._rechecking:
                 self._rechecking.add(connection)
                 self._spawn(self._recheck(connection), f"recheck {connection.id}")

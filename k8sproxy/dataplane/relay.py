@@ -163,6 +163,10 @@ class Exchange:
         else:
             self._fail(Refusal(503, cause, "the request was ended by the proxy", close=True))
 
+    def break_unheard(self) -> None:
+        """Break the wire to upstream if upstream is gone without a word."""
+        self._connection.wire.break_unheard()
+
     def end_at_boundary(self) -> None:
         """End a chunked response cleanly between two chunks, as soon as the client has been sent whole ones.
 

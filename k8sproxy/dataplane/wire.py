@@ -26,12 +26,20 @@ import contextlib
 import os
 import socket
 import ssl
+import struct
 from collections import deque
 from collections.abc import Callable
 
 # Bytes read in a turn: four TLS records. More makes bulk hardly cheaper and others wait longer.
 TURN = 64 * 1024
 _RECORD = 16 * 1024  # the largest TLS record's plaintext (RFC 8446, 5.1)
+# Seconds without an acknowledgement after which what was sent is taken to be lost for good: as long as keep-alive takes
+# (handshake), which does not look while bytes are in flight. The kernel alone would try for a quarter of an hour.
+UNHEARD = 35.0
+# struct tcp_info (linux/tcp.h): 8 bytes, then 32-bit words: the fifth is tcpi_unacked, the thirteenth, in milliseconds,
+# tcpi_last_ack_recv.
+_INFO = getattr(socket, "TCP_INFO", 0)
+_TCP_INFO = struct.Struct("@8x16xI28xI")
 # A piece to be written is given to OpenSSL whole; all of it is copied if the socket does not take it.
 
 Receiver = Callable[[memoryview], None]
@@ -353,6 +361,24 @@ class Wire:
         """Close without close_notify: what was sent arrives, and a body that needed more is seen to be cut short."""
         self.sent_end = True
         self.close()
+
+    def unheard(self) -> float:
+        """Seconds since the last acknowledgement while packets wait for one, 0.0 where none wait.
+
+        None waits where the other side is well and just does not read: bytes behind a closed window are not in flight.
+        """
+        if self.closed or self._sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return 0.0
+        try:
+            unacked, quiet = _TCP_INFO.unpack(self._sock.getsockopt(socket.IPPROTO_TCP, _INFO, _TCP_INFO.size))
+        except (OSError, struct.error):  # No such option here: the kernel's own patience it is.
+            return 0.0
+        return quiet / 1000 if unacked else 0.0
+
+    def break_unheard(self) -> None:
+        """Break the wire if nothing of what was sent has been acknowledged for UNHEARD seconds."""
+        if self.unheard() > UNHEARD:
+            self._finish(TimeoutError("nothing that was sent is acknowledged"))
 
     @property
     def peername(self) -> tuple[str, int]:
