@@ -1,6 +1,7 @@
 # make demo   sets everything up and shows the main job (BED=real: on the real parts; KUBECONFIG_FILE=...: your cluster)
 # make test   sets everything up and passes the tests; without Go the real parts are left out, and said so
 # make check  format, lint, types, import contracts
+# make bench  compares with other proxies (docs/benchmarks.md)
 # make lock   renews requirements.lock from the ranges in pyproject.toml
 
 PYTHON ?= python3
@@ -46,6 +47,7 @@ bed:
 
 bench: $(STAMP) bed
 	@$(BIN)/python -m bench $(BENCH_ARGS)
+	@$(BIN)/python -m bench.cluster $(BENCH_CLUSTER_ARGS)
 
 lock:
 	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock

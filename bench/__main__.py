@@ -1,9 +1,10 @@
-"""Side by side in one run: python -m bench [--rounds N] [--seconds S] [--only NAMES] [--scenario NAMES] [--json FILE]
+"""Side by side in one run: python -m bench [--rounds N] [--seconds S] [--only NAMES] [--scenario NAMES]
+    [--json FILE] [--markdown FILE]
 
 Every contender runs from the start, and the rounds go round them (A B C, A B C, ..), so that what the machine does
 besides hits all of them. A figure is the median over the rounds; a ratio is the median of the ratios within a round.
-CPU is the proxy's own, user and system, out of /proc, divided by what it carried; the load generator and the upstream
-are Go programs (bench/peers) and not counted. Needs Go; nginx if it is installed.
+CPU is the proxy's own, user and system, out of /proc, divided by what it carried; handshakes are over by then. The load
+generator and the upstream are Go programs (bench/peers) and not counted. Needs Go; nginx if it is installed.
 
 `python -m bench.cluster` is the comparison on the real API server, with Tailscale's own proxy.
 """
@@ -24,7 +25,10 @@ from typing import Any
 
 from bench.certificates import write_certificate
 from bench.contenders import start_all
+from bench.load import run
+from bench.machine import Others, describe
 from bench.processes import Measured, build_peers, free_port
+from bench.report import Goal, goals_table, write_section
 
 Contenders = dict[str, tuple[Measured | None, int]]
 Figures = dict[str, dict[str, float]]
@@ -32,28 +36,26 @@ Figures = dict[str, dict[str, float]]
 _WATCHES = 500
 
 
-def load(directory: Path, port: int, path: str, *arguments: str) -> dict[str, Any]:
-    """One run of the load generator."""
-    command = [
-        str(directory / "loadgen"),
-        f"--url=https://localhost:{port}{path}",
-        f"--ca={directory}/server.crt",
-        *arguments,
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    answer: dict[str, Any] = json.loads(result.stdout)
-    if answer["errors"]:
-        raise RuntimeError(f"{answer['errors']} requests failed: {answer.get('last_error')}")
-    return answer
+def load(
+    directory: Path, port: int, path: str, *arguments: str, primed: Callable[[float], None] | None = None
+) -> dict[str, Any]:
+    """One run of the load generator; see bench.load.run."""
+    url, ca = f"--url=https://localhost:{port}{path}", f"--ca={directory}/server.crt"
+    return run((str(directory / "loadgen"), url, ca, *arguments), primed)
 
 
 def requests(path: str, connections: int, seconds: float) -> Callable[[Path, Measured | None, int], dict[str, float]]:
     """A scenario: as many requests as fit into the time."""
 
-    def run(directory: Path, proxy: Measured | None, port: int) -> dict[str, float]:
-        before = proxy.cpu() if proxy else 0.0
-        answer = load(directory, port, path, f"--connections={connections}", f"--duration={seconds}s")
-        spent = (proxy.cpu() if proxy else 0.0) - before
+    def scenario(directory: Path, proxy: Measured | None, port: int) -> dict[str, float]:
+        before: list[float] = []
+
+        def primed(_: float) -> None:
+            before.append(proxy.cpu() if proxy else 0.0)
+
+        arguments = (f"--connections={connections}", f"--duration={seconds}s")
+        answer = load(directory, port, path, *arguments, primed=primed)
+        spent = (proxy.cpu() if proxy else 0.0) - before[0]
         return {
             "cpu_us": spent / answer["requests"] * 1e6,
             "rps": answer["rps"],
@@ -61,19 +63,19 @@ def requests(path: str, connections: int, seconds: float) -> Callable[[Path, Mea
             "p99_ms": answer["p99_ms"],
         }
 
-    return run
+    return scenario
 
 
 def bulk(mebibytes: int) -> Callable[[Path, Measured | None, int], dict[str, float]]:
     """A scenario: one large answer."""
 
-    def run(directory: Path, proxy: Measured | None, port: int) -> dict[str, float]:
+    def scenario(directory: Path, proxy: Measured | None, port: int) -> dict[str, float]:
         before = proxy.cpu() if proxy else 0.0
         answer = load(directory, port, f"/big?bytes={mebibytes << 20}", "--connections=1", "--count=2")
         spent = (proxy.cpu() if proxy else 0.0) - before
         return {"cpu_s_per_gib": spent / (answer["mib"] / 1024), "mib_per_s": answer["mib_per_s"]}
 
-    return run
+    return scenario
 
 
 def watches(directory: Path, proxy: Measured | None, port: int) -> dict[str, float]:
@@ -135,6 +137,28 @@ def table(medians: Figures, ratios: Figures) -> Iterable[str]:
         )
 
 
+def goals(results: dict[str, Any]) -> Iterable[Goal]:
+    """What is wanted of k8sproxy here, for the scenarios and contenders that there are."""
+
+    def find(scenario: str, kind: str, name: str, key: str) -> float | None:
+        value: float | None = results.get(scenario, {}).get(kind, {}).get(name, {}).get(key)
+        return value
+
+    small = find("small", "median", "k8sproxy", "cpu_us")
+    thousand = find("thousand", "median", "k8sproxy", "cpu_us")
+    wanted = (
+        ("small GET, 16 connections: CPU a request, µs", small, 50.0),
+        ("the same over the Go ReverseProxy's", find("small", "ratio", "go", "cpu_us"), 0.45),
+        ("the same over nginx's", find("small", "ratio", "nginx", "cpu_us"), 1.5),
+        ("CPU a request at 1,000 connections over that at 16", thousand / small if thousand and small else None, 1.2),
+        ("256 MiB GET: CPU over the Go ReverseProxy's", find("bulk", "ratio", "go", "cpu_s_per_gib"), 1.1),
+        ("idle watch, KiB", find("watches", "median", "k8sproxy", "kib_per_watch"), 60.0),
+    )
+    for text, value, limit in wanted:
+        if value is not None:
+            yield Goal(text, value, limit)
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="compare proxies side by side")
@@ -143,6 +167,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="contenders, comma separated (direct is always there)")
     parser.add_argument("--scenario", default="", help="scenarios, comma separated")
     parser.add_argument("--json", type=Path, help="write all figures to a file")
+    parser.add_argument("--markdown", type=Path, help="write the tables to a file, into their section where it has one")
     options = parser.parse_args()
     scenarios: dict[str, Callable[..., dict[str, float]]] = {
         "one": requests("/small", 1, options.seconds),
@@ -162,6 +187,8 @@ def main() -> None:
     }
     wanted = options.scenario.split(",") if options.scenario else list(scenarios)
     results: dict[str, Any] = {}
+    lines: list[str] = []
+    others, shares = Others(), list[float]()
     with tempfile.TemporaryDirectory(prefix="k8sproxy-bench-") as name, ExitStack() as stack:
         directory = Path(name)
         write_certificate(directory)
@@ -184,7 +211,16 @@ def main() -> None:
         for scenario in wanted:
             medians, ratios = measure(contenders, scenarios[scenario], directory, options.rounds)
             results[scenario] = {"median": medians, "ratio": ratios}
-            print(f"\n### {titles[scenario]}\n\n" + "\n".join(table(medians, ratios)), flush=True)
+            shares.append(others.share())
+            block = ["", f"### {titles[scenario]}", "", *table(medians, ratios)]
+            print("\n".join(block), flush=True)
+            lines += block
+    wanted_of_it = ["", *goals_table(goals(results))]
+    print("\n".join(wanted_of_it))
+    if options.markdown:
+        about = f"{describe()}; {options.rounds} rounds of {options.seconds:g} s"
+        about += f"; others took up to {max(shares):.0%} of the machine."
+        write_section(options.markdown, "bench", [about, *lines, *wanted_of_it])
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 

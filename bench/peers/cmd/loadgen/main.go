@@ -1,5 +1,7 @@
 // Loadgen sends the same GET over keep-alive connections, each waiting for its
 // answer, for a time or a number of requests, and prints one JSON object.
+// With --prime every connection gets one answer first, and a line of its own
+// says when all have: what is measured then begins, on connections that are known.
 // With --watches it opens that many streams instead, says on a first line when
 // all have had their first byte, and holds them.
 //
@@ -70,6 +72,7 @@ func main() {
 	connections := flag.Int("connections", 1, "at the same time")
 	duration := flag.Duration("duration", 5*time.Second, "for how long")
 	count := flag.Int64("count", 0, "requests in all, instead of a duration")
+	prime := flag.Bool("prime", false, "one request on each connection before the clock starts")
 	watches := flag.Int("watches", 0, "hold this many streams for the duration, instead of sending requests")
 	ca := flag.String("ca", "", "who signs the certificate; empty: not verified")
 	clientCert := flag.String("client-cert", "", "client certificate")
@@ -85,7 +88,7 @@ func main() {
 		c.hold(*watches, *duration)
 		return
 	}
-	json.NewEncoder(os.Stdout).Encode(c.run(*connections, *duration, *count))
+	json.NewEncoder(os.Stdout).Encode(c.run(*connections, *duration, *count, *prime))
 }
 
 func newClient(target, ca, cert, key, socks5, source string, extra []string) *client {
@@ -161,7 +164,7 @@ func proxyHeader(source string, port uint16) []byte {
 	return binary.BigEndian.AppendUint16(header, 443)
 }
 
-func (c *client) run(connections int, duration time.Duration, count int64) Result {
+func (c *client) run(connections int, duration time.Duration, count int64, prime bool) Result {
 	var (
 		mu        sync.Mutex
 		latencies []time.Duration
@@ -171,6 +174,7 @@ func (c *client) run(connections int, duration time.Duration, count int64) Resul
 		running   sync.WaitGroup
 	)
 	// Everybody is connected before the clock starts: handshakes are not requests.
+	dialed := time.Now()
 	conns := make([]net.Conn, connections)
 	for i := range conns {
 		conn, err := c.dial()
@@ -178,6 +182,9 @@ func (c *client) run(connections int, duration time.Duration, count int64) Resul
 			log.Fatal(err)
 		}
 		conns[i] = conn
+	}
+	if prime {
+		c.prime(conns, dialed)
 	}
 	begin := time.Now()
 	end := begin.Add(duration)
@@ -239,6 +246,21 @@ func (c *client) run(connections int, duration time.Duration, count int64) Resul
 	result.MiB = float64(bytesIn) / (1 << 20)
 	result.MiBPerS = result.MiB / result.Seconds
 	return result
+}
+
+// prime gets one answer on each connection, on all at the same time, and says
+// so, with the time since the first was dialed.
+func (c *client) prime(conns []net.Conn, dialed time.Time) {
+	var primed sync.WaitGroup
+	for _, conn := range conns {
+		primed.Go(func() {
+			if _, err := c.exchange(conn, bufio.NewReaderSize(conn, 64<<10)); err != nil {
+				log.Fatal(err)
+			}
+		})
+	}
+	primed.Wait()
+	json.NewEncoder(os.Stdout).Encode(map[string]any{"state": "primed", "seconds": time.Since(dialed).Seconds()})
 }
 
 // exchange sends the request and reads its answer; n counts the body.
