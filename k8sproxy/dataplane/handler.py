@@ -351,9 +351,11 @@ class Connection:
     def tick(self, now: float) -> bool:
         """Look at the limits, once a second; whether the exchange that runs needs a recheck."""
         exchange = self._exchange
+        self.client.wire.look()
         if exchange is None:
             self.client.expire(now)
             return False
+        exchange.look()
         if exchange.uploading and exchange.received == self._seen and self._stalled_since:
             if now - self._stalled_since > self._site.limits.idle_timeout:
                 exchange.cut("upload_stalled")

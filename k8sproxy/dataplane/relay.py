@@ -163,6 +163,10 @@ class Exchange:
         else:
             self._fail(Refusal(503, cause, "the request was ended by the proxy", close=True))
 
+    def look(self) -> None:
+        """Find an end of upstream that the loop did not tell of."""
+        self._connection.wire.look()
+
     def break_unheard(self) -> None:
         """Break the wire to upstream if upstream is gone without a word."""
         self._connection.wire.break_unheard()

@@ -81,6 +81,7 @@ class Wire:
         "_alert",
         "_broken",
         "_buffer",
+        "_heard",
         "_kept",
         "_loop",
         "_pending",
@@ -114,6 +115,7 @@ class Wire:
         self._write_wants_read = False
         self._alert = b""  # what is left to send of our close_notify
         self._broken = False
+        self._heard = False
         self.blocked = False
         self.closed = False
         self.ended = False  # the other side has ended, or the wire broke
@@ -182,6 +184,7 @@ class Wire:
         except (OSError, ValueError) as error:
             broken = error
         if got and self.receiver is not None:
+            self._heard = True
             try:
                 self.receiver(view[:got])
             except Exception as error:
@@ -194,6 +197,24 @@ class Wire:
             self._finish(None)
         elif more and not self.paused and not self.closed and self._resuming is None:
             self._resuming = self._loop.call_soon(self._resume_turn)
+
+    def look(self) -> None:
+        """Find an end that the loop did not tell of; called by the clock.
+
+        libuv tells of an error on a socket once and then watches it no more (uv__poll_io), while bytes that came ahead
+        of a reset are read first: where they took the one turn there was, nobody would call again. Only a wire that
+        has been read since the last look can be in that state.
+        """
+        if self._heard and self._resuming is None:
+            self._resuming = self._loop.call_soon(self._look_turn)
+
+    def _look_turn(self) -> None:
+        self._resuming = None
+        self._heard = False
+        if not (self.paused or self.closed or self.ended):
+            self._readable()
+            if self._heard:
+                self.look()
 
     def _finish(self, error: Exception | None) -> None:
         if self.closed or self._broken or (self.ended and error is None):
@@ -281,6 +302,9 @@ class Wire:
         self.sent_end = True
         if self.ended or not isinstance(error, ConnectionError | ssl.SSLEOFError):
             self._finish(error)
+            return
+        self._heard = True
+        self.look()
 
     def write_end(self) -> None:
         """End the sending side alone (FIN, close_notify); the other side can still be read. The wire must not be
