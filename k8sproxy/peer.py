@@ -11,12 +11,20 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class Repeated:
+    """What stands in a capability's values for a JSON object that names a member twice.
+
+    Readers differ on which one counts: Go keeps the first of {"x": true, "x": null}, Python the last.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """One WhoIs answer (tailcfg.Node, UserProfile and CapMap; only what is used here).
 
     address: the client's tailnet address, as text, without a port. node_name: the node's full name, the final dot
     included, as WhoIs has it. tags: empty for a user's node. capabilities: capability name -> its JSON values, in
-    the order of the control plane (a null there is the empty tuple).
+    the order of the control plane (a null there is the empty tuple), objects with a member twice as Repeated.
     """
 
     address: str

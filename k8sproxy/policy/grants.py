@@ -11,7 +11,7 @@ All rules count: groups and recorder addresses are united in order, the two swit
 The rules are written for a Go program (kube/kubetypes.KubernetesCapRule, decoded by encoding/json), and this must not
 read them more mildly: field names match in any case, null is a field's zero value, unknown fields are ignored. What
 encoding/json would refuse is refused, and so is what cannot stand in a header or could mean another group there, and
-two spellings of one field in one rule, where the last one wins in Go. A rule with a fault refuses everything of that
+a field that stands in one rule twice, in one spelling or two. A rule with a fault refuses everything of that
 peer, since a rule that is skipped could be the one that enforces recording.
 """
 
@@ -24,7 +24,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NoReturn, TypeVar
 
 from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer
+from k8sproxy.peer import Peer, Repeated
 
 CAPABILITY = "tailscale.com/cap/kubernetes"
 LEGACY_CAPABILITY = "https://tailscale.com/cap/kubernetes"
@@ -121,7 +121,7 @@ def impersonation(peer: Peer, grants: Grants) -> Impersonation:
     """
     if peer.is_tagged:
         user = _usable(peer.node_name.removesuffix("."), "node name")
-        groups = grants.groups or tuple(_usable(tag, "tag") for tag in dict.fromkeys(peer.tags))
+        groups = grants.groups or tuple(_tag(tag) for tag in dict.fromkeys(peer.tags))
         if len(groups) > MAX_GROUPS:
             raise Refusal(403, "unusable_name", f"this peer has {len(groups)} tags; at most {MAX_GROUPS} are taken")
     else:
@@ -137,6 +137,13 @@ def impersonation(peer: Peer, grants: Grants) -> Impersonation:
             "the tailnet's name for this peer starts with 'system:', which Kubernetes reserves for its own components",
         )
     return Impersonation(user=user, groups=groups)
+
+
+def _tag(tag: str) -> str:
+    """A tag as a group. tailcfg.CheckTag: it starts with "tag:"; what does not could be a group of Kubernetes' own."""
+    if not _usable(tag, "tag").startswith("tag:"):
+        raise Refusal(403, "unusable_name", "the tag of this peer can't be impersonated: it does not start with 'tag:'")
+    return tag
 
 
 def _usable(name: str, what: str) -> str:
@@ -193,6 +200,8 @@ class _Fields:
         """A JSON object by lower-cased field names (encoding/json matches names by case folding)."""
         if value is None:
             return {}
+        if isinstance(value, Repeated):
+            self._refuse(field, "names a field twice")
         if not isinstance(value, Mapping):
             self._refuse(field, f"must be an object, not {_kind(value)}")
         members: dict[str, object] = {}

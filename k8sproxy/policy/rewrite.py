@@ -12,6 +12,10 @@ credentials), while Impersonate-* is refused, even where Connection names it: a 
 must not be told "yes" and be itself. An underscore counts as a hyphen, since servers that map fields to variables
 cannot tell them apart.
 
+The connection is the identity, so a web page that its user looks at has it too: a browser sends what any site asks it
+to send. Requests that change something, and upgrades (exec by WebSocket is no matter of CORS), are refused where the
+browser says that another site is behind them, by the rules of Go's net/http.CrossOriginProtection.
+
 In passthrough mode the client's own credentials go on, Impersonate-* with them, and no identity is set.
 """
 
@@ -90,8 +94,11 @@ def rewrite(
             host,
             authorization,
             _field_block(fields, decision, host, authorization),
+            decision.impersonation is not None and _is_cross_site(fields),
         )
     method = head.method
+    if known[4] and (fields.upgrade or method not in _SAFE):
+        raise Refusal(403, "cross_site", "a web page of another site may not do this as you (Origin, Sec-Fetch-Site)")
     return UpstreamHead(
         data=f"{method} {target} HTTP/1.1\r\n".encode("ascii") + known[3],
         method=method,
@@ -162,6 +169,19 @@ def _end_to_end(fields: Fields, *, passthrough: bool) -> bytes:
                     continue
         lines.append(name + b": " + value + b"\r\n")
     return b"".join(lines)
+
+
+def _is_cross_site(fields: Fields) -> bool:
+    """Whether a browser sends this for a page that does not come from here. No browser: neither field, or its own."""
+    site = fields.get(b"sec-fetch-site")
+    if site:
+        return site not in (b"same-origin", b"none")
+    origin = fields.get(b"origin").lower()
+    if not origin:
+        return False
+    scheme, _, authority = origin.partition(b"://")
+    port = {b"http": b":80", b"https": b":443"}.get(scheme, b"")
+    return authority.removesuffix(port) != fields.host.lower().removesuffix(port)
 
 
 def _without_bearer(value: bytes) -> bytes:

@@ -7,13 +7,14 @@ ipnstate.Status of tailscale.com v1.102.5. Pure: no I/O.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from k8sproxy.peer import Peer
+from k8sproxy.peer import Peer, Repeated
 
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\r?\n.+?-----END \1-----\r?\n?", re.DOTALL)
 
@@ -103,8 +104,22 @@ def read_whois(body: bytes, asked: str) -> Peer:
         user_id=answer.user.id,
         login_name=answer.user.login_name,
         display_name=answer.user.display_name,
-        capabilities={name: tuple(values or ()) for name, values in (answer.capabilities or {}).items()},
+        capabilities=_capabilities(body) if answer.capabilities else {},
     )
+
+
+def _capabilities(body: bytes) -> dict[str, tuple[object, ...]]:
+    """The CapMap of an answer that has one, read once more: pydantic passes over all but the last of equal members."""
+    answer = json.loads(body, object_pairs_hook=_members)
+    found = answer["CapMap"] if isinstance(answer, dict) else answer
+    if not isinstance(found, dict):
+        raise Malformed("CapMap: a name that comes twice")
+    return {name: tuple(values or ()) for name, values in found.items()}
+
+
+def _members(pairs: list[tuple[str, object]]) -> dict[str, object] | Repeated:
+    members = dict(pairs)
+    return members if len(members) == len(pairs) else Repeated()
 
 
 def read_status(body: bytes) -> NodeStatus:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer
+from k8sproxy.peer import Peer, Repeated
 from k8sproxy.policy.grants import (
     CAPABILITY,
     LEGACY_CAPABILITY,
@@ -226,6 +226,7 @@ def test_a_tagged_node_is_impersonated_by_name_with_the_rules_groups_or_its_tags
         (dataclasses.replace(TAGGED, node_name=" ci."), "unusable_name", "blank"),
         (dataclasses.replace(TAGGED, node_name="system:node:ci."), "reserved_name", "'system:'"),
         (dataclasses.replace(TAGGED, tags=("tag:a", "")), "unusable_name", "the tag of this peer"),
+        (dataclasses.replace(TAGGED, tags=("tag:a", "system:masters")), "unusable_name", "'tag:'"),
         (dataclasses.replace(TAGGED, tags=tuple(f"tag:{n}" for n in range(257))), "unusable_name", "257 tags"),
     ],
 )
@@ -234,6 +235,23 @@ def test_names_that_nobody_may_have_are_refused(peer: Peer, cause: str, message:
         impersonation(peer, Grants())
     assert (caught.value.status, caught.value.cause) == (403, cause)
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("rule", "fault"),
+    [
+        (Repeated(), "rule 1 names a field twice"),
+        ({"impersonate": Repeated()}, "rule 1: impersonate names a field twice"),
+    ],
+)
+def test_a_field_twice_in_one_spelling_is_refused(rule: object, fault: str) -> None:
+    refusal = refusal_of(with_rules(rule))
+    assert (refusal.status, refusal.cause) == (403, "malformed_grant")
+    assert fault in refusal.message
+
+
+def test_a_field_twice_where_nobody_looks_is_ignored() -> None:
+    assert parse_grants(with_rules({"impersonate": {"groups": ["dev"]}, "other": Repeated()})).groups == ("dev",)
 
 
 @given(peers())

@@ -231,6 +231,50 @@ def test_connection_takes_nothing_away_that_the_proxy_sets(token: str) -> None:
     )
 
 
+WEBSOCKET = ("Connection: Upgrade", "Upgrade: websocket")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("Origin: https://evil.example",),
+        ("Origin: null",),
+        ("Origin: https://k8s.tail1.ts.net.evil.example",),
+        ("Origin: https://k8s.tail1.ts.net:8443",),
+        ("Origin: k8s.tail1.ts.net",),
+        ("Sec-Fetch-Site: cross-site",),
+        ("Sec-Fetch-Site: same-site", "Origin: https://k8s.tail1.ts.net"),
+        ("SEC-FETCH-SITE: anything",),
+    ],
+)
+def test_a_page_of_another_site_is_not_the_user(said: tuple[str, ...]) -> None:
+    for found in head(*said, method="POST"), head(*said, method="DELETE"), head(*said, *WEBSOCKET):
+        for _ in range(2):  # the second time from memory
+            with pytest.raises(Refusal) as caught:
+                upstream(found)
+            assert (caught.value.status, caught.value.cause) == (403, "cross_site")
+    # To read without being shown the answer harms nobody; and the client's own credentials are not sent by themselves.
+    assert upstream(head(*said))
+    assert upstream(head(*said, method="POST"), decision(peer(), impersonate=False))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        (),
+        ("Origin:",),
+        ("Origin: https://k8s.tail1.ts.net",),
+        ("Origin: https://K8s.tail1.ts.net:443",),
+        ("Origin: http://k8s.tail1.ts.net:80",),
+        ("Sec-Fetch-Site: none",),
+        ("Sec-Fetch-Site: same-origin", "Origin: http://localhost:8001"),  # a page behind `kubectl proxy`
+    ],
+)
+def test_whoever_is_no_page_of_another_site_is_served(said: tuple[str, ...]) -> None:
+    assert upstream(head(*said, method="POST"))
+    assert upstream(head(*said, *WEBSOCKET))
+
+
 def test_passthrough() -> None:
     sent = [
         "Authorization: Bearer mine",

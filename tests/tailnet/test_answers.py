@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k8sproxy.peer import Peer
+from k8sproxy.peer import Peer, Repeated
 from k8sproxy.tailnet.answers import CertificatePair, Malformed, NodeStatus, read_pair, read_status, read_whois
 from tests.fakes.tailscaled import groups, user_whois
 
@@ -137,3 +137,18 @@ def test_no_pair(body: bytes) -> None:
     with pytest.raises(Malformed) as caught:
         read_pair(body)
     assert "AAAA" not in str(caught.value)
+
+
+def test_a_member_that_comes_twice_is_told() -> None:
+    # Go reads the first as true (null changes nothing), Python's parsers as null: recording enforced, or not.
+    rules = '[{"enforceRecorder": true, "enforceRecorder": null}, {"impersonate": {"groups": [], "groups": ["a"]}}, {}]'
+    body = json.dumps({**ANA, "CapMap": {"a": ["@"], "b": None}}).replace('["@"]', rules).encode()
+    assert read_whois(body, ASKED).capabilities == {"a": (Repeated(), {"impersonate": Repeated()}, {}), "b": ()}
+
+
+@pytest.mark.parametrize("double", ['"CapMap": {"a": null, "a": [{}]}', '"CapMap": {"a": []}, "CapMap": {"b": []}'])
+def test_a_capability_that_comes_twice_is_no_answer(double: str) -> None:
+    plain = {name: value for name, value in ANA.items() if name != "CapMap"}
+    body = json.dumps(plain)[:-1] + ", " + double + "}"
+    with pytest.raises(Malformed, match="CapMap"):
+        read_whois(body.encode(), ASKED)
