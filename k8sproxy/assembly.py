@@ -157,7 +157,8 @@ class Assembly:
             self._certificates[number] = files
             self._background.run(f"certificate {tls.cert}", files.follow())
         elif tls.source == "generated":
-            generated = GeneratedCertificate(tls.ca_directory, await self._names(listen))
+            names = _certificate_names(listen, await self._node_names() or ())
+            generated = GeneratedCertificate(tls.ca_directory, names)
             await generated.renew()
             self._certificates[number] = generated
             self._background.run("generated certificate", generated.follow())
@@ -168,31 +169,30 @@ class Assembly:
             self.tailnet.follow(addresses=False, certificate=True)
             self._background.run("tailnet certificate", self._follow_tailnet(certificate))
 
-    async def _names(self, listen: Listen) -> tuple[str, ...]:
-        """What a generated certificate is for: the configured names, the listener's address, the node's own."""
-        names = list(listen.tls.names)
-        if listen.address.host != "tailnet" and listen.address.host not in ("0.0.0.0", "::"):  # noqa: S104
-            names.append(listen.address.host)
-        if listen.address.is_loopback:
-            names.append("localhost")
+    async def _node_names(self) -> tuple[str, ...] | None:
+        """The node's own names and addresses, None while the daemon can't say."""
         try:
             status = await self.tailnet.localapi.status()
         except Refusal as refusal:
             _log.warning("tailnet_name_unknown", error=refusal.message)
-        else:
-            full = status.name.removesuffix(".")
-            if full:
-                names += [full, full.partition(".")[0]]
-            names += status.addresses
-        return tuple(dict.fromkeys(names)) or ("localhost",)
+            return None
+        full = status.name.removesuffix(".")
+        return (full, full.partition(".")[0], *status.addresses) if full else None
 
     async def _follow_names(self, certificate: GeneratedCertificate, listen: Listen) -> None:
-        """Give a generated certificate the node's name and addresses when they change, or are known at last."""
+        """Give a generated certificate the node's name and addresses when they change, or are known at last.
+
+        While the daemon is gone or starts, the certificate stays as it is: clients come back before the name does.
+        """
         bus = self.tailnet.whois.bus
+        seen = bus.generation
         while True:
-            await bus.wait_changed(bus.generation)
-            certificate.set_names(await self._names(listen))
-            await certificate.try_now(certificate.renew)
+            await bus.wait_changed(seen)
+            seen = bus.generation
+            names = await self._node_names()
+            if names is not None:
+                certificate.set_names(_certificate_names(listen, names))
+                await certificate.try_now(certificate.renew)
 
     async def _follow_tailnet(self, certificate: ServerCertificate) -> None:
         source = self.tailnet.certificate
@@ -376,6 +376,16 @@ def limits_of(config: Config) -> Limits:
         pool_size=limits.upstream_idle,
         pool_idle_timeout=limits.upstream_idle_timeout,
     )
+
+
+def _certificate_names(listen: Listen, node: Iterable[str]) -> tuple[str, ...]:
+    """What a generated certificate is for: the configured names, the listener's address, the node's own."""
+    names = list(listen.tls.names)
+    if listen.address.host != "tailnet" and listen.address.host not in ("0.0.0.0", "::"):  # noqa: S104
+        names.append(listen.address.host)
+    if listen.address.is_loopback:
+        names.append("localhost")
+    return tuple(dict.fromkeys((*names, *node))) or ("localhost",)
 
 
 def _impersonates(cluster: Cluster) -> bool:

@@ -175,6 +175,8 @@ def test_a_daemon_that_stops_and_comes_back(
             ready = proxy.get("/readyz")
             assert (ready.status, b"tailnet" in ready.body) == (503, True)
             assert proxy.get("/healthz").status == 200
+            proxy.wait_event("tailnet_name_unknown")
+            assert len(proxy.events("certificate_installed")) == 1  # the node's name is not forgotten meanwhile
     finally:
         proxy.node.start()
     wait_until(lambda: proxy.get("/readyz").ok, "readiness")
