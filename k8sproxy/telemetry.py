@@ -63,14 +63,11 @@ class Telemetry(Collector):
 
     def request(self, verb: str, resource: str, code: int, added: float, received: int, sent: int) -> None:
         """Count a request that is over. added: seconds spent in the proxy; received, sent: bytes of body."""
-        key = (verb, resource, code)
         requests = self._requests
-        if key in requests:
-            requests[key] += 1
-        else:
-            if len(requests) >= MAX_SERIES:
-                key = (verb if len(verb) < 20 else "other", "other", code)
-            requests[key] = requests.get(key, 0) + 1
+        try:
+            requests[verb, resource, code] += 1
+        except KeyError:
+            self._new_series(verb, resource, code)
         self._added[bisect_left(_BUCKETS, added)] += 1
         self._added_sum += added
         self.bytes_from_clients += received
@@ -78,11 +75,17 @@ class Telemetry(Collector):
 
     def refused(self, verb: str, resource: str, code: int, cause: str) -> None:
         """Count a request that the proxy answered itself, to turn it down. verb, resource: empty where not known."""
-        key = (verb, resource, code)
-        if key not in self._requests and len(self._requests) >= MAX_SERIES:
-            key = ("other", "other", code)
-        self._requests[key] = self._requests.get(key, 0) + 1
+        if (verb, resource, code) in self._requests:
+            self._requests[verb, resource, code] += 1
+        else:
+            self._new_series(verb, resource, code)
         self.refusal(cause)
+
+    def _new_series(self, verb: str, resource: str, code: int) -> None:
+        key = (verb, resource, code)
+        if len(self._requests) >= MAX_SERIES:
+            key = (verb, "other", code)  # verbs are few: a client has no say in their names
+        self._requests[key] = self._requests.get(key, 0) + 1
 
     def refusal(self, cause: str) -> None:
         """Count something that the proxy turned down, by its cause."""
@@ -225,29 +228,28 @@ class RequestLog:
     def __init__(self, style: str, *, enabled: bool = True) -> None:
         self._json = style == "json"
         self.enabled = enabled
-        self._second = 0
+        self._millisecond = 0
         self._stamp = ""
 
     def write(
         self, connection: str, request: int, fields: str, verb: str, path: str, code: int, seconds: float, sent: int
     ) -> None:
         """Write one line. fields: what `encode_fields` made of the peer."""
-        now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        stamp = f"{self._stamp}.{int((now - second) * 1e6):06d}Z"
+        millisecond = int(time.time() * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            second, rest = divmod(millisecond, 1000)
+            self._stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{rest:03d}Z"
         if self._json:
             LOG.write(
-                f'{{"time":"{stamp}","level":"info","event":"request","connection":"{connection}","request":{request}'
+                f'{{"time":"{self._stamp}","level":"info","event":"request","connection":"{connection}","request":{request}'
                 f',{fields},"verb":{encode_string(verb)},"path":{encode_string(path)},"code":{code}'
                 f',"seconds":{seconds:.6f},"sent":{sent}}}\n'
             )
         else:
             LOG.write(
-                f"{stamp} {connection}/{request} {code} {verb} {encode_string(path)[1:-1]} {seconds * 1e3:.2f} ms "
-                f"{sent} B {fields}\n"
+                f"{self._stamp} {connection}/{request} {code} {verb} {encode_string(path)[1:-1]} {seconds * 1e3:.2f} "
+                f"ms {sent} B {fields}\n"
             )
 
 
