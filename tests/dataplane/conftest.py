@@ -1,4 +1,7 @@
-"""Scenes: a test that is a coroutine runs on both event loops, and must leave no task and no fault of a callback."""
+"""Scenes: a test that is a coroutine runs on both event loops, and must leave no task and no fault of a callback.
+
+A module whose scenes do not depend on the loop names the ones that it needs in EVENT_LOOPS.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if inspect.iscoroutinefunction(metafunc.function):
         metafunc.fixturenames.append("event_loop_name")
-        metafunc.parametrize("event_loop_name", list(_LOOPS))
+        metafunc.parametrize("event_loop_name", getattr(metafunc.module, "EVENT_LOOPS", list(_LOOPS)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -369,6 +369,11 @@ class Stage:
         self.server.tick(asyncio.get_running_loop().time() + seconds)
         await self.until(lambda: not self.server._rechecking)
 
+    async def _run_clock(self) -> None:
+        while True:
+            self.server.tick(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.01)
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that nobody can be told of; a scene that waits for ever is ended by the runner."""
         while not condition():  # noqa: ASYNC110  # the kernel's buffers and the proxy's insides tell nobody
@@ -384,7 +389,9 @@ class Stage:
         for client in self._clients:
             client.leave()
         self.api.close()
+        clock = asyncio.ensure_future(self._run_clock())
         await self.server.drain(0.0 if error else 5.0)
+        clock.cancel()
         self.upstream.close()
         await self.whois.aclose()
         if error is None:

@@ -13,6 +13,9 @@ import pytest
 from k8sproxy.dataplane.limits import Limits
 from tests.dataplane.stage import Raw, Stage, get, peer, reply, request
 
+# What a head says does not depend on who hands it over.
+EVENT_LOOPS = ["uvloop"]
+
 _EXEC = "/api/v1/namespaces/a/pods/web/exec"
 
 
