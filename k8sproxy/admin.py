@@ -19,8 +19,8 @@ from pathlib import Path
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from k8sproxy.dataplane.handler import Site
 from k8sproxy.dataplane.listener import bind
+from k8sproxy.dataplane.site import Site
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
 

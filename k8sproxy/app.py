@@ -22,8 +22,8 @@ from k8sproxy import __version__
 from k8sproxy.admin import AdminSite
 from k8sproxy.assembly import Assembly, Background, StartError, Tailnet, limits_of
 from k8sproxy.config import Config, ConfigError, load
-from k8sproxy.dataplane.handler import Site
 from k8sproxy.dataplane.listener import Server, raise_file_limit
+from k8sproxy.dataplane.site import Site
 from k8sproxy.telemetry import LOG, RequestLog, Telemetry, configure_logging
 
 _log = structlog.get_logger("k8sproxy")

@@ -19,10 +19,10 @@ from prometheus_client.metrics_core import Metric
 from k8sproxy.config import Cluster, Config, Listen
 from k8sproxy.dataplane.certificates import CertificateError, FileCertificate, ServerCertificate
 from k8sproxy.dataplane.credentials import ClusterCredentials, CredentialsError
-from k8sproxy.dataplane.handler import Gate, Route
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.listener import Entry, Listener, Server, Trust
 from k8sproxy.dataplane.localca import GeneratedCertificate
+from k8sproxy.dataplane.site import Gate, Route
 from k8sproxy.dataplane.upstream import Endpoint, Upstream
 from k8sproxy.errors import Refusal
 from k8sproxy.tailnet.localapi import LocalAPI

@@ -13,18 +13,15 @@ request would now be refused or be made as somebody else.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from itertools import count
 from time import perf_counter
 
 import structlog
 
 from k8sproxy.dataplane.client import Client
-from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.relay import ClientGone, Cut, Exchange, StaleConnection
-from k8sproxy.dataplane.upstream import Upstream, UpstreamConnection
+from k8sproxy.dataplane.site import LOCAL_PREFIX, Gate, Route, Site, local_document
+from k8sproxy.dataplane.upstream import UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.policy.decision import Authority, Decision, authorize, decide
@@ -32,46 +29,14 @@ from k8sproxy.policy.requestinfo import RequestInfo, request_info
 from k8sproxy.policy.rewrite import rewrite
 from k8sproxy.protocol.http1 import RequestHead
 from k8sproxy.recording.tap import NO_TAP, Tap, open_tap
-from k8sproxy.tailnet.whois import ClientKey, WhoIs
-from k8sproxy.telemetry import RequestLog, Telemetry, encode_fields
+from k8sproxy.tailnet.whois import ClientKey
+from k8sproxy.telemetry import encode_fields
 
 _log = structlog.get_logger("k8sproxy")
 _serial = count(1)
 
-# What the proxy itself serves to a peer that it knows, beside the API server's own paths.
-LOCAL_PREFIX = "/.well-known/k8sproxy/"
 # Seconds for which a running exchange outlives a daemon that can't be asked: a restart of tailscaled, not more.
 _UNKNOWN_GRACE = 60.0
-
-
-@dataclass(slots=True)
-class Site:
-    """What the connections of a process share. documents: path below LOCAL_PREFIX -> (content type, body)."""
-
-    whois: WhoIs
-    limits: Limits
-    telemetry: Telemetry
-    requests: RequestLog
-    documents: Mapping[str, Callable[[], tuple[bytes, bytes]]] = field(default_factory=dict)
-    per_peer: dict[str, int] = field(default_factory=dict)
-    draining: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where a listener's requests go: the cluster, and whether its clients are impersonated or pass through."""
-
-    upstream: Upstream
-    impersonate: bool = True
-
-
-@dataclass(slots=True)
-class Gate:
-    """What the connections of a listener share: the route of their next request, which a reload may replace, and
-    whether the listener is gone, so that they should end when they can."""
-
-    route: Route
-    ended: bool = False
 
 
 class Connection:
@@ -334,13 +299,7 @@ class Connection:
         """Answer a path below LOCAL_PREFIX: whoami, and what the Site has."""
         if head.method not in ("GET", "HEAD"):
             raise Refusal(405, "method_not_allowed", "only GET and HEAD are served here", close=True)
-        name = info.path.removeprefix(LOCAL_PREFIX)
-        if name == "whoami":
-            content_type, body = b"application/json", _whoami(authority)
-        elif name in self._site.documents:
-            content_type, body = self._site.documents[name]()
-        else:
-            raise Refusal(404, "not_found", "there is nothing here")
+        content_type, body = local_document(self._site, info.path, authority)
         close = head.fields.close or head.fields.chunked or bool(head.fields.content_length) or bool(info.upgrade)
         self.client.answer(200, body, content_type=content_type, close=close, head_only=head.method == "HEAD")
         self._site.telemetry.request(info.verb, "", 200, 0.0, 0, len(body))
@@ -433,24 +392,3 @@ def _is_discovery(target: str) -> bool:
     """
     parts = target.partition("?")[0].strip("/").split("/")
     return len(parts) <= {"api": 2, "apis": 3}.get(parts[0], len(parts))
-
-
-def _whoami(authority: Authority) -> bytes:
-    """Who the peer is to the tailnet, and whom it is impersonated as."""
-    peer, identity = authority.peer, authority.impersonation
-    return (
-        json.dumps(
-            {
-                "peer": {
-                    "node": peer.node_name.removesuffix("."),
-                    "address": peer.address,
-                    "loginName": peer.login_name if not peer.is_tagged else None,
-                    "tags": list(peer.tags),
-                },
-                "impersonation": {"user": identity.user, "groups": list(identity.groups)} if identity else None,
-                "enforceRecorder": authority.grants.enforce_recorder,
-            },
-            indent=2,
-        ).encode()
-        + b"\n"
-    )

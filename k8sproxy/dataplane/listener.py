@@ -28,8 +28,9 @@ import structlog
 
 from k8sproxy.dataplane.certificates import CertificateError
 from k8sproxy.dataplane.client import Client
-from k8sproxy.dataplane.handler import Connection, Gate, Site
+from k8sproxy.dataplane.handler import Connection
 from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
+from k8sproxy.dataplane.site import Gate, Site
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.protocol.proxyprotocol import HEAD_SIZE, ProxyHeaderParser

@@ -29,9 +29,10 @@ from types import TracebackType
 from typing import Any
 
 from k8sproxy.dataplane.certificates import server_context
-from k8sproxy.dataplane.handler import Connection, Gate, Route, Site
+from k8sproxy.dataplane.handler import Connection
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.listener import Entry, Server, Trust
+from k8sproxy.dataplane.site import Gate, Route, Site
 from k8sproxy.dataplane.upstream import Endpoint, Upstream
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer

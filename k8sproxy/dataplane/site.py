@@ -1,0 +1,82 @@
+"""What connections share: the parts of the process, where requests go, and what the proxy itself serves.
+
+Nothing in here acts; the handler does. A Gate stands between a listener and its connections, so that a reload can
+change the route of connections that are open.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from k8sproxy.dataplane.limits import Limits
+from k8sproxy.dataplane.upstream import Upstream
+from k8sproxy.errors import Refusal
+from k8sproxy.policy.decision import Authority
+from k8sproxy.tailnet.whois import WhoIs
+from k8sproxy.telemetry import RequestLog, Telemetry
+
+# What the proxy itself serves to a peer that it knows, beside the API server's own paths.
+LOCAL_PREFIX = "/.well-known/k8sproxy/"
+
+
+@dataclass(slots=True)
+class Site:
+    """What the connections of a process share. documents: path below LOCAL_PREFIX -> (content type, body)."""
+
+    whois: WhoIs
+    limits: Limits
+    telemetry: Telemetry
+    requests: RequestLog
+    documents: Mapping[str, Callable[[], tuple[bytes, bytes]]] = field(default_factory=dict)
+    per_peer: dict[str, int] = field(default_factory=dict)
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a listener's requests go: the cluster, and whether its clients are impersonated or pass through."""
+
+    upstream: Upstream
+    impersonate: bool = True
+
+
+@dataclass(slots=True)
+class Gate:
+    """What the connections of a listener share: the route of their next request, which a reload may replace, and
+    whether the listener is gone, so that they should end when they can."""
+
+    route: Route
+    ended: bool = False
+
+
+def local_document(site: Site, path: str, authority: Authority) -> tuple[bytes, bytes]:
+    """(content type, body) of a path below LOCAL_PREFIX: whoami, and what the Site has. Raises Refusal 404."""
+    name = path.removeprefix(LOCAL_PREFIX)
+    if name == "whoami":
+        return b"application/json", _whoami(authority)
+    if name in site.documents:
+        return site.documents[name]()
+    raise Refusal(404, "not_found", "there is nothing here")
+
+
+def _whoami(authority: Authority) -> bytes:
+    """Who the peer is to the tailnet, and whom it is impersonated as."""
+    peer, identity = authority.peer, authority.impersonation
+    return (
+        json.dumps(
+            {
+                "peer": {
+                    "node": peer.node_name.removesuffix("."),
+                    "address": peer.address,
+                    "loginName": peer.login_name if not peer.is_tagged else None,
+                    "tags": list(peer.tags),
+                },
+                "impersonation": {"user": identity.user, "groups": list(identity.groups)} if identity else None,
+                "enforceRecorder": authority.grants.enforce_recorder,
+            },
+            indent=2,
+        ).encode()
+        + b"\n"
+    )
