@@ -31,6 +31,7 @@ class Client:
     nobody looks at the wire (a question to the daemon, a dial)."""
 
     __slots__ = (
+        "_answered",
         "_block",
         "_fields",
         "_first",
@@ -54,6 +55,7 @@ class Client:
         self._waiter: asyncio.Future[int] | None = None
         self._scanned = 0
         self._first = True
+        self._answered = False
         self._block = b""
         self._fields: Fields | None = None
         self.hold()
@@ -66,6 +68,8 @@ class Client:
         wire = self.wire
         if wire.blocked and not await self._taken():
             return None
+        if self._answered:
+            await self._let_others()
         self._scanned = 0
         end = self._look() if self.buffer else 0
         if not end:
@@ -93,6 +97,17 @@ class Client:
         self.buffer = buffer[end:]
         return self._parse(buffer[:end])
 
+    async def _let_others(self) -> None:
+        """Let the loop turn once. Answers of the proxy itself wait for nothing, and a buffer holds a thousand requests:
+        for as long as those take, nobody else would be served."""
+        self._answered = False
+        waiter = self._waiter = self._loop.create_future()
+        self._loop.call_soon(self._turned)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+
     async def _taken(self) -> bool:
         """Whether the client has taken its answers in time: one that sends requests and reads nothing gets no more."""
         over = asyncio.Event()
@@ -103,6 +118,10 @@ class Client:
                 await over.wait()
         self.hold()
         return not self.wire.blocked
+
+    def _turned(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(0)
 
     def resume(self) -> None:
         """Read on, unless more than enough is here for the next head already."""
@@ -214,6 +233,7 @@ class Client:
         if not head_only:
             lines.append(body)
         self.wire.write(b"".join(lines))
+        self._answered = True
 
     def refuse(self, refusal: Refusal, *, close: bool, head_only: bool = False, warn: bool = False) -> None:
         """Answer with the refusal's Kubernetes Status. warn: say its message in a Warning field as well."""
