@@ -84,16 +84,22 @@ class App:
         files = raise_file_limit()
         if files < 2 * self._config.limits.connections:
             _log.warning("few_open_files", limit=files, needed=2 * self._config.limits.connections)
+        loop = asyncio.get_running_loop()
+        # Already now: a start may wait for a plugin or for the daemon, and the first process of a container gets no
+        # signal that it does not handle.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._terminate)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
         try:
-            await self._start()
+            if not await self._start_unless_stopped():
+                _log.info("stopped", cut=0)
+                await self._tailnet.close()
+                return 0
         except StartError as error:
             _log.error("start_failed", error=str(error))
             await self._tailnet.close()
             return 1
-        loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, lambda: self._background.run("reload", self.reload("SIGHUP")))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._terminate)
         self._background.run("clock", self._server.run_clock())
         self._background.run("configuration file", self._follow_file())
         _log.info(
@@ -102,6 +108,19 @@ class App:
         await self._stop.wait()
         await self._drain()
         return 0
+
+    async def _start_unless_stopped(self) -> bool:
+        """Start; whether it came to that before a signal to stop. Raises StartError."""
+        start = asyncio.create_task(self._start(), name="start")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not start.done():
+            start.cancel()
+            await asyncio.wait((start,))
+            return False
+        start.result()
+        return True
 
     async def _start(self) -> None:
         self._tailnet.follow(addresses=False, certificate=False)

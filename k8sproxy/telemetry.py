@@ -2,7 +2,8 @@
 
 Metrics: a request costs a few dictionary and list increments; prometheus-client only renders them when /metrics is
 asked for. Label values come from clients in part (a resource may be any word in a path), so the number of series is
-bounded: past MAX_SERIES a request is counted under the resource "other".
+bounded: past MAX_SERIES a request is counted under the resource "other". So is one that failed past MAX_FAILED_SERIES,
+since any word at all can fail: what does not exist must not use up the series of what does.
 
 Logs: one writer for both kinds of line. Events go through structlog; the line of a request is put together by hand
 (the JSON encoder of the standard library for the strings, the fields of the connection encoded once), because it is
@@ -29,6 +30,8 @@ from prometheus_client.registry import Collector
 
 # Series of k8sproxy_requests_total. A cluster has some hundred pairs of verb and resource, a few codes each.
 MAX_SERIES = 2000
+# Those of them with a code from 400 on.
+MAX_FAILED_SERIES = 500
 # Seconds that a log line may wait to be written together with others.
 FLUSH_SECONDS = 0.05
 # Lines waiting for a log reader that does not read: about 10 MiB.
@@ -47,6 +50,7 @@ class Telemetry(Collector):
 
     def __init__(self) -> None:
         self._requests: dict[tuple[str, str, int], int] = {}
+        self._failed_series = 0
         self._refusals: dict[str, int] = {}
         self._added = [0] * (len(_BUCKETS) + 1)
         self._added_sum = 0.0
@@ -83,8 +87,11 @@ class Telemetry(Collector):
 
     def _new_series(self, verb: str, resource: str, code: int) -> None:
         key = (verb, resource, code)
-        if len(self._requests) >= MAX_SERIES:
+        failed = code >= 400
+        if len(self._requests) >= MAX_SERIES or (failed and self._failed_series >= MAX_FAILED_SERIES):
             key = (verb, "other", code)  # verbs are few: a client has no say in their names
+        elif failed:
+            self._failed_series += 1
         self._requests[key] = self._requests.get(key, 0) + 1
 
     def refusal(self, cause: str) -> None:

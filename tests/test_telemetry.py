@@ -15,6 +15,7 @@ from prometheus_client import generate_latest
 
 from k8sproxy import telemetry
 from k8sproxy.telemetry import (
+    MAX_FAILED_SERIES,
     MAX_PENDING,
     MAX_SERIES,
     LogWriter,
@@ -147,6 +148,18 @@ def test_series_are_bounded() -> None:
     assert len(counters._requests) == MAX_SERIES + 1
     assert counters._requests["get", "other", 200] == 100
     assert (counters.bytes_from_clients, counters.bytes_to_clients) == (MAX_SERIES + 100, 2 * (MAX_SERIES + 100))
+
+
+def test_what_does_not_exist_takes_no_series_from_what_does() -> None:
+    counters = Telemetry()
+    for number in range(2 * MAX_SERIES):
+        counters.request("get", f"thing{number}", 404, 0.0, 0, 0)
+    counters.request("get", "pods", 200, 0.0, 0, 0)
+    counters.refused("get", "thing", 403, "recorder_unavailable")
+    assert len(counters._requests) == MAX_FAILED_SERIES + 3
+    assert counters._requests["get", "other", 404] == 2 * MAX_SERIES - MAX_FAILED_SERIES
+    assert counters._requests["get", "other", 403] == 1
+    assert counters._requests["get", "pods", 200] == 1
 
 
 def test_text_format() -> None:
