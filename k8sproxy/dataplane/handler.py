@@ -49,10 +49,10 @@ class Connection:
         "_exchange",
         "_fields",
         "_gate",
-        "_impersonate",
         "_info",
         "_key",
         "_last_known",
+        "_route",
         "_running",
         "_seen",
         "_site",
@@ -70,7 +70,7 @@ class Connection:
         self._key = key
         self._gate = gate
         self._authority: Authority | None = None
-        self._impersonate = True
+        self._route: Route | None = None  # the one that _authority and _fields are of
         self._answering = False  # whether something of an answer to the current request has been sent
         self._fields = '"peer":null'
         self._counted = ""
@@ -143,7 +143,7 @@ class Connection:
         self._info = None
         peer = site.whois.cached(self._key) or await self._ask()
         authority = self._authority
-        if authority is None or authority.peer is not peer or self._impersonate is not route.impersonate:
+        if authority is None or authority.peer is not peer or self._route is not route:
             authority = self._authorize(peer, route)
         self._info = info = request_info(head.method, head.target, fields.upgrade)
         if info.path.startswith(LOCAL_PREFIX):
@@ -260,7 +260,7 @@ class Connection:
         authority = authorize(peer, impersonate=route.impersonate)
         self._count(peer)
         self._authority = authority
-        self._impersonate = route.impersonate
+        self._route = route
         identity = authority.impersonation
         self._fields = encode_fields(
             {

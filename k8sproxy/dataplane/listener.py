@@ -21,6 +21,7 @@ import errno
 import ipaddress
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ from k8sproxy.dataplane.site import Gate, Site
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.protocol.proxyprotocol import HEAD_SIZE, ProxyHeaderParser
+from k8sproxy.tailnet.whois import ClientKey
 
 _log = structlog.get_logger("k8sproxy")
 
@@ -143,6 +145,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._rechecking: set[Connection] = set()
         self._ticks = 0
+        self._held: Counter[str] = Counter()  # connections by tailnet address
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -187,6 +190,7 @@ class Server:
 
     async def _serve(self, sock: socket.socket, ip: str, port: int, entry: Entry) -> None:
         key = None
+        held = ""
         try:
             try:
                 prepare(sock)
@@ -194,6 +198,7 @@ class Server:
                     if entry.trust is Trust.PROXY:
                         ip, port = await self._proxied(sock, ip, port)
                     key = self.site.whois.open(ip, port, service=entry.service)
+                    held = self._hold(key)
                     if entry.tls is not None:
                         sock = await handshake(self._loop, sock, entry.tls(), server_name=None)
             except (OSError, TimeoutError, ProtocolError, Refusal, CertificateError) as error:
@@ -207,9 +212,27 @@ class Server:
             finally:
                 self._connections.discard(connection)
         finally:
+            if held:
+                self._held[held] -= 1
+                if not self._held[held]:
+                    del self._held[held]
             if key is not None:
                 self.site.whois.close(key)
             sock.close()
+
+    def _hold(self, key: ClientKey) -> str:
+        """Count a connection to its tailnet address, before anything is asked or answered; what it was counted under.
+
+        A peer's connections are counted, and refused in words, at their first request (handler). Whoever never makes
+        one must not take the places of all others: twice the limit is the end. Connections that a userspace daemon
+        forwards all come from loopback, where only their requests tell them apart.
+        """
+        if not key.shared:
+            return ""
+        if self._held[key.address] >= 2 * self.site.limits.connections_per_peer:
+            raise Refusal(429, "too_many_connections", "this address has too many connections", close=True)
+        self._held[key.address] += 1
+        return key.address
 
     def _failed(self, ip: str, port: int, error: Exception) -> None:
         """Say why a connection came to nothing. There is no HTTP yet, so there is nobody to tell but the log."""

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from k8sproxy.dataplane import handler
+from k8sproxy.dataplane.listener import Entry, Trust
+from k8sproxy.dataplane.site import Gate, Route
+from k8sproxy.dataplane.upstream import Upstream
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.tailnet.localapi import LocalAPI
@@ -263,3 +266,22 @@ async def test_whoami() -> None:
         await client.send(request("DELETE", "/.well-known/k8sproxy/whoami"))
         assert (await client.response()).refusal()[0] == 405
         assert stage.api.untouched()
+
+
+async def test_log_names_the_cluster_of_the_request() -> None:
+    """A reload may give an open connection another cluster: from then on its lines say so."""
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get())
+        await upstream.send(reply())
+        await client.response()
+        (connection,) = stage.connections
+        assert '"cluster":"prod"' in connection._fields
+        blue = Upstream("blue", stage.upstream.endpoint, stage.limits, stage.server.buffer)
+        stage.listener.replace(Entry(Trust.DIRECT, None, Gate(Route(blue))))
+        await client.send(get())
+        other = await stage.api.accept()
+        await other.head()
+        await other.send(reply())
+        await client.response()
+        assert '"cluster":"blue"' in connection._fields
+        blue.close()

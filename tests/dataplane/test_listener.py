@@ -198,6 +198,30 @@ async def test_connections_of_a_peer_are_limited() -> None:
         assert stage.site.per_peer == {"n-ana": 2, "n-ben": 1}
 
 
+async def test_connections_that_ask_nothing_are_limited() -> None:
+    async with Stage(Limits(connections_per_peer=2), trust=Trust.PROXY) as stage:
+        stage.daemon.answer = Service()
+        silent = []
+        for _ in range(4):
+            silent.append(await stage.raw())
+            await silent[-1].send(proxy_header())
+            await stage.until(lambda: len(stage.connections) == len(silent))
+        other = await stage.raw()
+        await other.send(proxy_header())
+        assert await other.gone()
+        assert stage.site.telemetry._refusals == {"too_many_connections": 1}
+        third = await stage.raw()
+        await third.send(proxy_header("100.64.0.8"))
+        await stage.until(lambda: len(stage.connections) == 5)
+        assert stage.server._held == {"100.64.0.7:0": 4, "100.64.0.8:0": 1}
+        silent[0].close()
+        await stage.until(lambda: len(stage.connections) == 4)
+        again = await stage.raw()
+        await again.send(proxy_header() + get())
+        await (await stage.api.accept()).head()
+    assert not stage.server._held
+
+
 # -- drain
 
 
