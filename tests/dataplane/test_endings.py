@@ -4,6 +4,9 @@ breaks breaks the client's body, and a pooled connection is reused only where bo
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import ssl
 
 import pytest
 
@@ -123,6 +126,37 @@ async def test_client_that_went_before_its_request_was_looked_at_sends_nothing_u
         assert stage.api.untouched()
 
 
+async def test_request_that_came_with_its_clients_end_is_not_sent() -> None:
+    """Both in one turn of reading: a full record, and close_notify behind it."""
+    async with Stage(tls=True) as stage:
+        client, upstream, _ = await stage.exchange(get())
+        await upstream.send(reply())
+        await client.response()
+        assert client._tls is not None
+        padding = 16384 - len(get("/api", "X: "))
+        client._tls.write(get("/api", "X: " + "x" * padding))
+        with contextlib.suppress(ssl.SSLError):
+            client._tls.unwrap()
+        client.sock.send(client._outgoing.read())
+        assert await upstream.gone() and stage.api.untouched()
+
+
+async def test_client_that_ends_its_side_still_gets_the_last_response() -> None:
+    """All of it, though most of it waits for room when the end comes."""
+    async with Stage() as stage:
+        client = await stage.client(receive_buffer=4096)
+        _, upstream, _ = await stage.exchange(get("/api", "Connection: close"), client)
+        connection = stage.connections[0]
+        connection.client.wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        body = b"x" * 60_000
+        await upstream.send(reply(body))
+        await stage.until(lambda: stage.upstream.idle == 1)
+        assert connection.client.wire.blocked
+        await client.end()
+        await stage.until(lambda: connection.client.wire.ended)
+        assert (await client.response()).body == body
+
+
 # -- upstream breaks
 
 
@@ -221,6 +255,22 @@ async def test_connection_that_died_idle_costs_no_request(tls: bool, sent: bytes
         if seen:
             await stage.until(lambda: stage.upstream._idle[0].wire.closed)
         _, other, _ = await stage.exchange(sent, client)
+        await other.send(reply(b"fine"))
+        assert (await client.response()).body == b"fine"
+
+
+@pytest.mark.parametrize("sent", [post(b""), request("DELETE", "/api")], ids=["POST", "DELETE"])
+async def test_connection_that_dies_in_the_very_turn_of_a_request_is_not_used(sent: bytes) -> None:
+    """The request is read first, and what can't be repeated has to look before it is sent."""
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get())
+        await upstream.send(reply())
+        await client.response()
+        await stage.until(lambda: stage.upstream.idle == 1)
+        client.sock.send(sent)
+        upstream.close()
+        other = await stage.api.accept()
+        assert sent[:6] in await other.head()
         await other.send(reply(b"fine"))
         assert (await client.response()).body == b"fine"
 

@@ -151,6 +151,26 @@ async def test_upstream_that_closes_loses_no_output(tls: bool) -> None:
         assert await client.rest() == output
 
 
+@both_legs
+async def test_upstream_that_has_ended_and_takes_no_more_is_no_fault(tls: bool) -> None:
+    """Its end has been passed on; that a late frame of the client's finds it gone must not break what was said."""
+    async with Stage(tls=tls) as stage:
+        client, upstream = await switched(stage)
+        await upstream.send(b"output")
+        await upstream.end()
+        exchange = stage.connections[0]._exchange
+        assert exchange is not None
+        await stage.until(lambda: exchange._upstream_ended)
+        upstream.close()
+        for _ in range(4):
+            await client.send(b"ping")
+            await asyncio.sleep(0.002)
+        assert await client.rest() == b"output"
+        assert not exchange._done.done()
+        await client.end()
+        await stage.until(lambda: not stage.connections)
+
+
 @pytest.mark.parametrize("how", ["cut", "reset"])
 @both_legs
 async def test_broken_upstream_breaks_the_client(tls: bool, how: str) -> None:
