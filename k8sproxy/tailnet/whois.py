@@ -52,6 +52,9 @@ _TAILNET = (IPv4Network("100.64.0.0/10"), IPv6Network("fd7a:115c:a1e0::/48"))
 
 _log = structlog.get_logger(__name__)
 
+# One for the process: after a reload that names another daemon, keys of the old WhoIs and of the new one are about.
+_serials = count()
+
 
 class ClientKey:
     """What one connection's answers are kept under; made by `WhoIs.open`, used up by `WhoIs.close`.
@@ -116,7 +119,7 @@ class WhoIs:
         self._localapi = localapi
         self._max_kept = max_kept
         self._clock = clock
-        self._serials = count()
+        self._serials = _serials
         self._kept: dict[str, _Kept] = {}
         self._questions: dict[str, _Question] = {}
         self._tasks: set[asyncio.Task[Peer | Refusal]] = set()  # the loop itself keeps tasks by weak references only
