@@ -12,6 +12,7 @@ import pytest
 
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.peer import Peer
+from k8sproxy.tailnet.whois import ClientKey
 from tests.dataplane.stage import ANA, CHUNKED, UNTIL_CLOSE, Raw, Stage, Truncated, get, post, reply, request
 
 both_legs = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -260,17 +261,24 @@ async def test_connection_that_died_idle_costs_no_request(tls: bool, sent: bytes
 
 
 @pytest.mark.parametrize("sent", [post(b""), request("DELETE", "/api")], ids=["POST", "DELETE"])
-async def test_connection_that_dies_in_the_very_turn_of_a_request_is_not_used(sent: bytes) -> None:
-    """The request is read first, and what can't be repeated has to look before it is sent."""
+async def test_connection_that_dies_in_the_very_turn_of_a_request_is_not_used(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request is being looked at already, and what can't be repeated has to look before it is sent."""
     async with Stage() as stage:
         client, upstream, _ = await stage.exchange(get())
         await upstream.send(reply())
         await client.response()
         await stage.until(lambda: stage.upstream.idle == 1)
-        client.sock.send(sent)
-        upstream.close()
-        other = await stage.api.accept()
-        assert sent[:6] in await other.head()
+        cached = stage.whois.cached
+
+        def dying(key: ClientKey) -> Peer | None:
+            upstream.close()
+            return cached(key)
+
+        monkeypatch.setattr(stage.whois, "cached", dying)
+        _, other, head = await stage.exchange(sent, client)
+        assert head[:6] == sent[:6]
         await other.send(reply(b"fine"))
         assert (await client.response()).body == b"fine"
 

@@ -162,9 +162,9 @@ async def test_upstream_that_has_ended_and_takes_no_more_is_no_fault(tls: bool) 
         assert exchange is not None
         await stage.until(lambda: exchange._upstream_ended)
         upstream.close()
-        for _ in range(4):
+        while not exchange._connection.wire._broken:
             await client.send(b"ping")
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.001)
         assert await client.rest() == b"output"
         assert not exchange._done.done()
         await client.end()
