@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from tests.bed import Node, free_port
 from tests.bed.http import Reply, request
+from tests.bed.processes import Processes
 
 T = TypeVar("T")
 
@@ -69,6 +70,7 @@ class Proxy:
         admin = self.config["admin"]["address"]
         self.admin: Path | str = Path(admin.removeprefix("unix:")) if admin.startswith("unix:") else f"http://{admin}"
         self._prefix = list(prefix)
+        self._processes: Processes | None = None
         self._popen: subprocess.Popen[bytes] | None = None
 
     def generated(self, port: int) -> dict[str, Any]:
@@ -110,14 +112,9 @@ class Proxy:
     def start(self, *, ready: bool = True) -> None:
         """Start it; returns when /readyz says so."""
         self.write()
-        with self.log_file.open("ab") as log:
-            self._popen = subprocess.Popen(
-                [*self._prefix, *command("serve", "--config", str(self.file))],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self._processes = Processes(self.directory)  # with a watchdog, should the tests be killed
+        argv = [*self._prefix, *command("serve", "--config", str(self.file))]
+        self._popen = self._processes.start("k8sproxy", argv).popen
         if ready:
             wait_until(self._ready, "readiness of the proxy", _READY)
 
@@ -143,13 +140,14 @@ class Proxy:
         """End it, politely for two seconds."""
         if self._popen is None:
             return
-        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):  # the second one ends a drain
+        for number in (signal.SIGTERM, signal.SIGTERM):  # the second one ends a drain
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(1.0)
                 break
-        self._popen.wait()
+        if self._processes is not None:
+            self._processes.close()
 
     # -- what it says
 

@@ -71,10 +71,14 @@ def test_200_megabytes_there_and_back(streaming: Kubectl, web: str) -> None:
         feeder = threading.Thread(target=_feed, args=(popen.stdin, sent))
         feeder.start()
         count = 0
-        while data := popen.stdout.read(MEBIBYTE):
-            got.update(data)
-            count += len(data)
-        feeder.join()  # kubectl has closed its output; its input is taken, or broken
+        try:
+            while data := popen.stdout.read(MEBIBYTE):
+                got.update(data)
+                count += len(data)
+            popen.wait()
+        finally:
+            popen.kill()  # where this has failed, nobody else would let go of its pipes
+            feeder.join()
     assert popen.returncode == 0
     assert count == LARGE
     assert got.digest() == sent.digest()
