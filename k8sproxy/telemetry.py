@@ -36,6 +36,8 @@ MAX_FAILED_SERIES = 500
 FLUSH_SECONDS = 0.05
 # Lines waiting for a log reader that does not read: about 10 MiB.
 MAX_PENDING = 20_000
+# Their characters: a path alone may have 8 Ki.
+MAX_PENDING_SIZE = 32 * 1024 * 1024
 # Seconds that the end of the process waits for such a reader.
 STOP_SECONDS = 2.0
 
@@ -148,14 +150,16 @@ class LogWriter:
         self.stream = stream
         self.dropped = 0
         self._lines: list[str] = []
+        self._size = 0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def write(self, line: str) -> None:
         """Take one line, with its line feed."""
-        if len(self._lines) >= MAX_PENDING:
+        if len(self._lines) >= MAX_PENDING or self._size > MAX_PENDING_SIZE:
             self.dropped += 1
             return
+        self._size += len(line)
         self._lines.append(line)
         if self._thread is None:
             self.flush()
@@ -180,6 +184,7 @@ class LogWriter:
             # Taken from the front of the one list there is: who adds a line meanwhile must not add it to a list that
             # has been written already.
             lines = self._lines[:]
+            self._size = 0
             del self._lines[: len(lines)]
             if lines:
                 try:

@@ -79,13 +79,14 @@ class Upstream:
     def take_idle(self, *, repeatable: bool) -> UpstreamConnection | None:
         """The connection that was idle for the shortest time, None without one.
 
-        repeatable: whether the request could be sent again. If it could not, one system call more makes sure that the
-        connection is alive at this moment.
+        One system call makes sure that no byte waits there: it would be taken for the answer of a request that is yet
+        to be sent, whoever it was meant for. repeatable: whether the request could be sent again; if not, the call is
+        one that tells an end as well, at some microseconds more.
         """
         while self._idle:
             connection = self._idle.pop()
             wire = connection.wire
-            if not (wire.closed or wire.ended) and (repeatable or wire.idle_alive()):
+            if not (wire.closed or wire.ended) and (wire.quiet() if repeatable else wire.idle_alive()):
                 connection.reused = True
                 self.active += 1
                 return connection

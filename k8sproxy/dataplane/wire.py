@@ -23,10 +23,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import ssl
 import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 
@@ -41,6 +43,8 @@ UNHEARD = 35.0
 _INFO = getattr(socket, "TCP_INFO", 0)
 _TCP_INFO = struct.Struct("@8x16xI28xI")
 # A piece to be written is given to OpenSSL whole; all of it is copied if the socket does not take it.
+
+_NO_BYTES = b"\0\0\0\0"  # FIONREAD's int: zero
 
 Receiver = Callable[[memoryview], None]
 Ender = Callable[[Exception | None], None]
@@ -333,6 +337,15 @@ class Wire:
             socket.socket.shutdown(self._sock, socket.SHUT_WR)
 
     # -- closing
+
+    def quiet(self) -> bool:
+        """Whether nothing has come that was not read yet; one system call. An end does not count as something."""
+        if self.closed or self.ended or self._pending():
+            return False
+        try:
+            return fcntl.ioctl(self._sock.fileno(), termios.FIONREAD, _NO_BYTES) == _NO_BYTES
+        except (OSError, ValueError):
+            return False
 
     def idle_alive(self) -> bool:
         """Whether a wire that nobody reads or writes just now is still open with nothing to read: one system call."""

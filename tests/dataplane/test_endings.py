@@ -381,3 +381,16 @@ async def test_pool_is_bounded() -> None:
             await upstream.send(reply())
             await client.response()
         assert stage.upstream.idle == 2
+
+
+@pytest.mark.parametrize("tls", (False, True), ids=("plain", "tls"))
+async def test_bytes_that_nobody_asked_for_are_no_answer_to_who_asks_in_the_same_turn(tls: bool) -> None:
+    async with Stage(tls=tls) as stage:
+        client, upstream, _ = await stage.exchange(get())
+        await upstream.send(reply())
+        assert (await client.response()).status == 200
+        await stage.until(lambda: stage.upstream.idle == 1)
+        # Sent and looked for in one turn of the loop: nobody has read it in between.
+        upstream.sock.send(b"\0" * 32)
+        assert stage.upstream.take_idle(repeatable=True) is None
+        assert stage.upstream.idle == 0
