@@ -40,12 +40,12 @@ def test_exec_of_what_is_not_there(streaming: Kubectl) -> None:
 def test_exec_with_a_terminal_that_is_resized(streaming: Kubectl, web: str) -> None:
     argv = streaming.argv("exec", "-it", web, "--", "sh")
     with Terminal(argv, streaming.environ(), rows=24, columns=80) as terminal:
-        terminal.type("echo size $(stty size)\n")
-        terminal.expect(r"size 24 80\r\n")
-        terminal.resize(33, 121)
-        # The new size takes its own way; ask until it is there.
-        terminal.type("until [ \"$(stty size)\" = '33 121' ]; do sleep 0.05; done; echo now $(stty size)\n")
-        terminal.expect(r"now 33 121\r\n")
+        # A size takes its own way, not with the keys; ask until it is there.
+        for rows, columns in ((24, 80), (33, 121)):
+            terminal.resize(rows, columns)
+            wanted = f"{rows} {columns}"
+            terminal.type(f"until [ \"$(stty size)\" = '{wanted}' ]; do sleep 0.05; done; echo now $(stty size)\n")
+            terminal.expect(rf"now {wanted}\r\n")
         terminal.type("exit 5\n")
         assert terminal.wait() == 5
 
