@@ -199,6 +199,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     lines: list[str] = []
     others, shares = Others(), list[float]()
+    failed = False
     with tempfile.TemporaryDirectory(prefix="k8sproxy-bench-") as name, ExitStack() as stack:
         directory = Path(name)
         write_certificate(directory)
@@ -219,10 +220,16 @@ def main() -> None:
             load(directory, port, "/small", "--connections=16", "--count=2000")  # warm, and known to work
             del proxy
         for scenario in wanted:
-            medians, ratios = measure(contenders, scenarios[scenario], directory, options.rounds)
-            results[scenario] = {"median": medians, "ratio": ratios}
+            block = ["", f"### {titles[scenario]}", ""]
+            try:
+                medians, ratios = measure(contenders, scenarios[scenario], directory, options.rounds)
+            except RuntimeError as error:
+                failed = True
+                block.append(f"Failed: {error}")
+            else:
+                results[scenario] = {"median": medians, "ratio": ratios}
+                block += table(medians, ratios)
             shares.append(others.share())
-            block = ["", f"### {titles[scenario]}", "", *table(medians, ratios)]
             print("\n".join(block), flush=True)
             lines += block
     wanted_of_it = ["", *goals_table(goals(results))]
@@ -233,6 +240,8 @@ def main() -> None:
         write_section(options.markdown, "bench", [about, *lines, *wanted_of_it])
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
