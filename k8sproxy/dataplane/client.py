@@ -36,11 +36,11 @@ class Client:
         "_fields",
         "_first",
         "_limits",
-        "_loop",
         "_scanned",
         "_waiter",
         "buffer",
         "deadline",
+        "loop",
         "task",
         "wire",
     )
@@ -51,7 +51,7 @@ class Client:
         self.deadline: float | None = None
         self.task = task
         self._limits = limits
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[int] | None = None
         self._scanned = 0
         self._first = True
@@ -80,8 +80,8 @@ class Client:
             limits = self._limits
             # A new connection, or the rest of a head, is given less time than one that may just be idle.
             patience = limits.head_timeout if self._first or self.buffer else limits.idle_timeout
-            self.deadline = self._loop.time() + patience
-            waiter = self._waiter = self._loop.create_future()
+            self.deadline = self.loop.time() + patience
+            waiter = self._waiter = self.loop.create_future()
             try:
                 end = await waiter
             finally:
@@ -101,8 +101,8 @@ class Client:
         """Let the loop turn once. Answers of the proxy itself wait for nothing, and a buffer holds a thousand requests:
         for as long as those take, nobody else would be served."""
         self._answered = False
-        waiter = self._waiter = self._loop.create_future()
-        self._loop.call_soon(self._turned)
+        waiter = self._waiter = self.loop.create_future()
+        self.loop.call_soon(self._turned)
         try:
             await waiter
         finally:
@@ -194,7 +194,7 @@ class Client:
             if end:
                 waiter.set_result(end)
             elif first:
-                self.deadline = self._loop.time() + self._limits.head_timeout
+                self.deadline = self.loop.time() + self._limits.head_timeout
 
     def _ended(self, error: Exception | None) -> None:
         if self._waiter is None:

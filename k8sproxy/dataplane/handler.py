@@ -164,7 +164,8 @@ class Connection:
         self._running, self._last_known = decision, started
         connection: UpstreamConnection | None = None
         try:
-            connection = upstream.take_idle(repeatable=upstream_head.repeatable) or await upstream.dial()
+            repeatable = upstream_head.repeatable
+            connection = upstream.take_idle(repeatable=repeatable) or await upstream.connect(repeatable=repeatable)
             self._exchange = exchange
             try:
                 await exchange.start(connection, started)

@@ -66,7 +66,7 @@ async def connect(loop: asyncio.AbstractEventLoop, host: str, port: int) -> sock
             await loop.sock_connect(sock, address)
         except OSError as error:
             sock.close()
-            failure = error
+            failure = error.with_traceback(None)
         except BaseException:
             sock.close()
             raise

@@ -81,7 +81,7 @@ class Exchange:
     _upstream_ended = False
     _end_at_boundary = False
     _connection: UpstreamConnection
-    _done: asyncio.Future[None]
+    _done: asyncio.Future[None] | None = None
 
     def __init__(self, client: Client, head: UpstreamHead, tap: Tap, *, head_limit: int, closing: bool) -> None:
         self._client = client
@@ -106,7 +106,7 @@ class Exchange:
         Refusal while nothing of a final response has been sent. Whoever waited calls `detach`, come what may.
         """
         self._connection = connection
-        done = self._done = asyncio.get_running_loop().create_future()
+        done = self._done = self._client.loop.create_future()
         client, upstream = self._client.wire, connection.wire
         if client.ended:
             raise ClientGone
@@ -153,7 +153,10 @@ class Exchange:
             # Left in the middle (cancelled, for one): what upstream sends next still belongs to this exchange.
             self.reusable = False
             done = self._done
-            if not done.cancel() and not done.cancelled():
+            # Its exception's traceback holds the frame that holds this exchange: a circle, and the memory of two TLS
+            # connections in it until some late collection.
+            self._done = None
+            if done is not None and not done.cancel() and not done.cancelled():
                 done.exception()  # seen, if nobody waited for it any more
 
     def cut(self, cause: str) -> None:
@@ -317,7 +320,7 @@ class Exchange:
 
     def _try_boundary(self) -> None:
         body = self._body_down
-        if body is None or self._done.done() or not body.at_boundary:
+        if body is None or self._over() or not body.at_boundary:
             return
         self._client.wire.write(b"0\r\n\r\n")
         self.closing = True
@@ -337,7 +340,7 @@ class Exchange:
                 self._fail(Cut("upstream_broke", reset=True))
                 return
             self._upstream_ended = True
-            asyncio.get_running_loop().call_later(_LAST_WORDS, self._finish)
+            self._client.loop.call_later(_LAST_WORDS, self._finish)
             self._pass_end(self._client.wire, resume=self._connection.wire.resume)
         elif not self.status:
             untouched = not self._pending and self._connection.reused and self._head.repeatable
@@ -404,14 +407,17 @@ class Exchange:
     # -- the end
 
     def _finish(self) -> None:
-        if not self._done.done():
+        if self._done is not None and not self._done.done():
             self.finished = True
             self._done.set_result(None)
 
     def _fail(self, error: Exception) -> None:
         self.reusable = False
-        if not self._done.done():
+        if self._done is not None and not self._done.done():
             self._done.set_exception(error)
+
+    def _over(self) -> bool:
+        return self._done is None or self._done.done()
 
 
 def _nothing() -> None:

@@ -44,6 +44,11 @@ class Endpoint:
     rejected: Callable[[], None]
 
 
+# TLS handshakes in progress at once. Each is a millisecond of CPU on either side; a thousand at once take so long all
+# together that the first of them times out.
+MAX_HANDSHAKES = 32
+
+
 class UpstreamConnection:
     """One connection to the API server. reused: it has carried a request before this one."""
 
@@ -75,6 +80,7 @@ class Upstream:
         self._buffer = buffer
         self._idle: deque[UpstreamConnection] = deque()
         self._closed = False
+        self._turns = asyncio.Semaphore(MAX_HANDSHAKES)
 
     def take_idle(self, *, repeatable: bool) -> UpstreamConnection | None:
         """The connection that was idle for the shortest time, None without one.
@@ -92,6 +98,21 @@ class Upstream:
                 return connection
             wire.close()
         return None
+
+    async def connect(self, *, repeatable: bool) -> UpstreamConnection:
+        """A connection where none was idle: a new one, or one that has become idle before it was this caller's turn to
+        dial. Raises Refusal as `dial` does, and 504 where the turn does not come within the connect timeout."""
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Refusal(
+                504, "upstream_timeout", f"cluster {self.name}: too many connections wait for the API server"
+            ) from None
+        try:
+            return self.take_idle(repeatable=repeatable) or await self.dial()
+        finally:
+            self._turns.release()
 
     async def dial(self) -> UpstreamConnection:
         """A new connection. Raises Refusal 502 or 504 where the API server cannot be reached."""

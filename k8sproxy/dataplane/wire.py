@@ -186,7 +186,7 @@ class Wire:
             self._read_wants_write = True
             self._watch_writable()
         except (OSError, ValueError) as error:
-            broken = error
+            broken = error.with_traceback(None)  # which would hold this frame, which holds the error
         if got and self.receiver is not None:
             self._heard = True
             try:
@@ -194,7 +194,7 @@ class Wire:
             except Exception as error:
                 # A fault of ours must not leave the wire standing with nobody waiting for it.
                 self._loop.call_exception_handler({"message": "a wire's receiver failed", "exception": error})
-                broken = error
+                broken = error.with_traceback(None)
         if broken is not None:
             self._finish(broken)
         elif ended:
