@@ -240,6 +240,8 @@ class RequestLog:
     def __init__(self, style: str, *, enabled: bool = True) -> None:
         self._json = style == "json"
         self.enabled = enabled
+        self._second = 0
+        self._whole = ""
         self._millisecond = 0
         self._stamp = ""
 
@@ -251,7 +253,10 @@ class RequestLog:
         if millisecond != self._millisecond:
             self._millisecond = millisecond
             second, rest = divmod(millisecond, 1000)
-            self._stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{rest:03d}Z"
+            if second != self._second:
+                self._second = second
+                self._whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._stamp = f"{self._whole}.{rest:03d}Z"
         if self._json:
             LOG.write(
                 f'{{"time":"{self._stamp}","level":"info","event":"request","connection":"{connection}","request":{request}'
