@@ -63,10 +63,13 @@ def test_interrupt_in_a_terminal_reaches_the_program(streaming: Kubectl, web: st
         assert terminal.wait() == 6
 
 
-def test_200_megabytes_there_and_back(streaming: Kubectl, web: str) -> None:
+def test_200_megabytes_there_and_back(streaming: Kubectl, web: str, tmp_path: Path) -> None:
+    """The command stays until everything has arrived: the API server ends a SPDY session as soon as either direction
+    fails (upgradeaware.go), so a ping of kubectl's behind the command's end would cut what is still under way."""
     sent, got = hashlib.sha256(), hashlib.sha256()
+    arrived = tmp_path / "arrived"
     with subprocess.Popen(
-        streaming.argv("exec", "-i", web, "--", "cat"),
+        streaming.argv("exec", "-i", web, "--", "sh", "-c", f"cat; until [ -e {arrived} ]; do sleep 0.1; done"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=streaming.environ(),
@@ -78,10 +81,12 @@ def test_200_megabytes_there_and_back(streaming: Kubectl, web: str) -> None:
         limit.start()
         count, last = 0, time.monotonic()
         try:
-            while data := popen.stdout.read(MEBIBYTE):
+            while data := popen.stdout.read1(MEBIBYTE):  # type: ignore[attr-defined]  # it is a BufferedReader
                 got.update(data)
                 count += len(data)
                 last = time.monotonic()
+                if count == LARGE:
+                    arrived.touch()
             popen.wait()
         finally:
             limit.cancel()
