@@ -166,7 +166,7 @@ async def test_upstream_that_has_ended_and_takes_no_more_is_no_fault(tls: bool) 
             await client.send(b"ping")
             await asyncio.sleep(0.001)
         assert await client.rest() == b"output"
-        assert not exchange._done.done()
+        assert not exchange._over()
         await client.end()
         await stage.until(lambda: not stage.connections)
 
