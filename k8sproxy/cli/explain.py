@@ -105,9 +105,10 @@ def explain(peer: Peer, request: tuple[str, str, str] | None, *, passthrough: bo
     the step that refuses is null.
     """
     from k8sproxy.errors import ProtocolError, Refusal
-    from k8sproxy.policy.decision import FailureMode, authorize, decide
+    from k8sproxy.policy.decision import authorize, decide
     from k8sproxy.policy.grants import counted_rules
     from k8sproxy.policy.requestinfo import request_info
+    from k8sproxy.recording.tap import refusal_of
 
     found: dict[str, Any] = {"peer": peer_values(peer)}
     found |= dict.fromkeys(("rules", "impersonation", "request", "recording", "events", "refusal"))
@@ -144,16 +145,16 @@ def explain(peer: Peer, request: tuple[str, str, str] | None, *, passthrough: bo
             "name": info.name,
             "session": info.session.value,
         }
-        demand = decide(authority, info).recording
+        decision = decide(authority, info)
+        demand = decision.recording
         if demand is not None:
             found["recording"] = {
                 "recorderAddrs": list(demand.recorders),
                 "failureMode": demand.failure_mode.value,
                 "session": demand.session.value,
             }
-            if demand.failure_mode is FailureMode.CLOSED and not demand.recorders:
-                # Known without asking; whether one that is named takes the session shows when it is tried.
-                raise Refusal(403, "recorder_unavailable", "recording is enforced and no recorder has an address")
+            if (refusal := refusal_of(decision)) is not None:
+                raise refusal
     except Refusal as refusal:
         found["refusal"] = {"status": refusal.status, "cause": refusal.cause, "message": refusal.message}
     except ProtocolError as error:
@@ -199,5 +200,6 @@ def _recorded(recording: dict[str, Any] | None) -> str:
     if recording is None:
         return "no"
     where = ", ".join(recording["recorderAddrs"]) or "no recorder has an address"
-    failing = "refused without a recorder" if recording["failureMode"] == "closed" else "goes on without a recorder"
-    return f"yes: {where}; {failing}"
+    # A session that is refused without a recorder is not spoken of here: this release has no recorder's client, and
+    # refuses it.
+    return f"no: the grant asks for it ({where}), and this release can't; the session goes on"

@@ -33,11 +33,19 @@ NO_TAP = Tap()
 
 async def open_tap(decision: Decision) -> Tap:
     """The tap that the Decision demands. Raises Refusal 403 where it must be recorded and cannot be."""
+    refusal = refusal_of(decision)
+    if refusal is not None:
+        raise refusal
+    return NO_TAP
+
+
+def refusal_of(decision: Decision) -> Refusal | None:
+    """Why the session can't be: it must be recorded and nothing can take it. None where it may go on."""
     demand = decision.recording
     if demand is None or demand.failure_mode is FailureMode.OPEN:
-        return NO_TAP
-    tried = ", ".join(demand.recorders) or "none is configured"
-    raise Refusal(
+        return None
+    tried = ", ".join(demand.recorders) or "none has an address"
+    return Refusal(
         403,
         "recorder_unavailable",
         f"this session must be recorded (enforceRecorder) and no recorder can take it: {tried}",
