@@ -136,7 +136,10 @@ async def _ending(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its own group: it was started as a session's leader
-        await process.wait()
+        while process.returncode is None:
+            # Killed, so this takes no time, and a second cancel (the server's end) must not leave it unwaited for.
+            with contextlib.suppress(asyncio.CancelledError):
+                await process.wait()
         raise
 
 

@@ -88,7 +88,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        while process.returncode is None:
+            # Killed, so this takes no time, and a second cancel (the process's end) must not leave it unwaited for.
+            with contextlib.suppress(asyncio.CancelledError):
+                await process.wait()
     transport = getattr(process, "_transport", None)  # asyncio closes the pipe only once the other end has
     if transport is not None:
         transport.close()
