@@ -22,13 +22,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from k8sproxy.dataplane.listener import bind
 from k8sproxy.dataplane.site import Site
 from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer
+from k8sproxy.peer import Peer, is_tailnet
 
 Checks = Callable[[], Awaitable[Mapping[str, str | None]]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# net/tsaddr: where every tailnet's addresses are.
-_TAILNET = (ipaddress.IPv4Network("100.64.0.0/10"), ipaddress.IPv6Network("fd7a:115c:a1e0::/48"))
 _PROBES = frozenset({"/healthz", "/readyz"})
 
 
@@ -111,7 +109,7 @@ class AdminSite:
         address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(name[0])
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
-        if not address.is_loopback and not any(address in block for block in _TAILNET):
+        if not address.is_loopback and not is_tailnet(address):
             return None
         whois = self._site.whois
         key = whois.open(name[0], name[1])

@@ -8,6 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+# net/tsaddr (CGNATRange, TailscaleULARange): where every tailnet's addresses are.
+_TAILNET = (IPv4Network("100.64.0.0/10"), IPv6Network("fd7a:115c:a1e0::/48"))
+
+
+def is_tailnet(address: IPv4Address | IPv6Address) -> bool:
+    """Whether it is an address that a tailnet gives out."""
+    return any(address in network for network in _TAILNET)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from k8sproxy.peer import is_tailnet
+
 TAILNET = "tailnet"
-# The addresses that a tailnet gives out (tailscale.com/net/tsaddr: CGNATRange, TailscaleULARange).
-_TAILNET_RANGES = (ipaddress.ip_network("100.64.0.0/10"), ipaddress.ip_network("fd7a:115c:a1e0::/48"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class ListenAddress:
     @property
     def is_tailnet(self) -> bool:
         """Whether it can be reached over the tailnet alone: "tailnet" or an address that a tailnet gives out."""
-        return self.host == TAILNET or any(ipaddress.ip_address(self.host) in block for block in _TAILNET_RANGES)
+        return self.host == TAILNET or is_tailnet(ipaddress.ip_address(self.host))
 
     @property
     def is_loopback(self) -> bool:
@@ -45,7 +45,7 @@ class ListenAddress:
         if TAILNET in hosts:
             (rest,) = hosts - {TAILNET}
             address = ipaddress.ip_address(rest)
-            return address.is_unspecified or any(address in block for block in _TAILNET_RANGES)
+            return address.is_unspecified or is_tailnet(address)
         one, two = ipaddress.ip_address(self.host), ipaddress.ip_address(other.host)
         return one.version == two.version and (one.is_unspecified or two.is_unspecified)
 

@@ -30,14 +30,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv6Address, ip_address
 from itertools import count
 from typing import NoReturn
 
 import structlog
 
 from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer
+from k8sproxy.peer import Peer, is_tailnet
 from k8sproxy.tailnet.bus import Bus
 from k8sproxy.tailnet.localapi import LocalAPI, join_address
 
@@ -46,9 +46,6 @@ TTL = 10.0  # seconds; how long a withdrawn grant may go on when the bus says no
 # Answers. A few KiB each, so 16 MiB or so: a proxy with more clients than this at once asks again for those it has not
 # heard of for longest. Only addresses that the daemon knows get in, so nobody can fill it from outside.
 MAX_KEPT = 4096
-
-# net/tsaddr: where every tailnet's addresses are.
-_TAILNET = (IPv4Network("100.64.0.0/10"), IPv6Network("fd7a:115c:a1e0::/48"))
 
 _log = structlog.get_logger(__name__)
 
@@ -299,7 +296,7 @@ def _canonical(ip: str) -> str:
 
 def _is_tailnet(text: str) -> bool:
     address = ip_address(text)
-    return any(address in network for network in _TAILNET)
+    return is_tailnet(address)
 
 
 def _ended() -> Refusal:
