@@ -51,7 +51,7 @@ bench: $(STAMP) bed
 
 lock:
 	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
-	@$(VENV)/lock/bin/python -m pip install --quiet 'setuptools>=77' wheel '.[dev]'
+	@$(VENV)/lock/bin/python -m pip install --quiet 'setuptools>=77' wheel '.[dev,recorder]'
 	@{ echo "# Exact versions for CI and make; the ranges and reasons are in pyproject.toml. Renewed by: make lock"; \
 	   $(VENV)/lock/bin/python -m pip freeze --all --exclude k8sproxy --exclude pip; } > requirements.lock
 	@rm -rf $(VENV)/lock
