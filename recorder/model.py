@@ -1,0 +1,215 @@
+"""What the recorder keeps, as values: a recording, an API event, who sent it. A leaf.
+
+A recording's header and an event's document are the sender's words, kept as they came: strings may stand where numbers
+are expected. So the properties below read them with care and give "" or () for whatever is not what it should be; they
+never raise. The `source` is not the sender's word but the tailnet's (WhoIs), and is what access goes by where a
+question is about who sent it.
+
+An id is a ULID: 26 characters of Crockford's base 32, 48 bits of milliseconds, then 80 random bits; ids sort by time.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_ID = re.compile(rf"[0-7][{_ALPHABET}]{{25}}\Z")
+
+
+def new_id(now: float | None = None) -> str:
+    """A new id. now: unix seconds, the present by default."""
+    return _encode(int((time.time() if now is None else now) * 1000), 10) + _encode(
+        int.from_bytes(os.urandom(10), "big"), 16
+    )
+
+
+def is_id(text: str) -> bool:
+    """Whether it is an id of ours: safe as a part of a path, a query and a page."""
+    return _ID.match(text) is not None
+
+
+def id_time(identifier: str) -> float:
+    """When an id was made, in unix seconds. Raises ValueError for what is no id."""
+    if not is_id(identifier):
+        raise ValueError("not an id")
+    number = 0
+    for character in identifier[:10]:
+        number = number * 32 + _ALPHABET.index(character)
+    return number / 1000
+
+
+def id_day(identifier: str) -> str:
+    """The day (UTC) of an id as "yyyy-mm-dd", under which the store keeps it. Raises ValueError for what is no id."""
+    return datetime.fromtimestamp(id_time(identifier), UTC).strftime("%Y-%m-%d")
+
+
+def _encode(number: int, digits: int) -> str:
+    return "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (digits - 1), -1, -5))
+
+
+class End(enum.Enum):
+    """How far a recording is. CUT: the sender vanished without an end, or the recorder was killed meanwhile."""
+
+    RUNNING = "running"
+    CLEAN = "clean"
+    CUT = "cut"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The peer that sent it, by WhoIs. node: its name without the final dot. user: its login name, "" where it is
+    tagged. address: its tailnet address without a port."""
+
+    node: str
+    address: str
+    user: str = ""
+    tags: tuple[str, ...] = ()
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"node": self.node, "address": self.address, "user": self.user, "tags": list(self.tags)}
+
+    @classmethod
+    def of(cls, values: object) -> Source:
+        """From JSON values; what is missing is empty."""
+        if not isinstance(values, Mapping):
+            return cls("", "")
+        return cls(_text(values, "node"), _text(values, "address"), _text(values, "user"), _texts(values.get("tags")))
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One session. header: the cast header as sent. started, ended: unix seconds by the recorder's clock. size: bytes
+    of cast text. duration: seconds, the last event's time. events: lines behind the header. damaged: some line could
+    not be read as an event; it is kept as it came."""
+
+    id: str
+    header: Mapping[str, Any]
+    source: Source
+    started: float
+    ended: float | None = None
+    end: End = End.RUNNING
+    size: int = 0
+    duration: float = 0.0
+    events: int = 0
+    damaged: bool = False
+
+    @property
+    def _kubernetes(self) -> Mapping[str, Any]:
+        value = self.header.get("kubernetes")
+        return value if isinstance(value, Mapping) else {}
+
+    @property
+    def _impersonation(self) -> Mapping[str, Any]:
+        value = self.header.get("impersonation")
+        return value if isinstance(value, Mapping) else {}
+
+    @property
+    def user(self) -> str:
+        """Whose session it is: the login name of the person, else whom a tagged node was impersonated as."""
+        return _text(self.header, "srcNodeUser") or _text(self._impersonation, "user")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The impersonated groups."""
+        return _texts(self._impersonation.get("groups"))
+
+    @property
+    def node(self) -> str:
+        """The node that the session came from, without the final dot."""
+        return _text(self.header, "srcNode").removesuffix(".")
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags of that node."""
+        return _texts(self.header.get("srcNodeTags"))
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's name, where the sender gives one."""
+        return _text(self._kubernetes, "Cluster")
+
+    @property
+    def namespace(self) -> str:
+        """The pod's namespace."""
+        return _text(self._kubernetes, "Namespace")
+
+    @property
+    def pod(self) -> str:
+        """The pod's name."""
+        return _text(self._kubernetes, "PodName")
+
+    @property
+    def container(self) -> str:
+        """The container's name, "" where the session took the pod's default one."""
+        return _text(self._kubernetes, "Container")
+
+    @property
+    def session_type(self) -> str:
+        """exec or attach; ssh for a session of Tailscale SSH (which names an sshUser and no pod)."""
+        return _text(self._kubernetes, "SessionType") or ("ssh" if _text(self.header, "sshUser") else "")
+
+    @property
+    def command(self) -> str:
+        """The command line."""
+        return _text(self.header, "command")
+
+    @property
+    def session_id(self) -> str:
+        """The sender's own id of the session, as it stands in its log."""
+        return _text(self.header, "sessionID") or _text(self.header, "connectionID")
+
+    @property
+    def user_agent(self) -> str:
+        """The client's User-Agent."""
+        return _text(self.header, "userAgent")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiEvent:
+    """One request to a Kubernetes API, as the sender describes it. received: unix seconds by the recorder's clock."""
+
+    id: str
+    received: float
+    source: Source
+    document: Mapping[str, Any]
+
+
+class Observer(Protocol):
+    """Who is told by the store, on its loop, after the bytes are safe. Must return at once and raise nothing."""
+
+    def began(self, recording: Recording) -> None:
+        """A recording has begun: its header is safe."""
+
+    def progressed(self, recording: Recording) -> None:
+        """It has grown; at most once a second while it runs."""
+
+    def ended(self, recording: Recording) -> None:
+        """It is over. Also told at open() of those that a crash had left unfinished."""
+
+    def event_added(self, event: ApiEvent) -> None:
+        """An API event is safe."""
+
+    def removed(self, identifier: str) -> None:
+        """A recording is gone from the store."""
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name)
+    if not isinstance(value, str):
+        return ""
+    # A lone surrogate is valid in JSON's escapes and in nothing that this goes to (SQL, UTF-8, a page).
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        return ()
+    return tuple(item.encode("utf-8", "replace").decode() for item in value if isinstance(item, str))
