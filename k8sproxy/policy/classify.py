@@ -3,7 +3,8 @@
     pods/NAME/exec, pods/NAME/attach                    sessions that can be recorded
     pods/NAME/ephemeralcontainers                       puts a container in place; one reaches it by attach or exec
     pods/NAME/portforward                               a tunnel; nothing on it is a terminal
-    nodes/NAME/proxy/{run,exec,attach,cri,..}           the kubelet's own ways to run a command
+    nodes/NAME/proxy/{exec,attach}/NS/POD[/UID]/CTR     the same streams at the kubelet; recorded just so
+    nodes/NAME/proxy/{run,cri,..}                       the kubelet's other ways to run a command
     pods|services/NAME/proxy with an upgrade            a byte stream to an application, which may be a shell
     any other upgrade                                   unknown, for example the console of an aggregated API
 
@@ -26,6 +27,10 @@ _KUBELET_READS = re.compile(
 )
 
 
+# The same file (InstallDebuggingHandlers): /exec/{podNamespace}/{podID}/[{uid}/]{containerName}, and attach.
+_KUBELET_STREAM = re.compile(r"(exec|attach)(?:/[^/]+){3,4}")
+
+
 class SessionKind(enum.Enum):
     """What kind of way to a shell a request is; the values are labels of metrics and logs."""
 
@@ -35,6 +40,8 @@ class SessionKind(enum.Enum):
     EPHEMERAL = "ephemeral"
     PORT_FORWARD = "port_forward"
     NODE_PROXY_SAFE = "node_proxy_safe"
+    NODE_PROXY_EXEC = "node_proxy_exec"
+    NODE_PROXY_ATTACH = "node_proxy_attach"
     NODE_PROXY_COMMAND = "node_proxy_command"
     PROXY_UPGRADE = "proxy_upgrade"
     UNKNOWN_UPGRADE = "unknown_upgrade"
@@ -66,7 +73,12 @@ def classify(
                 return SessionKind.NONE
         # /api/v1/proxy/nodes/NAME went from the API server in 1.10; it counts in case an old one is upstream.
         if resource == "nodes" and (subresource == "proxy" or verb == "proxy"):
-            safe = plain and not upgrade and subresource == "proxy" and _KUBELET_READS.fullmatch("/".join(behind))
+            if not plain or subresource != "proxy":
+                return SessionKind.NODE_PROXY_COMMAND
+            path = "/".join(behind)
+            if stream := _KUBELET_STREAM.fullmatch(path):
+                return SessionKind.NODE_PROXY_EXEC if stream[1] == "exec" else SessionKind.NODE_PROXY_ATTACH
+            safe = not upgrade and _KUBELET_READS.fullmatch(path)
             return SessionKind.NODE_PROXY_SAFE if safe else SessionKind.NODE_PROXY_COMMAND
         if upgrade and (subresource == "proxy" or verb == "proxy"):
             return SessionKind.PROXY_UPGRADE

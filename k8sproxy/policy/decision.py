@@ -5,7 +5,7 @@
 
 A Decision can only come from decide(), and rewrite and upstream take nothing else: what was not decided can't be sent.
 
-Recording is demanded of exec and attach where the grants name a recorder or enforce one. `enforceRecorder` is the
+Recording is demanded of exec and attach (the kubelet's own behind nodes/proxy too) where the grants name a recorder or enforce one. `enforceRecorder` is the
 failure mode: closed, the session must not start without a recorder (none named: none to be had); open, it goes on.
 What leads to a shell and can't be recorded as a session is refused under `enforceRecorder` and passed otherwise; an
 ephemeral container is put in place without a recording, since it is reached by attach or exec.
@@ -33,7 +33,11 @@ class FailureMode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class RecordingDemand:
-    """A session that has to be recorded. recorders: "IP:PORT" in the order to be tried; where empty, none takes it."""
+    """A session that has to be recorded.
+
+    recorders: "IP:PORT" in the order to be tried; where empty, none takes it. session: EXEC or ATTACH, whichever way
+    leads to it.
+    """
 
     recorders: tuple[str, ...]
     failure_mode: FailureMode
@@ -104,9 +108,9 @@ def decide(authority: Authority, info: RequestInfo) -> Decision:
     session = info.session
     if session is SessionKind.NONE:
         return authority.ordinary
-    if session is SessionKind.EXEC:
+    if session is SessionKind.EXEC or session is SessionKind.NODE_PROXY_EXEC:
         return authority._exec
-    if session is SessionKind.ATTACH:
+    if session is SessionKind.ATTACH or session is SessionKind.NODE_PROXY_ATTACH:
         return authority._attach
     if authority.grants.enforce_recorder and session not in _NEVER_RECORDED:
         _refuse_unrecordable(session)
@@ -119,7 +123,7 @@ _NEVER_RECORDED = frozenset((SessionKind.EPHEMERAL, SessionKind.PORT_FORWARD, Se
 
 _USE_EXEC = "use kubectl exec or kubectl attach, which are recorded"
 _UNRECORDABLE = {
-    SessionKind.NODE_PROXY_COMMAND: f"it can run commands through the kubelet; {_USE_EXEC}",
+    SessionKind.NODE_PROXY_COMMAND: f"it can run commands through the kubelet (nodes/proxy); {_USE_EXEC}",
     SessionKind.PROXY_UPGRADE: f"it opens a stream to an application through the API server; {_USE_EXEC}, "
     "or kubectl port-forward",
 }

@@ -26,7 +26,13 @@ UPGRADES = ["", "websocket", "WebSocket", "SPDY/3.1", "spdy/3.1", "h2c", "websoc
         ("/api/v2/namespaces/d/pods/web/exec", SessionKind.EXEC),
         (f"{POD}/attach", SessionKind.ATTACH),
         (f"{POD}/portforward", SessionKind.PORT_FORWARD),
-        ("/api/v1/nodes/n1/proxy/exec/d/web/c", SessionKind.NODE_PROXY_COMMAND),
+        ("/api/v1/nodes/n1/proxy/exec/d/web/c", SessionKind.NODE_PROXY_EXEC),
+        ("/api/v1/nodes/n1/proxy/exec/d/web/uid/c?command=sh", SessionKind.NODE_PROXY_EXEC),
+        ("/api/v1/nodes/https:n1:10250/proxy/attach/d/web/c/", SessionKind.NODE_PROXY_ATTACH),
+        ("/api/v1/nodes/n1/proxy/exec/d/web", SessionKind.NODE_PROXY_COMMAND),
+        ("/api/v1/nodes/n1/proxy/exec/d/web/uid/c/more", SessionKind.NODE_PROXY_COMMAND),
+        ("/api/v1/nodes/n1/proxy/Exec/d/web/c", SessionKind.NODE_PROXY_COMMAND),
+        ("/api/v1/proxy/nodes/n1/exec/d/web/c", SessionKind.NODE_PROXY_COMMAND),
     ],
 )
 def test_neither_method_nor_upgrade_hides_a_session(path: str, kind: SessionKind) -> None:
@@ -140,7 +146,11 @@ def test_no_spelling_of_a_kubelet_command_is_taken_for_a_read(command: str) -> N
                 continue
             if kind is SessionKind.NODE_PROXY_SAFE:
                 pytest.fail(f"{spelling.format(spelled)} is taken for a read")
-            assert kind is SessionKind.NODE_PROXY_COMMAND
+            # exec and attach where they are spelt plainly are recorded; everything else can't be.
+            if command.split("/")[0] in ("exec", "attach") and spelling == "{}" and not escape:
+                assert kind in (SessionKind.NODE_PROXY_EXEC, SessionKind.NODE_PROXY_ATTACH)
+            else:
+                assert kind is SessionKind.NODE_PROXY_COMMAND
 
 
 def test_a_node_proxy_without_a_path_is_not_known_to_be_a_read() -> None:

@@ -58,10 +58,18 @@ def test_events_are_told_where_a_rule_asks_for_them() -> None:
         assert decide(authority, request_info("GET", path)).events is True
 
 
-@pytest.mark.parametrize(("word", "kind"), [("exec", SessionKind.EXEC), ("attach", SessionKind.ATTACH)])
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (f"{POD}/exec", SessionKind.EXEC),
+        (f"{POD}/attach", SessionKind.ATTACH),
+        (f"{NODE}/exec/d/web/c", SessionKind.EXEC),
+        (f"{NODE}/attach/d/web/uid/c", SessionKind.ATTACH),
+    ],
+)
 @pytest.mark.parametrize("upgrade", ["", "websocket", "spdy/3.1", "h2c"])
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
-def test_sessions_demand_what_the_grants_say(word: str, kind: SessionKind, upgrade: str, method: str) -> None:
+def test_sessions_demand_what_the_grants_say(path: str, kind: SessionKind, upgrade: str, method: str) -> None:
     demands = [
         (peer(), None),
         (peer({"recorder": ["tag:rec"], "recorderAddrs": []}), None),
@@ -74,14 +82,15 @@ def test_sessions_demand_what_the_grants_say(word: str, kind: SessionKind, upgra
         ),
     ]
     for who, demand in demands:
-        assert decide_on(who, f"{POD}/{word}", method, upgrade).recording == demand
+        assert decide_on(who, path, method, upgrade).recording == demand
 
 
 @pytest.mark.parametrize(
     ("path", "upgrade", "why"),
     [
         (f"{NODE}/run/d/web/c?cmd=id", "", "kubelet"),
-        (f"{NODE}/exec/d/web/c", "spdy/3.1", "kubelet"),
+        (f"{NODE}/x/../exec/d/web/c", "spdy/3.1", "kubelet"),
+        (f"{NODE}/portForward/d/web", "spdy/3.1", "kubelet"),
         (f"{NODE}/logs/../run/d/web/c", "", "kubelet"),
         (f"{NODE}/metrics", "websocket", "kubelet"),
         (f"{POD}/proxy/shell", "websocket", "stream to an application"),
@@ -162,7 +171,8 @@ def test_under_enforcement_whatever_is_decided_is_recorded_or_known_to_be_no_ses
     except (Refusal, ProtocolError):
         return
     if decision.recording is not None:
-        assert decision.recording.session is info.session
+        kinds = {SessionKind.NODE_PROXY_EXEC: SessionKind.EXEC, SessionKind.NODE_PROXY_ATTACH: SessionKind.ATTACH}
+        assert decision.recording.session is kinds.get(info.session, info.session)
     elif authority.grants.enforce_recorder:
         assert info.session in {
             SessionKind.NONE,
