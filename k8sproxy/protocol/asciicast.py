@@ -1,0 +1,317 @@
+"""Asciicast v2: a line of JSON for the header, then a line for each event (docs.asciinema.org, "asciicast v2").
+
+    {"version":2,"width":80,"height":24,"timestamp":1700000000,..}
+    [0.25,"o","text that the terminal was sent"]      "e" the same for stderr, where the reader knows "e"
+    [1.5,"r","COLSxROWS"]                             [2.0,"m","a marker"]
+
+The header's members are those of Tailscale's recorders (tailscale.com/sessionrecording, CastHeader, v1.102) with their
+Go types, so that readers of either kind decode it; what is added has names that are in no Go struct there, which
+encoding/json passes over.
+
+**Output is bytes, and JSON is text.** Most output is UTF-8, cut anywhere, so an `OutputEncoder` a stream carries the
+first bytes of a character over to the next piece. A byte 0xNN that is not part of UTF-8 is written as the character
+U+10FENN (U+10FE80 to U+10FEFF, the private end of Unicode), and where output itself holds a character of that range,
+each of its four bytes is written so. Thus a character of the range in a cast is always one byte, and `decode_output`
+gives back exactly what was sent. The usual ways are worse: U+FFFD loses the byte, and a lone surrogate (Python's
+surrogateescape) is text that strict JSON readers, serde among them, refuse.
+
+How it is done at the speed of memcpy, nearly: surrogateescape decodes the byte 0xNN as U+DCNN, whose bytes under
+surrogatepass are ED B2 80..BF or ED B3 80..BF, while those of U+10FENN are F4 8F BA 80..BF or F4 8F BB 80..BF with the
+same last byte. So two bytes.replace() turn one into the other. ED is a lead byte, and is followed by A0..BF in
+surrogates alone, so no other text is hit; F4 is a lead byte too. A piece that is mostly not UTF-8 (a tar archive out of
+`kubectl cp`) has every byte from 0x80 on written as U+10FENN, through a table of 256 characters.
+
+Strings are escaped for JSON as bytes too: only `"`, `\\` and the control characters below 0x20 must be (RFC 8259, 7),
+and a replace() of a byte that is rare costs little more than memchr. Times on one busy core, pieces of 64 KiB: text
+3 to 5 ns a byte (json's own encoder of strings 6 to 8), random bytes 35, which are three times as many in the cast.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from k8sproxy.errors import ProtocolError
+
+# Columns and rows, the largest that a terminal's own structure holds (struct winsize, unsigned short).
+MAX_SIDE = 65535
+# Bytes looked at to tell binary data from text with a broken byte in it, and how many of those characters have to be
+# broken (one in so many). UTF-8 cut badly or Latin-1 prose have fewer; archives and random bytes have a third and up.
+_SAMPLE = 1024
+_BINARY_SHARE = 8
+
+# Bytes up to which one call of json's encoder is quicker than a replace() for each character.
+_SHORT = 256
+
+# The inside and the quotes of a JSON string; in C, beyond what json.dumps does around it.
+_encode_string: Callable[[str], str] = json.encoder.encode_basestring
+# Byte -> character, for charmap_decode.
+_ALL_ESCAPED = "".join(map(chr, (*range(0x80), *range(0x10FE80, 0x10FF00))))
+
+# What is escaped by name or is common on terminals; the others of 0x00..0x1f are looked for before they are replaced.
+_COMMON = (
+    (b"\\", b"\\\\"),  # first: what follows puts in backslashes
+    (b'"', b'\\"'),
+    (b"\n", b"\\n"),
+    (b"\r", b"\\r"),
+    (b"\x1b", b"\\u001b"),
+    (b"\t", b"\\t"),
+    (b"\b", b"\\b"),
+    (b"\x07", b"\\u0007"),
+)
+_RARE = {code: b"\\u%04x" % code for code in range(0x20) if bytes((code,)) not in dict(_COMMON)}
+_NOT_RARE = bytes(code for code in range(256) if code not in _RARE)
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CastHeader:
+    """What the header tells of a session, all but its size. The names are CastHeader's in Go, in Python's case.
+
+    timestamp: whole unix seconds of the start. command: its words joined by blanks, "" for an attach. src_node: the
+    node's full name without the final dot. A tagged node has src_node_tags, a user's has src_node_user_id and
+    src_node_user (the login name). session_type: exec or attach. From cluster on, what Go's has not: the cluster's
+    name, whom upstream saw ("" where nobody was impersonated), the client's User-Agent, the session's id.
+    """
+
+    timestamp: int
+    src_node: str
+    src_node_id: str
+    command: str = ""
+    src_node_tags: tuple[str, ...] = ()
+    src_node_user_id: int = 0
+    src_node_user: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    ssh_user: str = ""
+    local_user: str = ""
+    connection_id: str = ""
+    pod_name: str = ""
+    namespace: str = ""
+    container: str = ""
+    session_type: str = ""
+    cluster: str = ""
+    impersonated_user: str = ""
+    impersonated_groups: tuple[str, ...] = ()
+    user_agent: str = ""
+    session_id: str = ""
+
+    def line(self, width: int, height: int) -> bytes:
+        """The header's line, with its line feed. width, height: columns and rows."""
+        header: dict[str, object] = {
+            "version": 2,
+            "width": width,
+            "height": height,
+            "timestamp": self.timestamp,
+            "srcNode": self.src_node.removesuffix("."),
+            "srcNodeID": self.src_node_id,
+            "env": dict(self.env),
+            "sshUser": self.ssh_user,
+            "localUser": self.local_user,
+            "connectionID": self.connection_id,
+        }
+        if self.command:
+            header["command"] = self.command
+        if self.src_node_tags:
+            header["srcNodeTags"] = list(self.src_node_tags)
+        else:
+            header["srcNodeUserID"] = self.src_node_user_id
+            header["srcNodeUser"] = self.src_node_user
+        if self.pod_name:
+            header["kubernetes"] = {
+                "PodName": self.pod_name,
+                "Namespace": self.namespace,
+                "Container": self.container,
+                "SessionType": self.session_type,
+                "Cluster": self.cluster,
+            }
+        if self.impersonated_user:
+            header["impersonation"] = {"user": self.impersonated_user, "groups": list(self.impersonated_groups)}
+        if self.user_agent:
+            header["userAgent"] = self.user_agent
+        if self.session_id:
+            header["sessionID"] = self.session_id
+        # "replace": a lone surrogate, which no reader has to take, becomes a question mark.
+        return json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+
+
+def event_line(seconds: float, code: str, text: str | bytes) -> bytes:
+    """One event's line, with its line feed.
+
+    seconds: since the recording's start, written to the microsecond. code: one ASCII letter. text: as str it is escaped
+    here, lone surrogates become question marks; as bytes it is the inside of a JSON string, as OutputEncoder gives it.
+    """
+    if isinstance(text, str):
+        text = _escape_json(text.encode("utf-8", "replace"))
+    return b"".join((b'[%.6f,"%b","' % (seconds, code.encode("ascii")), text, b'"]\n'))
+
+
+def _escape_json(text: bytes) -> bytes:
+    """UTF-8 as the inside of a JSON string."""
+    rare = text.translate(None, _NOT_RARE)
+    for character, escape in _COMMON:
+        text = text.replace(character, escape)
+    if rare:
+        for value in set(rare):
+            text = text.replace(bytes((value,)), _RARE[value])
+    return text
+
+
+def resize_line(seconds: float, width: int, height: int) -> bytes:
+    """The line of a resize. (Tailscale's proxy writes ROWSxCOLS.)"""
+    return event_line(seconds, "r", f"{width}x{height}")
+
+
+class OutputEncoder:
+    """The bytes of one output stream as text that JSON can carry. Holds back at most 3 bytes."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, data: bytes | memoryview) -> bytes:
+        """All characters that have come whole, as the inside of a JSON string for event_line."""
+        if self._held:
+            data = b"".join((self._held, data))
+        try:
+            text, used = codecs.utf_8_decode(data, "strict", False)
+        except UnicodeDecodeError as error:
+            return self._feed_broken(bytes(data), error.start)
+        if used == len(data):
+            self._held = b""
+        else:
+            self._held = bytes(data[used:])
+            data = data[:used]
+        if used <= _SHORT and text.isascii():
+            return _encode_string(text)[1:-1].encode()
+        return _escape_json(_escape_range(bytes(data)))
+
+    def finish(self) -> bytes:
+        """What is held back, in the same form: the stream is over, or goes on behind a gap."""
+        held, self._held = self._held, b""
+        return _escape_all(held)
+
+    def _feed_broken(self, data: bytes, start: int) -> bytes:
+        sample = data[start : start + _SAMPLE].decode("utf-8", "surrogateescape")
+        broken = len(sample) - len(sample.encode("utf-8", "ignore").decode())
+        # Short pieces are taken as text: there is too little to tell, and they cost nothing.
+        if len(data) > _SAMPLE and broken * _BINARY_SHARE > len(sample):
+            self._held = b""
+            return _escape_all(data)
+        text, used = codecs.utf_8_decode(data, "surrogateescape", False)
+        self._held = data[used:]
+        return _escape_json(_surrogates_to_range(_range_to_surrogates(text.encode("utf-8", "surrogatepass"))))
+
+
+def decode_output(text: str) -> bytes:
+    """The bytes that the text of "o" or "e" events stands for; exact for what OutputEncoder wrote.
+
+    Other writers' text is their characters' UTF-8. A lone surrogate is a question mark.
+    """
+    data = text.encode("utf-8", "replace")
+    if b"\xf4\x8f" not in data:
+        return data
+    data = data.replace(b"\xf4\x8f\xba", b"\xed\xb2").replace(b"\xf4\x8f\xbb", b"\xed\xb3")
+    return data.decode("utf-8", "surrogatepass").encode("utf-8", "surrogateescape")
+
+
+def _escape_range(data: bytes) -> bytes:
+    """Valid UTF-8 with each byte of U+10FE80..U+10FEFF written as a character of that range."""
+    if b"\xf4\x8f" not in data:
+        return data
+    return _surrogates_to_range(_range_to_surrogates(data))
+
+
+def _range_to_surrogates(data: bytes) -> bytes:
+    # The surrogates of F4, 8F, BA (or BB), and the first two bytes of that of the last byte, 80..BF, which stays.
+    return data.replace(b"\xf4\x8f\xba", b"\xed\xb3\xb4\xed\xb2\x8f\xed\xb2\xba\xed\xb2").replace(
+        b"\xf4\x8f\xbb", b"\xed\xb3\xb4\xed\xb2\x8f\xed\xb2\xbb\xed\xb2"
+    )
+
+
+def _surrogates_to_range(data: bytes) -> bytes:
+    return data.replace(b"\xed\xb2", b"\xf4\x8f\xba").replace(b"\xed\xb3", b"\xf4\x8f\xbb")
+
+
+def _escape_all(data: bytes) -> bytes:
+    """Each byte from 0x80 on as a character of the range, whatever it may be part of; the inside of a JSON string."""
+    text, _ = codecs.charmap_decode(data, "strict", _ALL_ESCAPED)
+    return _encode_string(text)[1:-1].encode()
+
+
+def read_header(line: bytes, limit: int) -> dict[str, object]:
+    """The header's members. Raises ProtocolError where it is no asciicast v2 header of `limit` bytes at most.
+
+    version, width and height are checked, timestamp where it is there; the other members are as they came.
+    """
+    header = _read(line, limit)
+    if not isinstance(header, dict):
+        raise ProtocolError("the header of a cast is not a JSON object")
+    version = header.get("version")
+    if type(version) is not int or version != 2:
+        raise ProtocolError("the header of a cast does not say version 2")
+    for side in ("width", "height"):
+        value = header.get(side)
+        # Zero is what Go's zero value says for a session without a terminal.
+        if type(value) is not int or not 0 <= value <= MAX_SIDE:
+            raise ProtocolError(f"the header of a cast has no usable {side}")
+    timestamp = header.get("timestamp", 0)
+    if type(timestamp) not in (int, float) or not 0 <= timestamp < 1 << 53:
+        raise ProtocolError("the header of a cast has a timestamp that is none")
+    return header
+
+
+def read_event(line: bytes, limit: int) -> tuple[float, str, str]:
+    """One event: seconds since the start, code, data. Raises ProtocolError where it is none of `limit` bytes at most.
+
+    The code is one ASCII letter, known or not; the data is text without lone surrogates.
+    """
+    event = _read(line, limit)
+    if not isinstance(event, list) or len(event) != 3:
+        raise ProtocolError("an event of a cast is not an array of three")
+    seconds, code, data = event
+    if type(seconds) not in (int, float) or not 0 <= seconds < 1 << 53:
+        raise ProtocolError("an event of a cast has a time that is none")
+    if not isinstance(code, str) or len(code) != 1 or not (code.isascii() and code.isalpha()):
+        raise ProtocolError("an event of a cast has a code that is none")
+    if not isinstance(data, str):
+        raise ProtocolError("an event of a cast has data that is not text")
+    try:
+        data.encode()
+    except UnicodeEncodeError:
+        raise ProtocolError("an event of a cast has half a character in it") from None
+    return float(seconds), code, data
+
+
+def read_size(data: str) -> tuple[int, int]:
+    """Columns and rows of an "r" event's data. Raises ProtocolError."""
+    match = _SIZE.fullmatch(data)
+    if match is None or (width := int(match[1])) > MAX_SIDE or (height := int(match[2])) > MAX_SIDE:
+        raise ProtocolError("a resize without a usable size")
+    return width, height
+
+
+def _read(line: bytes, limit: int) -> object:
+    if len(line) > limit:
+        raise ProtocolError(f"a line of a cast is longer than {limit} bytes", status=413)
+    try:
+        value: object = json.loads(line.decode(), parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError):  # decoding errors and integers of 4,300 digits are ValueErrors
+        raise ProtocolError("a line of a cast is not JSON") from None
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
