@@ -1,0 +1,122 @@
+"""What a session shows, as the bytes of its cast. Pure: time is an argument, and what is returned is to be uploaded.
+
+    capture = Capture(header, started, tty=True, event_codes=frozenset("orm"))
+    upload(capture.deadline(now))                   at the start, and again at `capture.due` where that is not None
+    upload(capture.output(False, [view, ..], now))  once a turn and stream, all that came of it together: one line
+    upload(capture.resize(80, 24, now))
+    upload(capture.ended(now))
+
+**The header waits for the terminal's size, the user doesn't.** A cast's first line has the size, and a client with a
+tty sends it only after the switch of protocols, or never. So lines are kept until the first resize, but for HEADER_WAIT
+at most and MAX_KEPT bytes at most; then the header goes out with 80x24, and a size that comes later is an "r" event, as
+is every other one. A session without a tty has no size to wait for.
+
+Standard error is written as "e" where the recorder says that it knows that code, otherwise as "o" with the rest, as the
+terminal shows it. Input is not kept: it holds passwords that were never echoed.
+
+Each stream has its own decoder (asciicast.OutputEncoder), so a character whose bytes came in two frames is whole again.
+After a gap it is begun anew: what follows does not belong to what was there before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from k8sproxy.protocol.asciicast import MAX_SIDE, CastHeader, OutputEncoder, event_line, resize_line
+
+# Seconds that a tty's header waits for the size. kubectl sends it at once; 1 s covers a slow link.
+HEADER_WAIT = 1.0
+# Bytes of lines kept meanwhile, before the default size has to do: a quarter of a session's default buffer.
+MAX_KEPT = 1024 * 1024
+# Columns and rows of who never said: the VT100's, which every terminal program falls back to.
+DEFAULT_SIZE = (80, 24)
+
+
+class Capture:
+    """One session. started and every `now` are seconds of the same clock, whichever; later ones are never smaller.
+
+    (Where the clock does go back, the cast's doesn't.) header.timestamp is what readers see as the start. event_codes:
+    what the recorder knows beside "o" and "r": "e" (stderr apart), "m" (markers).
+    """
+
+    __slots__ = ("_codes", "_header", "_kept", "_kept_size", "_last", "_size", "_started", "_streams", "due")
+
+    def __init__(self, header: CastHeader, started: float, *, tty: bool, event_codes: frozenset[str]) -> None:
+        self._header = header
+        self._started = started
+        self._codes = event_codes
+        self._streams = (OutputEncoder(), OutputEncoder())  # stdout, stderr
+        self._size: tuple[int, int] | None = None  # None: the header has not gone out
+        self._kept: list[bytes] = []
+        self._kept_size = 0
+        self._last = 0.0
+        #: When deadline() has to be called: at once without a tty. None: the header has gone out.
+        self.due: float | None = started + HEADER_WAIT if tty else started
+
+    def output(self, stderr: bool, pieces: Sequence[bytes | memoryview], now: float) -> bytes:
+        """Bytes of stdout, or of stderr, in the pieces that they came in; one line for all. Views are not kept."""
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        text = self._streams[stderr].feed(data)
+        if not text:
+            return self.deadline(now)
+        return self._line(event_line(self._seconds(now), self._code(stderr), text), now)
+
+    def resize(self, width: int, height: int, now: float) -> bytes:
+        """The terminal has that many columns and rows. The same again, and sizes that no terminal has, are left out."""
+        if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+            return self.deadline(now)
+        if self._size is None:
+            return self._begin((width, height))
+        if self._size == (width, height):
+            return b""
+        self._size = (width, height)
+        return resize_line(self._seconds(now), width, height)
+
+    def gap(self, lost: int, why: str, now: float) -> bytes:
+        """Output is missing here. lost: its bytes. why: a few words, for the viewer."""
+        flushed = self._flush(now)
+        notice = f"k8sproxy: {lost} bytes of output are missing here: {why}"
+        if "m" in self._codes:
+            line = event_line(self._seconds(now), "m", notice)
+        else:
+            # On lines of its own and dim, so that nobody takes it for what the terminal showed.
+            line = event_line(self._seconds(now), "o", f"\r\n\x1b[0;2m[{notice}]\x1b[0m\r\n")
+        return flushed + self._line(line, now)
+
+    def deadline(self, now: float) -> bytes:
+        """The header, if it has waited long enough, and what was kept behind it."""
+        return b"" if self.due is None or now < self.due else self._begin(DEFAULT_SIZE)
+
+    def ended(self, now: float) -> bytes:
+        """All that is held back: the session is over."""
+        flushed = self._flush(now)
+        return flushed if self._size is not None else self._begin(DEFAULT_SIZE)
+
+    def _seconds(self, now: float) -> float:
+        self._last = max(self._last, now - self._started)
+        return self._last
+
+    def _code(self, stderr: bool) -> str:
+        return "e" if stderr and "e" in self._codes else "o"
+
+    def _flush(self, now: float) -> bytes:
+        lines = []
+        for stderr, stream in enumerate(self._streams):
+            text = stream.finish()
+            if text:
+                lines.append(event_line(self._seconds(now), self._code(bool(stderr)), text))
+        return self._line(b"".join(lines), now)
+
+    def _line(self, line: bytes, now: float) -> bytes:
+        if self._size is not None:
+            return line
+        self._kept.append(line)
+        self._kept_size += len(line)
+        return self._begin(DEFAULT_SIZE) if self._kept_size > MAX_KEPT else self.deadline(now)
+
+    def _begin(self, size: tuple[int, int]) -> bytes:
+        """The header, and what was kept behind it."""
+        self._size = size
+        self.due = None
+        kept, self._kept = self._kept, []
+        return b"".join((self._header.line(*size), *kept))
