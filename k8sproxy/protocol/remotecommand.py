@@ -1,0 +1,131 @@
+"""A Kubernetes remotecommand session (exec, attach) on SPDY/3.1 or WebSocket, read beside the bytes that pass.
+
+A `RemoteCommand` is given both directions' bytes as they come and tells what they mean: output, terminal sizes, pings,
+the end. What is typed is counted and never unmasked, decoded or held. `farewell` makes the bytes that end a session in
+its middle so that kubectl prints why and exits with an error.
+
+Who could hide output from a recording is the client: it opens the streams and masks what it likes; the framing of what
+comes back is the API server's or the kubelet's. Therefore:
+
+- Output that comes on a stream or channel whose meaning is not known, or which only goes the other way, is a
+  ProtocolError. A stream keeps its meaning for the session's life: one that was reset can still carry output.
+- A stream of a type that is unknown to the protocol, or a second of one type (the kubelet would write to the last), is
+  a ProtocolError: no client does this (client-go's remotecommand/v1.go to v4.go).
+- Servers (wsstream in k8s.io/streaming, on golang.org/x/net) take each WebSocket frame for a message, RFC 6455 does
+  not. A client's fragments are read by the RFC, but where the two readings differ on what is a terminal's size, it is a
+  ProtocolError. Text and binary frames are the same to these servers, and here: the Python client sends both.
+- Behind a client's close frame or GOAWAY these servers read nothing, and so nothing is read here.
+"""
+
+from __future__ import annotations
+
+from k8sproxy.errors import ProtocolError
+from k8sproxy.protocol.session import (
+    CLOSE,
+    ERROR,
+    MAX_FILLING,
+    RESIZE,
+    STDERR,
+    STDIN,
+    STDOUT,
+    Closing,
+    ErrorData,
+    Event,
+    Output,
+    Ping,
+    Resize,
+    Stdin,
+)
+from k8sproxy.protocol.sessionspdy import SpdySession
+from k8sproxy.protocol.sessionwebsocket import WebSocketSession
+
+# What a kubelet speaks at 1.36 (k8s.io/cri-streaming), "" being the first version, unnamed.
+SPDY_PROTOCOLS = frozenset(("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io", ""))
+# The API server's translator speaks v5 alone; the others are the kubelet's, which it passes on.
+WEBSOCKET_PROTOCOLS = frozenset(
+    (
+        *("v5.channel.k8s.io", "v4.channel.k8s.io", "channel.k8s.io", ""),
+        *("v4.base64.channel.k8s.io", "base64.channel.k8s.io"),
+    )
+)
+# These end with a Status on the error channel, the others with a plain sentence.
+_WITH_STATUS = frozenset(("v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.channel.k8s.io"))
+__all__ = [
+    "CLOSE",
+    "ERROR",
+    "MAX_FILLING",
+    "RESIZE",
+    "SPDY_PROTOCOLS",
+    "STDERR",
+    "STDIN",
+    "STDOUT",
+    "WEBSOCKET_PROTOCOLS",
+    "Closing",
+    "ErrorData",
+    "Event",
+    "Output",
+    "Ping",
+    "RemoteCommand",
+    "Resize",
+    "Stdin",
+]
+
+
+class RemoteCommand:
+    """One session. upgrade: "spdy/3.1" or "websocket". subprotocol: the one that upstream chose, "" for none. tty:
+    whether the request asked for a terminal; without one servers do not heed sizes, and none is told.
+
+    Raises ProtocolError for an upgrade or a subprotocol that is not known.
+    """
+
+    __slots__ = ("_failure", "_transport", "_with_status")
+
+    def __init__(self, upgrade: str, subprotocol: str, *, tty: bool) -> None:
+        self._failure: str | None = None
+        self._with_status = subprotocol in _WITH_STATUS
+        self._transport: SpdySession | WebSocketSession
+        if upgrade == "spdy/3.1" and subprotocol in SPDY_PROTOCOLS:
+            self._transport = SpdySession(subprotocol, tty)
+        elif upgrade == "websocket" and subprotocol in WEBSOCKET_PROTOCOLS:
+            self._transport = WebSocketSession(subprotocol, tty)
+        else:
+            raise ProtocolError("a remotecommand protocol that is not known")
+
+    def from_client(self, data: memoryview) -> list[Event]:
+        """What the client's next bytes mean: Resize, Stdin, Ping, Closing. Raises ProtocolError, and then always."""
+        if self._failure is not None:
+            raise ProtocolError(self._failure)
+        try:
+            return self._transport.from_client(data)
+        except ProtocolError as error:
+            self._failure = error.message
+            raise
+
+    def from_upstream(self, data: memoryview) -> list[Event]:
+        """What upstream's next bytes mean: Output, ErrorData, Closing. Raises ProtocolError, and then always."""
+        if self._failure is not None:
+            raise ProtocolError(self._failure)
+        try:
+            return self._transport.from_upstream(data)
+        except ProtocolError as error:
+            self._failure = error.message
+            self._transport.unreadable = True
+            raise
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether upstream's bytes so far end between two frames, so that one could be put in."""
+        return self._transport.at_boundary
+
+    def farewell(self, status: bytes, message: str, *, held: bool = False) -> bytes | None:
+        """The bytes that end the session for the client, behind exactly the upstream bytes given so far.
+
+        status: a Kubernetes Status in JSON; message: the same for protocols before v4. First an unfinished frame is
+        filled up with NUL (at most MAX_FILLING bytes), then the error channel says why, then all of it is closed.
+        held: upstream's bytes from the `start` of an ErrorData or Closing on, the first of them, were not passed on.
+
+        None where it can't be said: upstream's bytes could not be read, or end within a frame that can't be filled,
+        or have closed the session; or the client has no error stream yet.
+        """
+        text = status if self._with_status else message.encode()
+        return None if self._transport.unreadable else self._transport.farewell(text, held)

@@ -1,0 +1,169 @@
+"""A remotecommand session on SPDY/3.1: a stream for each type of channel, opened by the client.
+
+The theory is remotecommand's. A stream keeps its type for the session's life, since one that was reset can still carry
+output; so no more than one of each type is held.
+"""
+
+from __future__ import annotations
+
+from k8sproxy.errors import ProtocolError
+from k8sproxy.protocol import spdy
+from k8sproxy.protocol.session import (
+    ERROR,
+    MAX_FILLING,
+    RESIZE,
+    STDERR,
+    STDIN,
+    STDOUT,
+    Closing,
+    ErrorData,
+    Event,
+    Output,
+    Ping,
+    Sizes,
+    Stdin,
+    short,
+)
+
+_STREAM_TYPES = {b"stdin": STDIN, b"stdout": STDOUT, b"stderr": STDERR, b"error": ERROR, b"resize": RESIZE}
+# draft 3, 2.6.3
+_CANCEL = 5
+# Those that upstream writes to.
+_WRITTEN = (ERROR, STDOUT, STDERR)
+
+
+class SpdySession:
+    """The session on SPDY/3.1: the client opens a stream for each of its types, and upstream accepts it."""
+
+    __slots__ = (
+        "_accepted",
+        "_clean",
+        "_client",
+        "_client_closed",
+        "_closed",
+        "_ended",
+        "_ids",
+        "_last",
+        "_sizes",
+        "_types",
+        "_upstream",
+        "_version",
+        "unreadable",
+    )
+
+    def __init__(self, subprotocol: str, tty: bool) -> None:
+        self._client = spdy.FrameReader()
+        self._upstream = spdy.FrameReader()
+        self._version = int(subprotocol[1]) if subprotocol[:1] == "v" else 1
+        self._sizes = Sizes() if tty else None
+        self._types: dict[int, int] = {}  # stream id -> STDIN to RESIZE; at most one of each
+        self._ids: dict[int, int] = {}  # the other way round
+        self._last = 0
+        self._accepted: set[int] = set()  # the types whose SYN_REPLY came; spdystream drops DATA before it
+        self._ended: set[int] = set()  # the types on which upstream sends no more
+        self._client_closed = False
+        self._clean = True  # whether those ended by FIN, or were cancelled
+        self._closed = False
+        self.unreadable = False
+
+    @property
+    def at_boundary(self) -> bool:
+        return self._upstream.at_boundary
+
+    def from_client(self, data: memoryview) -> list[Event]:
+        events: list[Event] = []
+        if self._client_closed:
+            return events
+        typed = 0
+        for frame in self._client.receive_data(data):
+            if isinstance(frame, spdy.Data):
+                # What comes on a stream that is not open, or not for input, servers drop.
+                kind = self._types.get(frame.stream)
+                if kind == STDIN:
+                    typed += len(frame.data)
+                elif kind == RESIZE and self._sizes is not None and frame.data:
+                    self._sizes.feed(bytes(short(frame.data)), events)
+            elif isinstance(frame, spdy.SynStream):
+                self._open(frame)
+            elif isinstance(frame, spdy.Ping):
+                if frame.id & 1:
+                    events.append(Ping(spdy.ping_frame(frame.id)))
+            elif isinstance(frame, spdy.GoAway):
+                self._client_closed = True
+                events.append(Closing(frame.status == 0, frame.start))
+                break
+        if typed:
+            events.append(Stdin(typed))
+        return events
+
+    def _open(self, frame: spdy.SynStream) -> None:
+        kind = _STREAM_TYPES.get(frame.headers.get(b"streamtype", b""))
+        if kind is None or (kind == RESIZE and self._version < 3):
+            raise ProtocolError("a stream of a type that the session's protocol does not know")
+        if kind in self._ids:
+            raise ProtocolError("a second stream of one type")
+        if not frame.stream & 1 or frame.stream <= self._last:
+            raise ProtocolError("a stream whose id is not the client's to give")
+        self._last = frame.stream
+        self._ids[kind] = frame.stream
+        self._types[frame.stream] = kind
+
+    def from_upstream(self, data: memoryview) -> list[Event]:
+        events: list[Event] = []
+        types = self._types
+        for frame in self._upstream.receive_data(data):
+            if isinstance(frame, spdy.Data):
+                stream, view, fin, start = frame
+                kind = types.get(stream)
+                if view:
+                    if kind in (STDOUT, STDERR):
+                        events.append(Output(kind, view, start))
+                    elif kind == ERROR:
+                        events.append(ErrorData(view, start))
+                    else:
+                        raise ProtocolError("output on a stream that is not known to carry any")
+                if fin:
+                    self._end(kind, True, start, events)
+            elif isinstance(frame, spdy.Reply):
+                kind = types.get(frame.stream)
+                if frame.opening and kind is not None:
+                    self._accepted.add(kind)
+                if frame.fin:
+                    self._end(kind, True, frame.start, events)
+            elif isinstance(frame, spdy.Reset):
+                # connection.Close() in k8s.io/streaming cancels the streams that it has not closed.
+                self._end(types.get(frame.stream), frame.status == _CANCEL, frame.start, events)
+            elif isinstance(frame, spdy.GoAway):
+                self._close(self._clean and frame.status == 0, frame.start, events)
+            elif isinstance(frame, spdy.SynStream):
+                raise ProtocolError("a stream that upstream opens")
+        return events
+
+    def _end(self, kind: int | None, clean: bool, start: int, events: list[Event]) -> None:
+        """Upstream sends no more on a stream; the session is over with the last of those that it writes to."""
+        if kind not in _WRITTEN:
+            return
+        self._ended.add(kind)
+        self._clean = self._clean and clean
+        if ERROR in self._ended and all(kind in self._ended for kind in _WRITTEN if kind in self._ids):
+            self._close(self._clean, start, events)
+
+    def _close(self, clean: bool, start: int, events: list[Event]) -> None:
+        if not self._closed:
+            self._closed = True
+            events.append(Closing(clean, start))
+
+    def farewell(self, text: bytes, held: bool) -> bytes | None:
+        error = self._ids.get(ERROR)
+        if error is None or ERROR not in self._accepted or (self._closed and not held):
+            return None
+        streams = [self._ids[kind] for kind in (STDOUT, STDERR, ERROR) if kind in self._ids]
+        completion = b"" if held else self._upstream.completion(streams, limit=MAX_FILLING)
+        if completion is None:
+            return None
+        frames = [completion, spdy.data_frame(error, text, fin=True)]
+        # The first version's client ends with the output, whether or not it has read the error: leave that open.
+        if self._version > 1:
+            frames += [spdy.data_frame(stream, b"", fin=True) for stream in streams if stream != error]
+            frames.append(spdy.goaway_frame(self._last))
+        return b"".join(frames)
