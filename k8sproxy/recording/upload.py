@@ -1,0 +1,314 @@
+"""One session on its way to a recorder: what has been written, taken by the wire, and stored.
+
+`write` only puts bytes in a row. A carrier (`h2wire.Stream`, `h1wire.Submission`) takes them off its front whenever
+the connection and the recorder's flow control have room, and reports back: what it took, what the recorder said, how
+the response ended. All else about an upload is decided here:
+
+    blocked         from `limit` bytes in the row on; `drained` is called when it is below half of that again
+    failed          called once, when the recorder can't be believed to have the session any more: see `fail`
+    silence         bytes are not stored, and for `ack_timeout` seconds no ack has told of more: that is a failure, be
+                    the recorder, the way there or its flow control the reason. Where there are no acks (v1), what the
+                    socket takes is the sign of life.
+    finish          ends the body, then waits for the ack of the last byte and the clean end of the response
+
+Nothing is called back from within `write`, `finish` or `abort`: failures come out of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from k8sproxy.errors import ProtocolError
+from k8sproxy.protocol.recorderapi import DEFAULT_EVENT_CODES, AckReader, RecorderError
+from k8sproxy.recording.health import Health
+from k8sproxy.recording.limits import Limits
+
+
+class UploadError(Exception):
+    """A recorder does not have (all of) what it was sent; the message is a sentence that says why."""
+
+
+class NoRecorder(Exception):
+    """No recorder accepted the session. attempts: (address, why) in the order in which they were tried."""
+
+    def __init__(self, attempts: tuple[tuple[str, str], ...]) -> None:
+        super().__init__("; ".join(f"{address}: {why}" for address, why in attempts) or "no recorder has an address")
+        self.attempts = attempts
+
+
+class Carrier(Protocol):
+    """What an upload needs of its connection."""
+
+    def wake(self) -> None:
+        """There is something new in the row, or its end."""
+
+    def reset(self) -> None:
+        """The recorder is to forget the rest; nothing more is reported."""
+
+
+def _nothing() -> None:
+    pass
+
+
+def _nobody(why: str) -> None:
+    pass
+
+
+class Upload:
+    """One accepted session; made by `Recorders.open`.
+
+    recorder: the address. version: of the wire, 1 or 2. event_codes: the asciicast event codes that it takes.
+    drained: called when no longer blocked. failed: called at most once, with why, also where the failure came before
+    the callback was set. Use is `write` any number of times, then `finish` or `abort`.
+    """
+
+    __slots__ = (
+        "_acks",
+        "_carrier",
+        "_done",
+        "_failed",
+        "_finishing",
+        "_health",
+        "_limits",
+        "_loop",
+        "_mark",
+        "_progress",
+        "_row",
+        "_timer",
+        "_was_blocked",
+        "acked",
+        "buffered",
+        "drained",
+        "ending",
+        "event_codes",
+        "failure",
+        "limit",
+        "recorder",
+        "version",
+        "written",
+    )
+
+    def __init__(self, recorder: str, version: int, carrier: Carrier, health: Health, limits: Limits) -> None:
+        self.recorder = recorder
+        self.version = version
+        self.event_codes = DEFAULT_EVENT_CODES
+        self.limit = limits.buffer
+        self.buffered = 0
+        self.written = 0
+        self.acked = 0
+        self.ending = False  # the row's end is the body's
+        self.failure: str | None = None
+        self.drained: Callable[[], None] = _nothing
+        self._failed: Callable[[str], None] = _nobody
+        self._carrier: Carrier | None = carrier
+        self._health = health
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._row: deque[bytes | memoryview] = deque()
+        self._acks = AckReader()
+        self._done: asyncio.Future[None] | None = None
+        self._finishing = False
+        self._mark: tuple[int, float] | None = None  # (bytes, when written), until it is acked: the acks' latency
+        self._progress = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._was_blocked = False
+
+    # -- the owner's side
+
+    @property
+    def failed(self) -> Callable[[str], None]:
+        return self._failed
+
+    @failed.setter
+    def failed(self, callback: Callable[[str], None]) -> None:
+        self._failed = callback
+        if self.failure is not None:
+            self._loop.call_soon(self._report)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the row is full: `limit` bytes or more that the wire has not taken."""
+        return self.buffered >= self.limit
+
+    def write(self, data: bytes) -> None:
+        """Puts `data` in the row, whatever there is in it. After a failure, an end or an abort it is dropped."""
+        carrier = self._carrier
+        if carrier is None or self.ending or not data:
+            return
+        self._row.append(data)
+        size = len(data)
+        self.written += size
+        self.buffered += size
+        if self.buffered >= self.limit:
+            self._was_blocked = True
+        if self._timer is None or self._mark is None:
+            self._watch()
+        carrier.wake()
+
+    async def finish(self) -> None:
+        """Ends the body and waits until the recorder has all of it, `finish_timeout` seconds at most.
+
+        Raises UploadError; `failed` is not called from here on.
+        """
+        if self.failure is not None:
+            raise UploadError(self.failure)
+        if self._carrier is None:
+            return  # it has ended well before
+        self._finishing = True
+        if not self.ending:
+            self.ending = True
+            self._carrier.wake()
+        if self._done is None:
+            self._done = self._loop.create_future()
+        try:
+            async with asyncio.timeout(self._limits.finish_timeout):
+                # Not the future itself: whoever else waits for it must not be cancelled with this one.
+                await asyncio.wait((self._done,))
+        except TimeoutError:
+            self.fail(
+                f"the recorder did not confirm the end within {self._limits.finish_timeout:g} s: it has stored "
+                f"{self.acked} of {self.written} bytes"
+                if self.version == 2
+                else f"the recorder did not confirm the end within {self._limits.finish_timeout:g} s"
+            )
+        except BaseException:
+            self.abort()
+            raise
+        if self.failure is not None:
+            raise UploadError(self.failure)
+
+    def abort(self) -> None:
+        """Tells the recorder to give up, and forgets what is not sent. `failed` is not called from here on."""
+        self._finishing = True
+        if self._carrier is not None:
+            self._end("the upload was given up")
+
+    # -- the carrier's side
+
+    def take(self, most: int, pieces: list[bytes | memoryview]) -> int:
+        """Moves up to `most` bytes from the row's front to `pieces`; how many."""
+        row = self._row
+        left = most
+        while row and left:
+            piece = row[0]
+            size = len(piece)
+            if size <= left:
+                pieces.append(row.popleft())
+                left -= size
+            else:
+                view = memoryview(piece)
+                pieces.append(view[:left])
+                row[0] = view[left:]
+                left = 0
+        taken = most - left
+        self.buffered -= taken
+        self._health.bytes_sent += taken
+        if self._was_blocked and self.buffered <= self.limit // 2:
+            self._was_blocked = False
+            self._loop.call_soon(self._tell_drained)
+        if self.version == 1 and taken:
+            self.acked += taken
+            self._moved()
+        return taken
+
+    def receive_data(self, data: bytes) -> None:
+        """Part of the response's body (v2)."""
+        before = self.acked
+        try:
+            acked = self._acks.receive_data(data)
+        except ProtocolError as error:
+            self.fail(error.message)
+            return
+        except RecorderError as error:
+            self.fail(f"the recorder says: {error}")
+            return
+        if acked == before:
+            return
+        if acked > self.written - self.buffered:
+            self.fail(f"the recorder confirms {acked} bytes of {self.written - self.buffered} sent")
+            return
+        self.acked = acked
+        self._moved()
+
+    def receive_end(self) -> None:
+        """The response has ended as it should, if it should."""
+        if self._carrier is None:
+            return
+        if not self.ending or self.buffered:
+            self.fail("the recorder ended its answer before the session's end")
+        elif not self._acks.at_boundary:
+            self.fail("the recorder's answer ends within a message")
+        elif self.acked != self.written:
+            self.fail(f"the recorder ended its answer having stored {self.acked} of {self.written} bytes")
+        else:
+            self._end(None)
+
+    def fail(self, why: str, *, blame: bool = True) -> None:
+        """The recorder does not have the session, or can't be believed to. blame: it says something on its health."""
+        if self._carrier is None:
+            return
+        if blame:
+            self._health.failed(why)
+        self._end(why)
+        self._loop.call_soon(self._report)
+
+    # Owners' callbacks have a turn of their own: what they raise, or write at once, is not in a carrier's way.
+
+    def _report(self) -> None:
+        if self.failure is not None and not self._finishing and self._failed is not _nobody:
+            self._finishing = True
+            self._failed(self.failure)
+
+    def _tell_drained(self) -> None:
+        if self._carrier is not None:
+            self.drained()
+
+    def _end(self, why: str | None) -> None:
+        carrier, self._carrier = self._carrier, None
+        self.failure = why
+        self._health.uploads -= 1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._row.clear()
+        self.buffered = 0
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+        if carrier is not None and why is not None:
+            carrier.reset()
+
+    # -- silence
+
+    def _watch(self) -> None:
+        now = self._loop.time()
+        if self._mark is None:
+            self._mark = (self.written, now)
+        if self._timer is None:
+            self._progress = now
+            self._timer = self._loop.call_at(now + self._limits.ack_timeout, self._on_timer)
+
+    def _moved(self) -> None:
+        """More is stored than before."""
+        now = self._loop.time()
+        self._progress = now
+        if self._mark is not None and self.acked >= self._mark[0]:
+            if self.version == 2:
+                self._health.acked(now - self._mark[1])
+            self._mark = None
+        if self.acked == self.written and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timer(self) -> None:
+        due = self._progress + self._limits.ack_timeout
+        if self._loop.time() < due:
+            self._timer = self._loop.call_at(due, self._on_timer)
+            return
+        self._timer = None
+        self.fail(
+            f"the recorder has confirmed nothing for {self._limits.ack_timeout:g} s, "
+            f"{self.written - self.acked} bytes being due"
+        )
