@@ -1,10 +1,15 @@
-"""The admin site: /healthz, /readyz and /metrics (and the generated CA as /ca.pem), for probes and Prometheus.
+"""The admin site: /healthz, /readyz and /metrics (and the generated CA as /ca.pem), for probes and Prometheus; and
+/sessions, for people: what runs now, and POST /sessions/ID/end.
 
 It is not for the tailnet. A userspace daemon forwards whatever a peer dials on this node to the same port on loopback,
 and a wildcard address takes tailnet connections in any mode; so whoever comes from loopback or from a tailnet address
 is looked up, and a peer that WhoIs knows is refused unless the configuration names it. Probes from the cluster's own
 network have neither kind of address. Where the daemon can't be asked, such a client learns whether the proxy is alive
 and ready and nothing else. On a unix socket the file's permissions decide.
+
+/sessions names people and what they do, and ends it: it is served on a unix socket, to processes of this machine (or
+pod), and to peers that the configuration names; not to the cluster's network, which probes and Prometheus come from.
+A body of JSON is asked for where something is changed, which no page of another site can send unasked (CORS).
 """
 
 from __future__ import annotations
@@ -28,6 +33,40 @@ Checks = Callable[[], Awaitable[Mapping[str, str | None]]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _PROBES = frozenset({"/healthz", "/readyz"})
+# Bytes of a request's body: a reason of REASON characters, escaped, and its braces.
+_MAX_BODY = 8192
+# Characters of a reason. It is a line on somebody's terminal.
+REASON = 500
+
+
+# Characters of an id that must be given: as many as one may be expected to tell from a list.
+_SHORTEST_PREFIX = 4
+
+
+def _address(request: web.Request) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Where a request comes from; None on a unix socket."""
+    name = request.transport.get_extra_info("peername") if request.transport else None
+    if not isinstance(name, tuple):
+        return None
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(name[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _is_near(request: web.Request, peer: Peer | None) -> bool:
+    """Whether it is asked from this machine, or by a peer that is known; and not by a web page under a name of its own
+    that leads here (DNS rebinding)."""
+    address = _address(request)
+    if address is None:
+        return True
+    host = request.url.host or ""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if host != "localhost" and peer is None:
+            return False
+    return peer is not None or address.is_loopback
 
 
 class AdminSite:
@@ -72,11 +111,13 @@ class AdminSite:
         await self._start(sock)
 
     async def _start(self, sock: socket.socket) -> None:
-        app = web.Application(middlewares=[self._guard], client_max_size=1024)
+        app = web.Application(middlewares=[self._guard], client_max_size=_MAX_BODY)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/ca.pem", self._ca)
+        app.router.add_get("/sessions", self._sessions)
+        app.router.add_post("/sessions/{id}/end", self._end_session)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         await web.SockSite(self._runner, sock).start()
@@ -99,18 +140,21 @@ class AdminSite:
         else:
             if peer is not None and not self._allowed(peer):
                 return self._refuse(Refusal(403, "admin_from_tailnet", "the admin site is not served to the tailnet"))
+            if request.path.startswith("/sessions") and not _is_near(request, peer):
+                return self._refuse(
+                    Refusal(
+                        403, "admin_from_network", "sessions are not served to the network; ask on the same machine"
+                    )
+                )
+            request["peer"] = peer
         return await handler(request)
 
     async def _peer(self, request: web.Request) -> Peer | None:
         """The peer that asks, None where it is none. Raises Refusal where that can't be told."""
+        address = _address(request)
+        if address is None or not (address.is_loopback or is_tailnet(address)):
+            return None
         name = request.transport.get_extra_info("peername") if request.transport else None
-        if not isinstance(name, tuple):
-            return None
-        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(name[0])
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        if not address.is_loopback and not is_tailnet(address):
-            return None
         whois = self._site.whois
         key = whois.open(name[0], name[1])
         try:
@@ -143,6 +187,31 @@ class AdminSite:
         return web.Response(
             body=generate_latest(self._site.telemetry.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
+
+    async def _sessions(self, _: web.Request) -> web.Response:
+        return web.json_response({"sessions": self._site.sessions.listed()})
+
+    async def _end_session(self, request: web.Request) -> web.Response:
+        """End the one session whose id is, or begins with, what the path has."""
+        if request.content_type != "application/json":
+            return self._refuse(Refusal(400, "bad_request", 'a JSON object is needed: {"reason": "..."}'))
+        try:
+            body = await request.json()
+        except ValueError:
+            body = None
+        reason = body.get("reason") if isinstance(body, dict) else None
+        if not isinstance(reason, str) or not reason.strip() or len(reason) > REASON or not reason.isprintable():
+            message = f"a reason is needed that the user will read: one line, at most {REASON} characters"
+            return self._refuse(Refusal(400, "bad_request", message))
+        sessions = self._site.sessions
+        prefix = request.match_info["id"]
+        found = sessions.find(prefix) if len(prefix) >= _SHORTEST_PREFIX else []
+        if len(found) != 1:
+            what = "more than one session begins so" if found else "there is no such session"
+            return self._refuse(Refusal(404, "not_found", what))
+        peer: Peer | None = request["peer"]
+        sessions.end(found[0], reason, peer.display if peer is not None else "this machine")
+        return web.json_response({"ended": found[0].facts.id})
 
     async def _ca(self, _: web.Request) -> web.Response:
         pem = self._ca_pem()

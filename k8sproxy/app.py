@@ -13,6 +13,7 @@ import contextlib
 import gc
 import hashlib
 import signal
+import socket
 from pathlib import Path
 
 import structlog
@@ -20,10 +21,12 @@ import uvloop
 
 from k8sproxy import __version__
 from k8sproxy.admin import AdminSite
-from k8sproxy.assembly import Assembly, Background, StartError, Tailnet, limits_of
+from k8sproxy.assembly import Assembly, Background, StartError, Tailnet, limits_of, set_recording_limits
 from k8sproxy.config import Config, ConfigError, load
 from k8sproxy.dataplane.listener import Server, raise_file_limit
 from k8sproxy.dataplane.site import Site
+from k8sproxy.recording.recorders import Recorders
+from k8sproxy.recording.sessions import Sessions
 from k8sproxy.telemetry import LOG, RequestLog, Telemetry, configure_logging
 
 _log = structlog.get_logger("k8sproxy")
@@ -67,8 +70,12 @@ class App:
         self._signals = 0
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
+        self._recorders = Recorders(self._dial)
+        set_recording_limits(self._recorders, config)
+        self._sessions = Sessions(self._recorders)
         self._site = Site(
             whois=self._tailnet.whois,
+            sessions=self._sessions,
             limits=limits_of(config),
             telemetry=self._telemetry,
             requests=RequestLog(
@@ -139,11 +146,15 @@ class App:
     def _use(self, assembly: Assembly) -> None:
         self._assembly = assembly
         self._config = assembly.config
-        self._telemetry.gauges = [assembly.metrics]
+        self._telemetry.gauges = [assembly.metrics, self._sessions.metrics]
         documents = {}
         if assembly.ca_pem() is not None:
             documents["ca.pem"] = lambda: (b"application/x-pem-file", assembly.ca_pem() or b"")
         self._site.documents = documents
+
+    async def _dial(self, host: str, port: int) -> socket.socket:
+        """A connection to a recorder, by the daemon that is used now."""
+        return await self._tailnet.dialer(host, port)
 
     async def _open_admin(self, config: Config) -> AdminSite:
         admin = AdminSite(
@@ -216,6 +227,7 @@ class App:
         requests = config.log.requests and config.log.level in ("debug", "info")
         self._site.requests = RequestLog(config.log.format, enabled=requests)
         self._site.limits = assembly.limits
+        set_recording_limits(self._recorders, config)
         tailnet.whois.ttl = config.tailnet.whois_ttl
         self._tailnet, self._site.whois = tailnet, tailnet.whois
         if new_admin is not None:
@@ -264,6 +276,7 @@ class App:
         if self._admin is not None:
             await self._admin.close()
         await self._background.cancel()
+        await self._sessions.aclose()
         if self._assembly is not None:
             await self._assembly.close()
         await self._tailnet.close()

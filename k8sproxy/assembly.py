@@ -25,6 +25,8 @@ from k8sproxy.dataplane.localca import GeneratedCertificate
 from k8sproxy.dataplane.site import Gate, Route
 from k8sproxy.dataplane.upstream import Endpoint, Upstream
 from k8sproxy.errors import Refusal
+from k8sproxy.recording.recorders import Recorders
+from k8sproxy.tailnet.dial import Dialer
 from k8sproxy.tailnet.localapi import LocalAPI
 from k8sproxy.tailnet.node import TailnetAddresses, TailnetCertificate
 from k8sproxy.tailnet.whois import WhoIs
@@ -74,6 +76,7 @@ class Tailnet:
         self.whois = WhoIs(self.localapi, ttl=config.tailnet.whois_ttl)
         self.addresses = TailnetAddresses(self.localapi, self.whois.bus)
         self.certificate = TailnetCertificate(self.localapi)
+        self.dialer = Dialer(self.localapi)
         self._background = Background()
         self._following: set[str] = set()
 
@@ -376,6 +379,16 @@ def limits_of(config: Config) -> Limits:
         pool_size=limits.upstream_idle,
         pool_idle_timeout=limits.upstream_idle_timeout,
     )
+
+
+def set_recording_limits(recorders: Recorders, config: Config) -> None:
+    """Give the recorder wire's client the configuration's limits; they hold for the next session."""
+    limits, recording = recorders.limits, config.recording
+    limits.dial_timeout = recording.dial_timeout
+    limits.accept_timeout = recording.accept_timeout
+    limits.ack_timeout = recording.ack_timeout
+    limits.finish_timeout = recording.finish_timeout
+    limits.buffer = recording.buffer
 
 
 def _certificate_names(listen: Listen, node: Iterable[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import click
 from k8sproxy import __version__
 
 # In the order of --help. Each is the attribute `command` of a module of this package.
-_COMMANDS = ("serve", "check", "whois", "explain", "kubeconfig", "example", "completion", "version")
+_COMMANDS = ("serve", "check", "whois", "explain", "kubeconfig", "sessions", "example", "completion", "version")
 
 
 class _Commands(click.Group):

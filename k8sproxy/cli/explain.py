@@ -105,10 +105,10 @@ def explain(peer: Peer, request: tuple[str, str, str] | None, *, passthrough: bo
     the step that refuses is null.
     """
     from k8sproxy.errors import ProtocolError, Refusal
-    from k8sproxy.policy.decision import authorize, decide
+    from k8sproxy.policy.decision import FailureMode, authorize, decide
     from k8sproxy.policy.grants import counted_rules
     from k8sproxy.policy.requestinfo import request_info
-    from k8sproxy.recording.tap import refusal_of
+    from k8sproxy.recording.session import unavailable
 
     found: dict[str, Any] = {"peer": peer_values(peer)}
     found |= dict.fromkeys(("rules", "impersonation", "request", "recording", "events", "refusal"))
@@ -153,8 +153,8 @@ def explain(peer: Peer, request: tuple[str, str, str] | None, *, passthrough: bo
                 "failureMode": demand.failure_mode.value,
                 "session": demand.session.value,
             }
-            if (refusal := refusal_of(decision)) is not None:
-                raise refusal
+            if demand.failure_mode is FailureMode.CLOSED and not demand.recorders:
+                raise unavailable(())
     except Refusal as refusal:
         found["refusal"] = {"status": refusal.status, "cause": refusal.cause, "message": refusal.message}
     except ProtocolError as error:
@@ -199,7 +199,8 @@ def _rule(rule: dict[str, Any]) -> str:
 def _recorded(recording: dict[str, Any] | None) -> str:
     if recording is None:
         return "no"
-    where = ", ".join(recording["recorderAddrs"]) or "no recorder has an address"
-    # A session that is refused without a recorder is not spoken of here: this release has no recorder's client, and
-    # refuses it.
-    return f"no: the grant asks for it ({where}), and this release can't; the session goes on"
+    where = ", ".join(recording["recorderAddrs"])
+    if not where:
+        return "no: the grant asks for it, and no recorder has an address; the session goes on"
+    without = "is refused" if recording["failureMode"] == "closed" else "goes on unrecorded"
+    return f"yes, by the first that takes it of {where}; without one the session {without}"

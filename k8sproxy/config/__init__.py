@@ -12,7 +12,19 @@ from __future__ import annotations
 from k8sproxy.config.addresses import TAILNET, AdminAddress, ListenAddress
 from k8sproxy.config.faults import ConfigError, Fault
 from k8sproxy.config.loading import load, parse
-from k8sproxy.config.models import Admin, Cluster, Config, Limits, Listen, ListenTLS, Log, Shutdown, Tailnet
+from k8sproxy.config.models import (
+    Admin,
+    Cluster,
+    Config,
+    Events,
+    Limits,
+    Listen,
+    ListenTLS,
+    Log,
+    Recording,
+    Shutdown,
+    Tailnet,
+)
 
 __all__ = [
     "TAILNET",
@@ -21,12 +33,14 @@ __all__ = [
     "Cluster",
     "Config",
     "ConfigError",
+    "Events",
     "Fault",
     "Limits",
     "Listen",
     "ListenAddress",
     "ListenTLS",
     "Log",
+    "Recording",
     "Shutdown",
     "Tailnet",
     "load",

@@ -251,6 +251,56 @@ class Limits(Section):
     )
 
 
+class Recording(Section):
+    """How sessions reach a recorder. Which sessions and which recorders is the tailnet policy's to say."""
+
+    dial_timeout: Annotated[float, BeforeValidator(duration_between("100ms", "1m"))] = Field(
+        default=2.0,
+        description="Time for one recorder to be reached and to accept a session (default 2s). On the tailnet this "
+        "takes milliseconds; the next recorder should be asked while the user still waits.",
+    )
+    accept_timeout: Annotated[float, BeforeValidator(duration_between("100ms", "5m"))] = Field(
+        default=5.0,
+        description="Time for all recorders together (default 5s). After it the session is refused, or goes on "
+        "unrecorded, as its grant says.",
+    )
+    ack_timeout: Annotated[float, BeforeValidator(duration_between("1s", "10m"))] = Field(
+        default=30.0,
+        description="How long a recorder may leave bytes unconfirmed (default 30s, as other senders have it). One that "
+        "says nothing for longer has failed.",
+    )
+    finish_timeout: Annotated[float, BeforeValidator(duration_between("100ms", "5m"))] = Field(
+        default=5.0,
+        description="Time for the last confirmation at a session's end (default 5s). Under enforceRecorder the user "
+        "waits for it, and sees the session fail if it does not come.",
+    )
+    buffer: Annotated[int, BeforeValidator(size_between("64KiB", "1GiB"))] = Field(
+        default=4 * 1024 * 1024,
+        description="Bytes of a session that may wait for a slow recorder (default 4MiB). As long as they fit, nobody "
+        "notices; then output waits (enforceRecorder) or is left out of the recording.",
+    )
+
+
+class Events(Section):
+    """API requests told to a recorder, where a grant says enableEvents."""
+
+    body_bytes: Annotated[int, BeforeValidator(size_between("0", "16MiB"))] = Field(
+        default=64 * 1024,
+        description="Bytes of a request's body that are told (default 64KiB; 0 for none). Nearly every object that "
+        "people apply is smaller; one that is cut is marked so.",
+    )
+    queue: Annotated[int, BeforeValidator(number_between(1, 1_000_000))] = Field(
+        default=10_000,
+        description="Events that may wait for a slow recorder (default 10000). They are kept in memory, and a grant "
+        "that enforces recording refuses requests when it is full.",
+    )
+    redact: StrictBool = Field(
+        default=True,
+        description="Leave out what is secret (default true): the data of Secrets, tokens, credentials in queries. "
+        "A recorder that everything may be told to can do without.",
+    )
+
+
 class Shutdown(Section):
     """How the proxy ends."""
 
@@ -271,6 +321,8 @@ class Config(Section):
     admin: Admin = Admin()
     log: Log = Log()
     limits: Limits = Limits()
+    recording: Recording = Recording()
+    events: Events = Events()
     shutdown: Shutdown = Shutdown()
 
     def cluster_of(self, listen: Listen) -> Cluster:

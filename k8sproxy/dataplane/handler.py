@@ -13,22 +13,27 @@ request would now be refused or be made as somebody else.
 
 from __future__ import annotations
 
+import asyncio
 from itertools import count
 from time import perf_counter
 
 import structlog
 
 from k8sproxy.dataplane.client import Client
-from k8sproxy.dataplane.relay import ClientGone, Cut, Exchange, StaleConnection
+from k8sproxy.dataplane.ends import ClientGone, Cut, StaleConnection
+from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.site import LOCAL_PREFIX, Gate, Route, Site, local_document
 from k8sproxy.dataplane.upstream import UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
+from k8sproxy.policy.classify import SessionKind
 from k8sproxy.policy.decision import Authority, Decision, authorize, decide
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
-from k8sproxy.policy.rewrite import rewrite
+from k8sproxy.policy.rewrite import offered_protocols, rewrite
 from k8sproxy.protocol.http1 import RequestHead
-from k8sproxy.recording.tap import NO_TAP, Tap, open_tap
+from k8sproxy.recording.facts import STREAMING
+from k8sproxy.recording.session import Session
+from k8sproxy.recording.tap import NO_TAP
 from k8sproxy.tailnet.whois import ClientKey
 from k8sproxy.telemetry import encode_fields
 
@@ -37,6 +42,8 @@ _serial = count(1)
 
 # Seconds for which a running exchange outlives a daemon that can't be asked: a restart of tailscaled, not more.
 _UNKNOWN_GRACE = 60.0
+# Seconds in which the client of a session that was ended takes what it is told. A session is over in two.
+_FAREWELL_SECONDS = 1.5
 
 
 class Connection:
@@ -130,6 +137,12 @@ class Connection:
         _log.warning("response_cut", connection=self.id, request=self.requests, cause=cut.cause)
         if cut.reset:
             self.client.wire.abort()
+        elif cut.said:
+            try:
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    await self.client.finish()
+            except TimeoutError:
+                self.client.wire.abort()
         else:
             await self.client.flush()
             self.client.wire.cut()
@@ -151,19 +164,23 @@ class Connection:
         decision = decide(authority, info)
         upstream = route.upstream
         endpoint = upstream.endpoint
+        session = None if info.session is SessionKind.NONE else self._session(head, info, decision)
         upstream_head = rewrite(
             head,
             decision,
             target=endpoint.base_path + head.target if endpoint.base_path else head.target,
             host=endpoint.authority,
             authorization=endpoint.authorization(),
+            streaming=session.streaming if session is not None else None,
         )
-        tap = NO_TAP if decision.recording is None else await self._tap(decision)
         closing = fields.close or site.draining or gate.ended
+        tap = session or NO_TAP
         exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing)
         self._running, self._last_known = decision, started
         connection: UpstreamConnection | None = None
         try:
+            if session is not None:
+                await session.open()
             repeatable = upstream_head.repeatable
             connection = upstream.take_idle(repeatable=repeatable) or await upstream.connect(repeatable=repeatable)
             self._exchange = exchange
@@ -184,19 +201,28 @@ class Connection:
                 upstream.release(connection, reusable=exchange.reusable)
             self._answering = exchange.status > 0
             self._exchange = self._running = None
-            if tap is not NO_TAP:
-                await tap.close()
+            if session is not None:
+                await session.close()
         self._record(info, exchange, perf_counter() - started)
         if exchange.status == 401 and route.impersonate:
             endpoint.rejected()
         return not (exchange.closing or site.draining)
 
-    async def _tap(self, decision: Decision) -> Tap:
-        """The recording that the Decision demands. Raises Refusal where it must be had and can't."""
-        tap = await open_tap(decision)
-        if not tap.recorded:
-            _log.warning("session_unrecorded", connection=self.id, request=self.requests, peer=decision.peer.display)
-        return tap
+    def _session(self, head: RequestHead, info: RequestInfo, decision: Decision) -> Session | None:
+        """The session that a request asks for. Raises Refusal and ProtocolError."""
+        if info.session not in STREAMING:
+            if decision.recording is not None:
+                raise Refusal(500, "internal", "a recording is demanded of what is no session", close=True)
+            return None
+        fields = head.fields
+        return self._site.sessions.make(
+            info,
+            decision,
+            cluster=self._gate.route.upstream.name,
+            connection=self.id,
+            user_agent=fields.get(b"user-agent"),
+            offered=offered_protocols(fields),
+        )
 
     def _record(self, info: RequestInfo, exchange: Exchange, seconds: float) -> None:
         """Count a request that was forwarded, and write its line. A refusal is counted where it is answered."""
@@ -349,7 +375,7 @@ class Connection:
             return  # It is over meanwhile; what runs now was decided by itself.
         self._last_known = perf_counter()
         if now is None or not _covers(now, decision):
-            exchange.cut("grant_withdrawn")
+            exchange.cut("grant_withdrawn", "the tailnet's policy does not allow this any more")
 
     @property
     def kind(self) -> str:

@@ -11,18 +11,18 @@ What each end means:
 - Upstream ends too early: before any byte on a connection that was used before, StaleConnection; before the head is
   whole, a Refusal; within the body, Cut: the client's body must be seen to break, so nobody ends it.
 - The client ends: ClientGone; upstream is closed with it, which cancels the request there.
-- After a switch of protocols an end is passed on (half-close) and the other direction runs on until it ends too.
+- After a switch of protocols the two wires are `switched`'s until both directions have ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from time import perf_counter
 
 from k8sproxy.dataplane.client import Client
+from k8sproxy.dataplane.ends import ClientGone, Cut, StaleConnection
+from k8sproxy.dataplane.switched import Switched
 from k8sproxy.dataplane.upstream import UpstreamConnection
-from k8sproxy.dataplane.wire import Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.policy.rewrite import UpstreamHead
 from k8sproxy.protocol.body import Body, LengthBody, UntilClose, request_body, response_body
@@ -32,29 +32,6 @@ from k8sproxy.recording.tap import Tap
 _NO_BODY = LengthBody(0)
 # Interim responses to one request. Servers send one or two; Go's client gives up after five.
 _MAX_INTERIM = 64
-# Seconds a client has to end its side of an upgraded connection after upstream has ended: enough for its last frames.
-_LAST_WORDS = 10.0
-
-
-class StaleConnection(Exception):
-    """A reused upstream connection ended before it gave a byte of an answer."""
-
-
-class ClientGone(Exception):
-    """The client ended its connection within the exchange."""
-
-
-class Cut(Exception):
-    """The exchange ended after its response had begun; the client's connection must end with it, and be seen to.
-
-    cause: a short snake_case word for log and metrics. reset: nothing but a reset tells the client of it, since the
-    body had no length.
-    """
-
-    def __init__(self, cause: str, *, reset: bool = False) -> None:
-        super().__init__(cause)
-        self.cause = cause
-        self.reset = reset
 
 
 class Exchange:
@@ -77,9 +54,8 @@ class Exchange:
     _pending = b""
     _interim = 0
     _body_down: Body | None = None
-    _client_ended = False
-    _upstream_ended = False
     _end_at_boundary = False
+    _switched: Switched | None = None
     _connection: UpstreamConnection
     _done: asyncio.Future[None] | None = None
 
@@ -146,6 +122,7 @@ class Exchange:
     def detach(self) -> None:
         """Let go of both wires. What the client sends next is kept for the next request."""
         self._client.hold()
+        self._let_go_of_switched()
         wire = self._connection.wire
         wire.receiver = wire.end = None
         wire.drained = _nothing
@@ -159,12 +136,19 @@ class Exchange:
             if done is not None and not done.cancel() and not done.cancelled():
                 done.exception()  # seen, if nobody waited for it any more
 
-    def cut(self, cause: str) -> None:
-        """End the exchange from outside (a withdrawn grant, the end of a drain)."""
-        if self.status:
+    def cut(self, cause: str, message: str = "") -> None:
+        """End the exchange from outside (a withdrawn grant, a recorder that failed, the end of a drain).
+
+        message: what the user of a session is told.
+        """
+        if self._over():
+            return
+        if self._switched is not None:
+            self._switched.cut(cause, message)
+        elif self.status:
             self._fail(Cut(cause, reset=isinstance(self._body_down, UntilClose)))
         else:
-            self._fail(Refusal(503, cause, "the request was ended by the proxy", close=True))
+            self._fail(Refusal(503, cause, message or "the request was ended by the proxy", close=True))
 
     def look(self) -> None:
         """Find an end of upstream that the loop did not tell of."""
@@ -206,20 +190,8 @@ class Exchange:
         else:
             self._fail(Refusal(error.status, "bad_request", error.message, close=True))
 
-    def _raw_from_client(self, view: memoryview) -> None:
-        self.received += len(view)
-        upstream = self._connection.wire
-        self._tap.from_client(view)
-        upstream.write(view)
-        if upstream.blocked:
-            self._client.wire.pause()
-
     def _client_end(self, error: Exception | None) -> None:
-        if not self.upgraded or error is not None:
-            self._fail(ClientGone())
-            return
-        self._client_ended = True
-        self._pass_end(self._connection.wire, resume=self._client.wire.resume)
+        self._fail(ClientGone())
 
     # -- down: from upstream
 
@@ -253,6 +225,8 @@ class Exchange:
                 self._pending = data
         except ProtocolError as error:
             self._fail(Refusal(502, "upstream_malformed", error.message, close=True))
+        except Refusal as refusal:
+            self._fail(refusal)
         self.proxy_seconds += perf_counter() - now
 
     def _response(self, head: ResponseHead, rest: memoryview) -> None:
@@ -332,17 +306,8 @@ class Exchange:
         self._finish()
 
     def _upstream_end(self, error: Exception | None) -> None:
-        if self._upstream_ended:
-            return  # It ended cleanly, and now takes no more either: only the client's end is left to wait for.
         self.reusable = False
-        if self.upgraded:
-            if error is not None:
-                self._fail(Cut("upstream_broke", reset=True))
-                return
-            self._upstream_ended = True
-            self._client.loop.call_later(_LAST_WORDS, self._finish)
-            self._pass_end(self._client.wire, resume=self._connection.wire.resume)
-        elif not self.status:
+        if not self.status:
             untouched = not self._pending and self._connection.reused and self._head.repeatable
             self._fail(
                 StaleConnection()
@@ -362,59 +327,41 @@ class Exchange:
     def _switch(self, head: ResponseHead, rest: memoryview) -> None:
         if not self._head.upgrade or head.upgrade.lower() != self._head.upgrade.encode("ascii"):
             raise ProtocolError("the API server switched to a protocol that was not asked for", status=502)
+        self._tap.switched(self._head.upgrade, head.fields)
         self.status = 101
         self.upgraded = True
         self.closing = True
-        client, upstream = self._client.wire, self._connection.wire
-        client.write(
-            b"".join(
-                (head.status_line, head.fields, b"Connection: Upgrade\r\nUpgrade: ", head.upgrade, b"\r\n\r\n", rest)
-            )
+        client = self._client
+        client.wire.write(
+            b"".join((head.status_line, head.fields, b"Connection: Upgrade\r\nUpgrade: ", head.upgrade, b"\r\n\r\n"))
         )
-        self.sent += len(rest)
-        if rest:
-            self._tap.from_upstream(rest)
-        upstream.receiver = self._raw_from_upstream
-        client.receiver = self._raw_from_client
-        held, self._client.buffer = self._client.buffer, b""
-        if held:
-            # Sent ahead by the client: these bytes go first.
-            self._raw_from_client(memoryview(held))
-        if client.blocked:
-            upstream.pause()
-        if not upstream.blocked:
-            client.resume()
-
-    def _raw_from_upstream(self, view: memoryview) -> None:
-        self._tap.from_upstream(view)
-        self._down(view, len(view))
-
-    def _pass_end(self, wire: Wire, *, resume: Callable[[], None]) -> None:
-        """Pass a clean end on to `wire`, behind what is still to be written there; after both ends, all is done."""
-        if self._client_ended and self._upstream_ended:
-            self._finish()
-            return
-
-        def end() -> None:
-            wire.drained = resume
-            wire.write_end()
-
-        if wire.blocked:
-            wire.drained = end
-        else:
-            end()
+        self._switched = switched = Switched(
+            client.loop, client.wire, self._connection.wire, self._tap, finish=self._finish, fail=self._fail
+        )
+        held, client.buffer = client.buffer, b""
+        switched.start(from_client=held, from_upstream=rest)
 
     # -- the end
 
     def _finish(self) -> None:
         if self._done is not None and not self._done.done():
             self.finished = True
+            if self._switched is not None:
+                self._let_go_of_switched()
             self._done.set_result(None)
 
     def _fail(self, error: Exception) -> None:
         self.reusable = False
         if self._done is not None and not self._done.done():
+            self._let_go_of_switched()
             self._done.set_exception(error)
+
+    def _let_go_of_switched(self) -> None:
+        """Count what it moved; it and the exchange hold each other, which would keep both until a late collection."""
+        switched, self._switched = self._switched, None
+        if switched is not None:
+            self.received += switched.received
+            self.sent += switched.sent
 
     def _over(self) -> bool:
         return self._done is None or self._done.done()

@@ -16,6 +16,10 @@ The connection is the identity, so a web page that its user looks at has it too:
 to send. Requests that change something, and upgrades (exec by WebSocket is no matter of CORS), are refused where the
 browser says that another site is behind them, by the rules of Go's net/http.CrossOriginProtection.
 
+A session (exec and its kin) has an id, which stands in the proxy's log, in the recording and, as Audit-ID, in the API
+server's audit log; one that the client sends is dropped there. Where the session is read, only streaming protocols that
+can be read are offered to upstream, and no extension of WebSocket, which would change its frames.
+
 In passthrough mode the client's own credentials go on, Impersonate-* with them, and no identity is set.
 """
 
@@ -77,25 +81,44 @@ class UpstreamHead(NamedTuple):
         return f"UpstreamHead({self.method}, {len(self.data)} bytes)"
 
 
+class Streaming(NamedTuple):
+    """What a session's head is given and spared.
+
+    id: its Audit-ID (at most 64 characters, or the API server cuts it). protocols: what may be offered in
+    Sec-WebSocket-Protocol and X-Stream-Protocol-Version; None where anything may.
+    """
+
+    id: str
+    protocols: frozenset[str] | None = None
+
+
 def rewrite(
-    head: RequestHead, decision: Decision, *, target: str, host: bytes, authorization: bytes | None
+    head: RequestHead,
+    decision: Decision,
+    *,
+    target: str,
+    host: bytes,
+    authorization: bytes | None,
+    streaming: Streaming | None = None,
 ) -> UpstreamHead:
     """The head for upstream, as the Decision has it.
 
     target: the canonical origin-form target. host: upstream's authority. authorization: the proxy's own credentials
     as the value of an Authorization field, None where its client certificate (or passthrough mode) does without.
-    Raises Refusal for a client that sends Impersonate-* in impersonate mode.
+    streaming: set for a session. Raises Refusal for a client that sends Impersonate-* in impersonate mode.
     """
     fields = head.fields
-    known = fields.memo.get("upstream")
+    known = None if streaming is not None else fields.memo.get("upstream")
     if known is None or known[0] is not decision or known[1] != host or known[2] != authorization:
-        known = fields.memo["upstream"] = (
+        known = (
             decision,
             host,
             authorization,
-            _field_block(fields, decision, host, authorization),
+            _field_block(fields, decision, host, authorization, streaming),
             decision.impersonation is not None and _is_cross_site(fields),
         )
+        if streaming is None:
+            fields.memo["upstream"] = known
     method = head.method
     if known[4] and (fields.upgrade or method not in _SAFE):
         raise Refusal(403, "cross_site", "a web page of another site may not do this as you (Origin, Sec-Fetch-Site)")
@@ -109,15 +132,19 @@ def rewrite(
     )
 
 
-def _field_block(fields: Fields, decision: Decision, host: bytes, authorization: bytes | None) -> bytes:
+def _field_block(
+    fields: Fields, decision: Decision, host: bytes, authorization: bytes | None, streaming: Streaming | None
+) -> bytes:
     """All that follows the request line, the empty line included."""
     impersonation = decision.impersonation
     if impersonation is None:
         authorization = None
     parts = [
         _own_fields(impersonation, decision.peer.address, host, authorization),
-        _end_to_end(fields, passthrough=impersonation is None),
+        _end_to_end(fields, streaming, passthrough=impersonation is None),
     ]
+    if streaming is not None:
+        parts.append(b"Audit-ID: " + streaming.id.encode("ascii") + b"\r\n")
     if fields.chunked:
         parts.append(b"Transfer-Encoding: chunked\r\n")
     elif fields.content_length is not None:
@@ -145,7 +172,10 @@ def _spell(upgrade: str) -> bytes:
     return b"SPDY/3.1" if upgrade == "spdy/3.1" else upgrade.encode("ascii")
 
 
-def _end_to_end(fields: Fields, *, passthrough: bool) -> bytes:
+_OFFERS = frozenset({b"sec-websocket-protocol", b"x-stream-protocol-version"})
+
+
+def _end_to_end(fields: Fields, streaming: Streaming | None, *, passthrough: bool) -> bytes:
     """The client's field lines that go on."""
     lines = []
     for name, value in fields.items:
@@ -167,6 +197,16 @@ def _end_to_end(fields: Fields, *, passthrough: bool) -> bytes:
                 value = _without_bearer(value)
                 if not value:
                     continue
+        if streaming is not None:
+            if plain == b"audit-id":
+                continue
+            if streaming.protocols is not None:
+                if plain == b"sec-websocket-extensions":
+                    continue
+                if plain in _OFFERS:
+                    value = _narrowed(value, streaming.protocols)
+                    if not value:
+                        continue
         lines.append(name + b": " + value + b"\r\n")
     return b"".join(lines)
 
@@ -187,6 +227,20 @@ def _is_cross_site(fields: Fields) -> bool:
 def _without_bearer(value: bytes) -> bytes:
     protocols = [protocol.strip(b" \t") for protocol in value.split(b",")]
     return b", ".join(p for p in protocols if p and _BEARER_SUBPROTOCOL not in p.lower())
+
+
+def _narrowed(value: bytes, protocols: frozenset[str]) -> bytes:
+    """An offer of protocols, less those that can't be read. A bearer token (passthrough) is no protocol, and stays."""
+    offered = [protocol.strip(b" \t") for protocol in value.split(b",")]
+    kept = [p for p in offered if p.decode("latin-1") in protocols or _BEARER_SUBPROTOCOL in p.lower()]
+    return b", ".join(p for p in kept if p)
+
+
+def offered_protocols(fields: Fields) -> tuple[str, ...]:
+    """The streaming protocols that a request offers, in its order."""
+    values = [value for name, value in fields.items if name.replace(b"_", b"-") in _OFFERS]
+    names = [name.strip(b" \t") for value in values for name in value.split(b",")]
+    return tuple(name.decode("latin-1") for name in names if name and _BEARER_SUBPROTOCOL not in name.lower())
 
 
 def identity_fields(impersonation: Impersonation) -> bytes:

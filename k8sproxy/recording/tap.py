@@ -1,52 +1,63 @@
 """What the relay shows of an upgraded connection: a tap beside the bytes, never a stage they pass through.
 
-`open_tap` is the one place where a Decision's demand for a recording meets a recorder. It is asked before upstream
-is contacted. This release has no recorder's client yet, so a demand cannot be met: CLOSED is refused, OPEN goes on
-and is said in the log by the handler, which sees `tap.recorded`.
+The bytes that go on are the bytes that came. A tap can do three things about them, all of which it asks of the relay:
+have some of upstream's bytes wait (it takes fewer than it was shown; they are shown again with what follows), have no
+more read from upstream (`blocked`, until it calls `drained`), and end the session (`ended`), for which it has the bytes
+that tell the client why (`farewell`). The relay sets the two callbacks, as it does on a Wire.
+
+`Tap` itself is the tap of a connection that is no session: it takes everything and keeps nothing.
 """
 
 from __future__ import annotations
 
-from k8sproxy.errors import Refusal
-from k8sproxy.policy.decision import Decision, FailureMode
+from collections.abc import Callable
+
+
+def _nothing() -> None:
+    return None
+
+
+def _unheard(cause: str, message: str) -> None:
+    return None
 
 
 class Tap:
-    """The tap where nothing is kept. recorded: whether a recorder has accepted the session."""
+    """The tap where nothing is kept, and what the relay may ask of any.
 
-    __slots__ = ()
+    blocked: no more of upstream's output may be read just now. drained: called when that is over, or when bytes that
+    had to wait may go. ended: called with a cause (a short snake_case word) and a message for the client when the
+    session has to end.
+    """
 
-    recorded = False
+    blocked = False
+    drained: Callable[[], None] = staticmethod(_nothing)
+    ended: Callable[[str, str], None] = staticmethod(_unheard)
+
+    def switched(self, upgrade: str, fields: bytes) -> None:
+        """Upstream has switched protocols; nothing of it has been passed on. upgrade: in lower case. fields: the
+        response's field lines. Raises Refusal where the session can't go on."""
+
+    def from_client(self, view: memoryview) -> bytes:
+        """Bytes that the client sent, before they go upstream. Gives what the client is to be sent in reply, mostly
+        nothing. The view is good during the call alone."""
+        return b""
+
+    def from_upstream(self, view: memoryview) -> int:
+        """Bytes that upstream sent. Gives how many of them go to the client now; the rest is shown again, with what
+        follows it. The view is good during the call alone."""
+        return len(view)
+
+    def upstream_ended(self) -> bool:
+        """Upstream has ended its side; whether the client may be told now. If not, `drained` is called when it may."""
+        return True
+
+    def farewell(self, message: str) -> bytes | None:
+        """What the client is to be sent, behind what it has been sent, so that its user reads the message and the
+        session ends as failed. None where nothing can be said."""
+        return None
 
     async def close(self) -> None:
         """The session is over; what is kept is brought to its end."""
 
-    def from_client(self, view: memoryview) -> None:
-        """Bytes that the client sent after the switch of protocols. The view is good during the call alone."""
-
-    def from_upstream(self, view: memoryview) -> None:
-        """Bytes that upstream sent after the switch of protocols. The view is good during the call alone."""
-
 
 NO_TAP = Tap()
-
-
-async def open_tap(decision: Decision) -> Tap:
-    """The tap that the Decision demands. Raises Refusal 403 where it must be recorded and cannot be."""
-    refusal = refusal_of(decision)
-    if refusal is not None:
-        raise refusal
-    return NO_TAP
-
-
-def refusal_of(decision: Decision) -> Refusal | None:
-    """Why the session can't be: it must be recorded and nothing can take it. None where it may go on."""
-    demand = decision.recording
-    if demand is None or demand.failure_mode is FailureMode.OPEN:
-        return None
-    tried = ", ".join(demand.recorders) or "none has an address"
-    return Refusal(
-        403,
-        "recorder_unavailable",
-        f"this session must be recorded (enforceRecorder) and no recorder can take it: {tried}",
-    )

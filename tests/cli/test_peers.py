@@ -101,13 +101,13 @@ def test_explain_what_is_recorded(daemon: FakeTailscaled) -> None:
     assert code == 0
     assert found["recording"] == {"recorderAddrs": ["100.64.0.9:80"], "failureMode": "open", "session": "exec"}
     text = run(daemon, "explain", "--peer", "100.64.0.2", "--path", EXEC).stdout
-    assert "recorded  no: the grant asks for it (100.64.0.9:80), and this release can't; the session goes on\n" in text
+    assert "recorded  yes, by the first that takes it of 100.64.0.9:80; without one the session goes on unrec" in text
     code, found = explained(daemon, "--peer", "100.64.0.5", "--path", EXEC)
     assert code == 1
     assert found["recording"] == {"recorderAddrs": [], "failureMode": "closed", "session": "exec"}
     assert found["refusal"]["cause"] == "recorder_unavailable"
     text = run(daemon, "explain", "--peer", "100.64.0.5", "--path", EXEC).stdout
-    assert "no recorder can take it: none has an address\n" in text
+    assert "no recorder took it: no recorder has an address\n" in text
 
 
 @pytest.mark.parametrize(

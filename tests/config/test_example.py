@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import k8sproxy
-from k8sproxy.config import Admin, Config, Limits, Log, Shutdown, Tailnet, load, parse
+from k8sproxy.config import Admin, Config, Events, Limits, Log, Recording, Shutdown, Tailnet, load, parse
 from k8sproxy.config.models import Section
 
 EXAMPLE = Path(k8sproxy.__file__).parent / "example.yaml"
@@ -23,6 +23,8 @@ def test_it_loads_and_holds_the_defaults() -> None:
     assert config.admin == Admin()
     assert config.log == Log()
     assert config.limits == Limits()
+    assert config.recording == Recording()
+    assert config.events == Events()
     assert config.shutdown == Shutdown()
     assert config.clusters[0].kubeconfig == Path("/x/kubeconfig")
 
@@ -35,7 +37,7 @@ def test_its_commented_alternatives_load() -> None:
     assert config.clusters[1].in_cluster
 
 
-@pytest.mark.parametrize("section", ["tailnet", "admin", "log", "limits", "shutdown"])
+@pytest.mark.parametrize("section", ["tailnet", "admin", "log", "limits", "recording", "events", "shutdown"])
 def test_every_key_is_in_it(section: str) -> None:
     model = Config.model_fields[section].annotation
     assert isinstance(model, type)
@@ -43,7 +45,7 @@ def test_every_key_is_in_it(section: str) -> None:
     assert list(yaml.safe_load(TEXT)[section]) == [field.alias for field in model.model_fields.values()]
 
 
-@pytest.mark.parametrize("model", [Tailnet, Limits, Shutdown])
+@pytest.mark.parametrize("model", [Tailnet, Limits, Recording, Events, Shutdown])
 def test_it_says_what_the_models_say(model: type[Section]) -> None:
     for field in model.model_fields.values():
         comment = re.search(rf"((?:^ +# .*\n)+)^ +{field.alias}:", TEXT, re.MULTILINE)

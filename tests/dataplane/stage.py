@@ -36,6 +36,8 @@ from k8sproxy.dataplane.site import Gate, Route, Site
 from k8sproxy.dataplane.upstream import Endpoint, Upstream
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
+from k8sproxy.recording.recorders import Recorders
+from k8sproxy.recording.sessions import Sessions
 from k8sproxy.tailnet.localapi import LocalAPI
 from k8sproxy.tailnet.whois import WhoIs
 from k8sproxy.telemetry import RequestLog, Telemetry
@@ -294,6 +296,18 @@ class Daemon(LocalAPI):
         return await self.answer(address)
 
 
+async def _dial(host: str, port: int) -> socket.socket:
+    """A connection to a recorder."""
+    sock = socket.socket()
+    sock.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, (host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 class Stage:
     """The proxy between `client()` and `api`. tls: on both legs. localapi: instead of the stub `daemon`.
 
@@ -316,7 +330,9 @@ class Stage:
         self._sockets = tcp_sockets()
         self.api = Api(tls)
         self.whois = WhoIs(localapi or self.daemon, clock=lambda: self.now)
-        self.site = Site(self.whois, self.limits, Telemetry(), RequestLog("json", enabled=False))
+        self.recorders = Recorders(_dial)
+        self.sessions = Sessions(self.recorders)
+        self.site = Site(self.whois, self.limits, Telemetry(), self.sessions, RequestLog("json", enabled=False))
         self.server = Server(self.site)
         self.rejected = 0
         endpoint = Endpoint(
@@ -393,6 +409,7 @@ class Stage:
         clock = asyncio.ensure_future(self._run_clock())
         await self.server.drain(0.0 if error else 5.0)
         clock.cancel()
+        await self.sessions.aclose()
         self.upstream.close()
         await self.whois.aclose()
         if error is None:

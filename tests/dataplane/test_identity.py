@@ -175,8 +175,9 @@ async def test_withdrawn_grant_ends_a_session_and_an_unanswered_request() -> Non
         other, waiting, _ = await stage.exchange(get())
         stage.daemon.answer = UNKNOWN
         await stage.tick(11)
-        assert await client.gone() and await upstream.gone()
-        assert (await other.response()).refusal() == (503, "k8sproxy: the request was ended by the proxy")
+        why = "k8sproxy: the tailnet's policy does not allow this any more"
+        assert why.encode() in await client.rest() and await upstream.gone()
+        assert (await other.response()).refusal() == (503, why)
         assert await waiting.gone()
 
 

@@ -160,7 +160,9 @@ async def test_upstream_that_has_ended_and_takes_no_more_is_no_fault(tls: bool) 
         await upstream.end()
         exchange = stage.connections[0]._exchange
         assert exchange is not None
-        await stage.until(lambda: exchange._upstream_ended)
+        switched_ = exchange._switched
+        assert switched_ is not None
+        await stage.until(lambda: switched_._upstream_ended)
         upstream.close()
         while not exchange._connection.wire._broken:
             await client.send(b"ping")

@@ -1,0 +1,184 @@
+"""All sessions of the process: made here, listed here, ended here.
+
+Sessions outlive reloads of the configuration, and so does this registry. What it lists is names and numbers: of what
+was said in a session nothing but its command is kept here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from k8sproxy.policy.decision import Decision, FailureMode
+from k8sproxy.policy.requestinfo import RequestInfo
+from k8sproxy.recording.facts import session_facts
+from k8sproxy.recording.recorders import Recorders
+from k8sproxy.recording.session import Session
+from k8sproxy.recording.upload import Upload
+
+_log = structlog.get_logger("k8sproxy")
+
+
+class Sessions:
+    """The registry. recorders: the client of the recorder wire; closed with it."""
+
+    def __init__(self, recorders: Recorders) -> None:
+        self.recorders = recorders
+        self._running: dict[str, Session] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._begun: dict[tuple[str, str], int] = {}
+        self._failures: dict[tuple[str, str], int] = {}
+
+    def make(
+        self,
+        info: RequestInfo,
+        decision: Decision,
+        *,
+        cluster: str,
+        connection: str,
+        user_agent: bytes,
+        offered: tuple[str, ...],
+    ) -> Session:
+        """The session that a request asks for; info.session is one of STREAMING. connection: its id in the log.
+
+        Raises Refusal and ProtocolError.
+        """
+        facts = session_facts(
+            str(uuid.uuid4()),
+            info,
+            decision.peer,
+            decision.impersonation,
+            cluster=cluster,
+            connection=connection,
+            user_agent=user_agent,
+        )
+        return Session(self, facts, decision.recording, upgrade=info.upgrade, offered=offered)
+
+    # -- what people ask
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The sessions that run now, oldest first, as JSON values."""
+        return [_values(session) for session in self._running.values()]
+
+    def find(self, prefix: str) -> list[Session]:
+        """The running sessions whose id begins so."""
+        return [session for name, session in self._running.items() if name.startswith(prefix)]
+
+    def end(self, session: Session, reason: str, by: str) -> None:
+        """End a session. reason: what its user is told; by: who wanted it, for the log."""
+        _log.warning("session_ending", session=session.facts.id, by=by, reason=reason)
+        session.end("session_ended", f"the session was ended by an administrator: {reason}")
+
+    def end_all(self, cause: str, message: str) -> None:
+        """End all of them, as at the end of a drain."""
+        for session in tuple(self._running.values()):
+            session.end(cause, message)
+
+    def metrics(self) -> Iterable[Metric]:
+        """Sessions, failed recordings, recorders."""
+        begun = CounterMetricFamily("k8sproxy_sessions", "Sessions begun.", labels=("kind", "recorded"))
+        for (kind, recorded), count in self._begun.items():
+            begun.add_metric((kind, recorded), count)
+        running: dict[str, int] = {}
+        for session in self._running.values():
+            running[session.facts.kind] = running.get(session.facts.kind, 0) + 1
+        now = GaugeMetricFamily("k8sproxy_sessions_running", "Sessions that run now.", labels=("kind",))
+        for kind, count in running.items():
+            now.add_metric((kind,), count)
+        failures = CounterMetricFamily(
+            "k8sproxy_recording_failures", "Recordings that failed, or have a gap.", labels=("stage", "mode")
+        )
+        for (stage, mode), count in self._failures.items():
+            failures.add_metric((stage, mode), count)
+        yield from (begun, now, failures)
+        yield from self._recorder_metrics()
+
+    def _recorder_metrics(self) -> Iterable[Metric]:
+        states = self.recorders.describe()
+        label = ("recorder",)
+        up = GaugeMetricFamily("k8sproxy_recorder_up", "1 while a recorder is not known to be bad.", labels=label)
+        uploads = GaugeMetricFamily("k8sproxy_recorder_uploads", "Sessions on their way to a recorder.", labels=label)
+        sent = CounterMetricFamily("k8sproxy_recorder_sent_bytes", "Bytes of recordings sent.", labels=label)
+        seconds = CounterMetricFamily("k8sproxy_recorder_ack_seconds", "Sum of sampled ack latencies.", labels=label)
+        acks = CounterMetricFamily("k8sproxy_recorder_acks", "Sampled acks.", labels=label)
+        for state in states:
+            at = (state.address,)
+            up.add_metric(at, 0 if state.state == "bad" else 1)
+            uploads.add_metric(at, state.uploads)
+            sent.add_metric(at, state.bytes_sent)
+            seconds.add_metric(at, state.ack_seconds)
+            acks.add_metric(at, state.acks)
+        yield from (up, uploads, sent, seconds, acks)
+
+    async def aclose(self) -> None:
+        """Wait for recordings that are being brought to their end, and let go of the recorders."""
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        await self.recorders.aclose()
+
+    # -- what sessions ask (session.Registry)
+
+    async def accept(self, recorders: tuple[str, ...]) -> Upload:
+        """An accepted upload. Raises NoRecorder."""
+        return await self.recorders.open(recorders)
+
+    def begun(self, session: Session) -> None:
+        """A session's streams begin."""
+        self._running[session.facts.id] = session
+        key = (session.facts.kind, "yes" if session.recorded else "no")
+        self._begun[key] = self._begun.get(key, 0) + 1
+
+    def over(self, session: Session) -> None:
+        """A session has ended."""
+        self._running.pop(session.facts.id, None)
+
+    def failed(self, stage: str, mode: FailureMode) -> None:
+        """Count a recording that failed."""
+        key = (stage, mode.value)
+        self._failures[key] = self._failures.get(key, 0) + 1
+
+    def run(self, session: Session) -> asyncio.Task[None]:
+        """Bring a session's recording to its end, whatever becomes of the session."""
+        task = asyncio.create_task(session.settle(), name=f"last ack of session {session.facts.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("task_failed", task=task.get_name(), exc_info=error)
+
+
+def _values(session: Session) -> dict[str, Any]:
+    facts, demand = session.facts, session.demand
+    peer, identity = facts.peer, facts.impersonation
+    return {
+        "id": facts.id,
+        "kind": facts.kind,
+        "peer": peer.display,
+        "node": peer.node_name.removesuffix("."),
+        "address": peer.address,
+        "user": identity.user if identity else None,
+        "groups": list(identity.groups) if identity else None,
+        "cluster": facts.cluster,
+        "namespace": facts.namespace,
+        "pod": facts.pod,
+        "container": facts.container,
+        "command": facts.command,
+        "tty": facts.tty,
+        "started": session.started,
+        "received": session.received,
+        "sent": session.sent,
+        "recorded": session.recorded,
+        "recorder": session.recorder or None,
+        "failureMode": demand.failure_mode.value if demand else None,
+        "lost": session.lost,
+        "ports": {str(port): count for port, count in session.ports.items()},
+    }

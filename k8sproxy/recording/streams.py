@@ -1,0 +1,121 @@
+"""What a session's streams say, in the words that a Session needs: sizes, pongs, output, where the end begins.
+
+One object over the two readers of `protocol/`: remotecommand (exec, attach) and portforward. Their events are sorted
+here, so that a Session has no business with protocols.
+"""
+
+from __future__ import annotations
+
+import re
+
+from k8sproxy.errors import ProtocolError
+from k8sproxy.protocol.remotecommand import (
+    SPDY_PROTOCOLS,
+    STDERR,
+    WEBSOCKET_PROTOCOLS,
+    Closing,
+    ErrorData,
+    Output,
+    Ping,
+    RemoteCommand,
+    Resize,
+)
+from k8sproxy.recording.facts import Facts
+
+_CHOSEN = {
+    "websocket": re.compile(rb"(?i)(?:^|\n)sec-websocket-protocol:[ \t]*([^\r\n]*)"),
+    "spdy/3.1": re.compile(rb"(?i)(?:^|\n)x-stream-protocol-version:[ \t]*([^\r\n]*)"),
+}
+_EXTENSIONS = re.compile(rb"(?i)(?:^|\n)sec-websocket-extensions:")
+
+
+def readable(kind: str, upgrade: str) -> frozenset[str]:
+    """The streaming protocols of exec and attach that can be read; none for an upgrade that is not known."""
+    if kind == "portforward":
+        return frozenset()
+    return {"websocket": WEBSOCKET_PROTOCOLS, "spdy/3.1": SPDY_PROTOCOLS}.get(upgrade, frozenset())
+
+
+def negotiated(upgrade: str, fields: bytes) -> str:
+    """The protocol that upstream has chosen, "" where it names none. fields: its response's field lines.
+
+    Raises ProtocolError where it names two, or an extension of WebSocket: frames would not mean what they say.
+    """
+    pattern = _CHOSEN.get(upgrade)
+    if pattern is None:
+        raise ProtocolError("an upgrade that is not known")
+    chosen = pattern.findall(fields)
+    if len(chosen) > 1 or (upgrade == "websocket" and _EXTENSIONS.search(fields)):
+        raise ProtocolError("upstream has chosen more than one streaming protocol, or an extension")
+    return chosen[0].strip().decode("latin-1") if chosen else ""
+
+
+class Said:
+    """What a client has said in one piece. sizes: (columns, rows). replies: frames that answer its pings. ports: that
+    it has opened connections to."""
+
+    __slots__ = ("ports", "replies", "sizes")
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, int]] = []
+        self.replies: list[bytes] = []
+        self.ports: list[int] = []
+
+
+class Streams:
+    """Both directions of one session. Raises ProtocolError for a protocol that is not known, as all its methods do for
+    bytes that can't be read.
+
+    Of the last piece from upstream: stdout, stderr: what was written, as views of that piece. end_at: where the frame
+    begins that says how the session ended, None where none does; negative where that was in an earlier piece. border:
+    where the first frame begins that began in it, None where none did.
+    """
+
+    __slots__ = ("_session", "border", "end_at", "stderr", "stdout")
+
+    def __init__(self, facts: Facts, upgrade: str, subprotocol: str) -> None:
+        self.stdout: list[memoryview] = []
+        self.stderr: list[memoryview] = []
+        self.end_at: int | None = None
+        self.border: int | None = None
+        self._session = RemoteCommand(upgrade, subprotocol, tty=facts.tty)
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether upstream's bytes so far end between two frames."""
+        return self._session.at_boundary
+
+    def from_client(self, view: memoryview) -> Said | None:
+        """What the client has said, None where nothing of interest."""
+        said: Said | None = None
+        for event in self._session.from_client(view):
+            if type(event) is Resize:
+                said = said or Said()
+                said.sizes.append((event.width, event.height))
+            elif type(event) is Ping:
+                said = said or Said()
+                said.replies.append(event.reply)
+        return said
+
+    def from_upstream(self, view: memoryview) -> None:
+        """Sort what upstream has said into the attributes."""
+        self.stdout = stdout = []
+        self.stderr = []
+        self.end_at = self.border = None
+        for event in self._session.from_upstream(view):
+            if type(event) is Output:
+                if event.channel == STDERR:
+                    self.stderr.append(event.data)
+                else:
+                    stdout.append(event.data)
+            elif type(event) is ErrorData or type(event) is Closing:
+                if self.end_at is None:
+                    self.end_at = event.start
+            else:
+                continue
+            if self.border is None and event.start >= 0:
+                self.border = event.start
+
+    def farewell(self, status: bytes, message: str, *, held: bool) -> bytes | None:
+        """What ends the session for its client with an error: remotecommand.RemoteCommand.farewell."""
+        return self._session.farewell(status, message, held=held)
