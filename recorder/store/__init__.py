@@ -1,6 +1,14 @@
-"""What is kept: recordings and API events, safe before anybody is told so."""
+"""What is kept: recordings and API events, safe before anybody is told so.
 
-from recorder.store.api import Reading, Store, Writer
+api        what the rest of the recorder may ask            store      the whole, composed of the parts below
+live       a recording on its way: where its bytes are      journal    group commit: one sync for all of them
+builder    tails to frames to chunks, in the background     eventlog   API events
+chunk, records, manifest    the formats (pure)              reading    back to lines, by ranges
+blobs, objects, logs        folder and object store         recovery   after a crash
+"""
+
+from recorder.store.api import Reading, Writer
 from recorder.store.errors import StoreError
+from recorder.store.store import Store
 
 __all__ = ["Reading", "Store", "StoreError", "Writer"]

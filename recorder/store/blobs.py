@@ -1,0 +1,251 @@
+"""Named pieces of bytes, whole or not there at all: what chunks and manifests are kept in.
+
+Two homes: a folder (here) and an object store (`objects.py`). Keys are relative paths of a few plain characters. A put
+has happened when it returns, for good: in a folder the bytes go to a temporary file that is synced, renamed to its
+name, and the folder is synced too, so that a crash leaves the old state or the new one. A reader never sees a half.
+
+Errors become one StoreError (`refused`), whose words are fit for a sender; KeyError is for a key that is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+from collections.abc import AsyncGenerator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from recorder.store.errors import StoreError
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*\Z")
+# Syncs at once. They wait for the disk and share its commits; more threads would only hold more memory.
+_THREADS = 4
+
+T = TypeVar("T")
+
+_REASONS = {
+    errno.ENOSPC: "the recorder's disk is full",
+    errno.EDQUOT: "the recorder's disk quota is used up",
+    errno.EROFS: "the recorder's disk is read-only",
+    errno.EACCES: "the recorder may not write to its store",
+    errno.EPERM: "the recorder may not write to its store",
+    errno.EIO: "the recorder's disk fails",
+    errno.EMFILE: "the recorder has too many open files",
+}
+
+
+def refused(error: OSError) -> StoreError:
+    """The words for an error of the operating system. They name no path."""
+    return StoreError(_REASONS.get(error.errno or 0, f"the recorder's store fails ({type(error).__name__})"))
+
+
+def check_key(key: str) -> str:
+    """The key itself. Raises ValueError for one that could leave its folder."""
+    if not _KEY.match(key):
+        raise ValueError("not a key")
+    return key
+
+
+class Blobs(Protocol):
+    """kind: "folder" or the scheme of an object store, for logs."""
+
+    kind: str
+
+    async def put(self, key: str, data: bytes) -> None:
+        """Keep it, over what was there. Raises StoreError."""
+
+    async def get(self, key: str) -> bytes:
+        """All of it. Raises KeyError, StoreError."""
+
+    async def get_range(self, key: str, start: int, size: int) -> bytes:
+        """`size` bytes from `start`; fewer at the end. Raises KeyError, StoreError."""
+
+    async def size(self, key: str) -> int:
+        """Bytes. Raises KeyError, StoreError."""
+
+    def names(self, prefix: str) -> AsyncGenerator[tuple[str, int], None]:
+        """Keys right below the folder `prefix` ("a/b", no final slash; "" is the top) with their sizes, sorted; a
+        folder below it is told as "name/" with size 0. Names are without the prefix. Raises StoreError."""
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        """Remove them; one that is not there is no fault. Raises StoreError."""
+
+    async def free(self) -> int | None:
+        """Bytes left, None where there is no such limit. Raises StoreError."""
+
+    async def aclose(self) -> None:
+        """Let go of threads and connections."""
+
+
+class FolderBlobs:
+    """Blobs in a folder, which is made if it is not there (0700: recordings are secrets)."""
+
+    kind = "folder"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise KeyError("no such blob") from error
+        except OSError as error:
+            raise refused(error) from error
+
+    async def put(self, key: str, data: bytes) -> None:
+        """See Blobs."""
+        path = self.root / check_key(key)
+        try:
+            await self._run(lambda: write_file(self.root, path, data))
+        except KeyError:
+            raise StoreError("the recorder's folder is gone") from None
+
+    async def get(self, key: str) -> bytes:
+        """See Blobs."""
+        path = self.root / check_key(key)
+        return await self._run(path.read_bytes)
+
+    async def get_range(self, key: str, start: int, size: int) -> bytes:
+        """See Blobs."""
+        path = self.root / check_key(key)
+
+        def read() -> bytes:
+            with open(path, "rb", buffering=0) as file:
+                return _pread(file.fileno(), start, size)
+
+        return await self._run(read)
+
+    async def size(self, key: str) -> int:
+        """See Blobs."""
+        path = self.root / check_key(key)
+        return (await self._run(path.stat)).st_size
+
+    async def names(self, prefix: str) -> AsyncGenerator[tuple[str, int], None]:
+        """See Blobs."""
+        folder = self.root / check_key(prefix) if prefix else self.root
+
+        def read() -> list[tuple[str, int]]:
+            found = []
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not _KEY.match(entry.name):  # a temporary file, or somebody else's
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        found.append((entry.name + "/", 0))
+                    elif entry.is_file(follow_symlinks=False):
+                        found.append((entry.name, entry.stat(follow_symlinks=False).st_size))
+            return sorted(found)
+
+        try:
+            found = await self._run(read)
+        except KeyError:
+            return
+        for item in found:
+            yield item
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        """See Blobs. Folders that are empty after it go too."""
+        paths = [self.root / check_key(key) for key in keys]
+
+        def remove() -> None:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            for folder in {path.parent for path in paths}:
+                while folder != self.root:
+                    try:
+                        folder.rmdir()
+                    except OSError:
+                        break
+                    folder = folder.parent
+                if folder.is_dir():
+                    _sync_folder(folder)
+
+        await self._run(remove)
+
+    async def free(self) -> int | None:
+        """See Blobs: what is left to a process that is not root."""
+
+        def ask() -> int:
+            values = os.statvfs(self.root)
+            return values.f_bavail * values.f_frsize
+
+        try:
+            return await self._run(ask)
+        except KeyError:
+            raise StoreError("the recorder's folder is gone") from None
+
+    async def aclose(self) -> None:
+        """See Blobs."""
+        await asyncio.to_thread(self._pool.shutdown)
+
+
+def make_folder(path: Path) -> None:
+    """Make it and what is above it, for good. Raises OSError."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    _sync_folder(path.parent)
+
+
+def write_file(root: Path, path: Path, data: bytes) -> None:
+    """Write a whole file so that it is there for good or not at all. Raises OSError."""
+    if not root.is_dir():  # a mount that went away: its place must not be filled instead
+        raise FileNotFoundError(errno.ENOENT, "the folder is gone")
+    make_folder(path.parent)
+    # A leading dot keeps it out of `names`; the process's number keeps two of them apart.
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            write_all(descriptor, [data])
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_all(descriptor: int, pieces: list[bytes]) -> None:
+    """Write all of it, however much the kernel takes at a time. Raises OSError."""
+    # IOV_MAX of Linux (uio(7)).
+    for start in range(0, len(pieces), 1024):
+        group: list[bytes | memoryview] = list(pieces[start : start + 1024])
+        while group:
+            written = os.writev(descriptor, group)
+            while group and written >= len(group[0]):
+                written -= len(group[0])
+                del group[0]
+            if written:
+                group[0] = memoryview(group[0])[written:]
+
+
+def _pread(descriptor: int, start: int, size: int) -> bytes:
+    pieces = []
+    while size > 0:
+        piece = os.pread(descriptor, size, start)
+        if not piece:
+            break
+        pieces.append(piece)
+        start += len(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

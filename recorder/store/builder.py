@@ -1,0 +1,229 @@
+"""From the tails of live recordings to frames, to chunks, to recording.json; in the background, in threads.
+
+What it works on is safe in the journal already, so it may be late and it may try again for as long as a store is away.
+It decides by four rules:
+
+    a tail of FRAME bytes is cut and packed; with many recordings at once less is enough, so that all tails
+        together stay under TAILS
+    the frames of a recording become a chunk at CHUNK bytes, at CHUNK_TEXT bytes of text, at its end,
+    when all frames together exceed PACKED (the largest first),
+    and when its oldest bytes hold back the journal by more than LAG segments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from recorder.store.blobs import Blobs
+from recorder.store.chunk import FRAME, ChunkRow, Frame, assemble, cut_frames
+from recorder.store.errors import StoreError
+from recorder.store.live import Live
+from recorder.store.manifest import chunk_key, manifest_key, write_manifest
+
+_log = structlog.get_logger(__name__)
+
+# Bytes of all tails. With 500 recordings each may have a whole frame.
+TAILS = 64 << 20
+MIN_FRAME = 16 << 10
+# Bytes of a chunk, compressed. One of this size is some minutes of a busy terminal; an object store takes about as long
+# to put a small one.
+CHUNK = 4 << 20
+# Bytes of a chunk's text: bounds what its trailer and its reading cost where the text compresses a thousandfold.
+CHUNK_TEXT = 64 << 20
+# Bytes of all frames that are in no chunk yet.
+PACKED = 32 << 20
+# Segments of the journal.
+LAG = 4
+# Chunks put at once.
+PUTS = 4
+# Seconds between attempts to put something after a failure.
+RETRY = 1.0
+# Recordings cut in one call of the thread.
+_TOGETHER = 16
+
+
+class Builder:
+    """One task (`run`), and one for each put. lives: all that are not over yet. released: told of one that is wholly
+    in the store. fault: None, or why chunks cannot be put."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        *,
+        lives: Callable[[], list[Live]],
+        segment: Callable[[], int],
+        released: Callable[[Live], None],
+        trim: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.fault: str | None = None
+        self._blobs = blobs
+        self._lives = lives
+        self._segment = segment
+        self._released = released
+        self._trim = trim
+        self._ripe: dict[Live, None] = {}
+        self._puts: dict[Live, asyncio.Task[None]] = {}
+        self._wanting: dict[Live, None] = {}
+        self._wake = asyncio.Event()
+        self._trimmed = 0
+
+    def look(self, live: Live, count: int) -> None:
+        """It has grown; `count` recordings are live."""
+        if live.over or live.tail_size >= self.ripe_size(count):
+            self._ripe[live] = None
+            self._wake.set()
+
+    @staticmethod
+    def ripe_size(count: int) -> int:
+        """Bytes of a tail that are worth a frame."""
+        return min(FRAME, max(MIN_FRAME, TAILS // max(count, 1)))
+
+    def poke(self) -> None:
+        """Look at everything: a segment has begun, or something is over."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Build until cancelled; puts under way are cancelled with it, the journal has what they had."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._ripe:
+                    await self._build()
+                    self._choose()
+                self._force_old()
+                while self._ripe:
+                    await self._build()
+                self._choose()
+                await self._trim_journal()
+        finally:
+            puts = list(self._puts.values())
+            for put in puts:
+                put.cancel()
+            if puts:
+                await asyncio.wait(puts)
+
+    async def drained(self) -> None:
+        """Wait until everything that is over is in the store, or a put has failed."""
+        while self.fault is None and (self._ripe or self._wanting or self._puts):
+            self._wake.set()
+            if self._puts:
+                await asyncio.wait(self._puts.values(), return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(0.005)
+
+    # -- frames
+
+    async def _build(self) -> None:
+        size = self.ripe_size(len(self._lives()))
+        batch: list[Live] = []
+        while self._ripe and len(batch) < _TOGETHER:
+            live = next(iter(self._ripe))
+            del self._ripe[live]
+            batch.append(live)
+        work = []
+        for live in batch:
+            pieces, live.tail, live.tail_size = live.tail, [], 0
+            live.building = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            work.append((live.building, live.framed, live.last, live.inside, live.over or self._is_old(live)))
+
+        def cut() -> list[tuple[list[Frame], bytes]]:
+            return [
+                cut_frames(text, offset=offset, before=before, inside=inside, final=final, size=size)
+                for text, offset, before, inside, final in work
+            ]
+
+        for live, (frames, rest) in zip(batch, await asyncio.to_thread(cut), strict=True):
+            if frames:
+                text = live.building
+                end = len(text) - len(rest)
+                live.inside = text[end - 1] != 0x0A
+            live.framed_up(frames, rest)
+            live.room.pressure.wake()
+            if live.over or self._is_old(live) or live.packed >= CHUNK or live.framed - live.durable >= CHUNK_TEXT:
+                self._wanting[live] = None
+
+    def _is_old(self, live: Live) -> bool:
+        pin = live.pin
+        return pin is not None and pin <= self._segment() - LAG
+
+    def _force_old(self) -> None:
+        for live in self._lives():
+            if self._is_old(live) and not live.over:
+                if live.tail:
+                    self._ripe[live] = None
+                elif live.frames:
+                    self._wanting[live] = None
+
+    # -- chunks
+
+    def _choose(self) -> None:
+        lives = self._lives()
+        packed = sum(live.packed for live in lives)
+        if packed > PACKED:
+            for live in sorted(lives, key=lambda live: live.packed, reverse=True):
+                if packed <= PACKED // 2:
+                    break
+                packed -= live.packed
+                self._wanting[live] = None
+        for live in [live for live in self._wanting if live not in self._puts]:
+            if len(self._puts) >= PUTS:
+                break
+            del self._wanting[live]
+            task = asyncio.create_task(self._put(live), name=f"put {live.id}")
+            self._puts[live] = task
+            task.add_done_callback(lambda _, live=live: self._put_done(live))  # type: ignore[misc]  # a default binds
+
+    def _put_done(self, live: Live) -> None:
+        task = self._puts.pop(live)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("put_failed", exc_info=error)
+        self._wake.set()
+
+    async def _put(self, live: Live) -> None:
+        """One chunk of it, and its manifest where that was the last."""
+        if live.frames:
+            await self._put_chunk(live)
+            live.room.pressure.wake()
+        if live.over and not live.frames and not live.tail and not live.building:
+            recording = live.recording
+            data = write_manifest(recording, live.header_line, live.chunks, live.head)
+            await self._until_put(manifest_key(live.id), data)
+            live.release()
+            self._released(live)
+
+    async def _put_chunk(self, live: Live) -> None:
+        frames = list(live.frames)
+        meta = {"id": live.id, "source": live.source.values(), "started": live.started}
+        seq, offset, previous = len(live.chunks), live.durable, live.head
+
+        def make() -> tuple[bytes, ChunkRow]:
+            return assemble(frames, meta, seq=seq, offset=offset, previous=previous)
+
+        data, row = await asyncio.to_thread(make)
+        await self._until_put(chunk_key(live.id, seq), data)
+        live.chunked(row, len(frames))
+
+    async def _until_put(self, key: str, data: bytes) -> None:
+        while True:
+            try:
+                await self._blobs.put(key, data)
+            except StoreError as error:
+                if self.fault is None:
+                    _log.error("chunks_fault", fault=str(error))
+                self.fault = str(error)
+                await asyncio.sleep(RETRY)
+            else:
+                if self.fault is not None:
+                    _log.info("chunks_recovered")
+                self.fault = None
+                return
+
+    async def _trim_journal(self) -> None:
+        try:
+            await self._trim()
+        except StoreError as error:
+            _log.warning("journal_not_trimmed", fault=str(error))

@@ -1,0 +1,313 @@
+"""API events: journaled like cast bytes, then kept in chunks of their own, events/DAY/FIRST-ID.chunk.
+
+An event is a line of JSON {"id", "received", "source", "document"}. Ids rise within one store, and events are journaled
+and put into chunks in their order; so the newest chunk's last id tells a replay which events of the journal are in
+chunks already. The chunks of a day are chained like those of a recording, beginning with the day itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from recorder.model import ApiEvent, Source, id_day, id_time, is_id, new_id
+from recorder.store.blobs import Blobs
+from recorder.store.chunk import (
+    FOOTER,
+    DamagedChunkError,
+    Frame,
+    assemble,
+    frame_rows,
+    pack,
+    read_trailer,
+    trailer_size,
+    unpack,
+)
+from recorder.store.errors import StoreError
+from recorder.store.journal import Item
+from recorder.store.records import Kind
+
+_log = structlog.get_logger(__name__)
+
+# Bytes of text after which events become a chunk: some thousand events.
+CHUNK_TEXT = 4 << 20
+# Bytes of a frame's text.
+FRAME = 128 << 10
+# Bytes of events that wait for the journal: more are refused, so that a flood of them does not take all memory.
+MAX_WAITING = 32 << 20
+# Seconds between attempts to put a chunk after a failure.
+RETRY = 1.0
+
+
+class _Batch:
+    """Events that came together."""
+
+    __slots__ = ("done", "events", "lines")
+
+    def __init__(self, events: list[ApiEvent], lines: list[bytes], done: asyncio.Future[None]) -> None:
+        self.events = events
+        self.lines = lines
+        self.done = done
+
+
+class EventLog:
+    """A source of the journal, and a task (`run`) that makes chunks. added: told of each event that is safe."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        *,
+        mark: Callable[[EventLog], None],
+        added: Callable[[ApiEvent], None],
+        segment: Callable[[], int],
+    ) -> None:
+        self.fault: str | None = None
+        self._blobs = blobs
+        self._mark = mark
+        self._added = added
+        self._segment = segment
+        self._last_id = ""
+        self._queue: list[_Batch] = []
+        self._taken: list[_Batch] = []
+        self._waiting = 0
+        self._kept: list[tuple[str, bytes, int]] = []  # id, line, segment
+        self._kept_size = 0
+        self._previous: dict[str, str] = {}
+        self._wake = asyncio.Event()
+        self._flush = False
+        self._looked: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        """Find the newest id, so that ids go on rising. Raises StoreError."""
+        days = [name async for name, _ in self._blobs.names("events")]
+        if days:
+            day = days[-1].rstrip("/")
+            names = [name async for name, _ in self._blobs.names(f"events/{day}")]
+            if names:
+                data = await self._read(f"events/{day}/{names[-1]}")
+                self._last_id = str(_trailer(data).get("last_id", ""))
+                self._previous = {day: hashlib.sha256(data).hexdigest()}
+
+    def restore(self, events: Sequence[tuple[str, bytes, int]]) -> list[ApiEvent]:
+        """Events of the journal, after a crash; those that no chunk has."""
+        found = []
+        for identifier, line, segment in events:
+            if identifier > self._last_id:
+                self._last_id = identifier
+                self._kept.append((identifier, line, segment))
+                self._kept_size += len(line)
+                try:
+                    found.append(_event(line))
+                except (ValueError, KeyError, TypeError):
+                    _log.warning("event_unreadable", event=identifier)
+        self._flush = bool(self._kept)
+        self._wake.set()
+        return found
+
+    @property
+    def pin(self) -> int | None:
+        """The oldest segment with an event that is in no chunk."""
+        return self._kept[0][2] if self._kept else None
+
+    async def add(self, documents: Sequence[Mapping[str, Any]], source: Source) -> list[ApiEvent]:
+        """Keep events; safe on return. Raises StoreError."""
+        if self._waiting > MAX_WAITING:
+            raise StoreError("too many events are waiting to be written")
+        now = time.time()
+        events = [ApiEvent(self._next_id(now), now, source, document) for document in documents]
+        values = source.values()
+        lines = [
+            json.dumps(
+                {"id": event.id, "received": now, "source": values, "document": event.document}, separators=(",", ":")
+            ).encode()
+            + b"\n"
+            for event in events
+        ]
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        batch = _Batch(events, lines, done)
+        self._queue.append(batch)
+        self._waiting += sum(map(len, lines))
+        self._mark(self)
+        await done
+        return events
+
+    def _next_id(self, now: float) -> str:
+        identifier = new_id(now)
+        if identifier <= self._last_id:
+            # The clock stands still within a millisecond, or has been set back: the one after the last.
+            identifier = _successor(self._last_id)
+        self._last_id = identifier
+        return identifier
+
+    # -- the journal's side
+
+    def take(self) -> list[Item]:
+        """See journal.Source."""
+        self._taken, self._queue = self._queue, []
+        return [
+            Item(Kind.EVENT, event.id, 0, [line], len(line))
+            for batch in self._taken
+            for event, line in zip(batch.events, batch.lines, strict=True)
+        ]
+
+    def settled(self, items: list[Item], segment: int, error: StoreError | None) -> None:
+        """See journal.Source."""
+        taken, self._taken = self._taken, []
+        self._waiting -= sum(item.size for item in items)
+        for batch in taken:
+            if error is None:
+                for event, line in zip(batch.events, batch.lines, strict=True):
+                    self._kept.append((event.id, line, segment))
+                    self._kept_size += len(line)
+                    self._added(event)
+            if not batch.done.done():  # who asked may have gone
+                if error is None:
+                    batch.done.set_result(None)
+                else:
+                    batch.done.set_exception(StoreError(str(error)))
+        if self._kept_size >= CHUNK_TEXT:
+            self._wake.set()
+
+    # -- chunks
+
+    def poke(self, *, flush: bool = False) -> None:
+        """Look whether there is something to put; flush: whatever it is."""
+        self._flush = self._flush or flush
+        self._wake.set()
+
+    async def run(self, trim: Callable[[], None]) -> None:
+        """Make chunks until cancelled. trim: called after each."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._kept and (self._flush or self._kept_size >= CHUNK_TEXT or self._is_old()):
+                await self._put()
+                trim()
+            self._flush = False
+            self._look()
+
+    def _is_old(self) -> bool:
+        # Like the builder's LAG.
+        return bool(self._kept) and self._kept[0][2] <= self._segment() - 4
+
+    @property
+    def drained(self) -> bool:
+        """Whether every event is in a chunk."""
+        return not self._kept
+
+    async def drain(self) -> None:
+        """Put all there is; returns without it where a put fails."""
+        while self._kept and self.fault is None:
+            self.poke(flush=True)
+            self._looked = asyncio.get_running_loop().create_future()
+            await self._looked
+
+    def _look(self) -> None:
+        if self._looked is not None and not self._looked.done():
+            self._looked.set_result(None)
+
+    async def _put(self) -> None:
+        day = id_day(self._kept[0][0])
+        count = size = 0
+        for identifier, line, _ in self._kept:
+            if id_day(identifier) != day or size >= 2 * CHUNK_TEXT:
+                break
+            count += 1
+            size += len(line)
+        part = self._kept[:count]
+        previous = self._previous.get(day) or hashlib.sha256(b"recorder events 1\n" + day.encode()).hexdigest()
+        first, last = part[0][0], part[-1][0]
+        data, sha256 = await asyncio.to_thread(_make, part, {"day": day, "first_id": first, "last_id": last}, previous)
+        while True:
+            try:
+                await self._blobs.put(f"events/{day}/{first}.chunk", data)
+            except StoreError as error:
+                if self.fault is None:
+                    _log.error("events_fault", fault=str(error))
+                self.fault = str(error)
+                self._look()
+                await asyncio.sleep(RETRY)
+            else:
+                break
+        self.fault = None
+        self._previous = {day: sha256}
+        del self._kept[:count]
+        self._kept_size -= size
+
+    # -- reading
+
+    async def events(self) -> AsyncGenerator[ApiEvent, None]:
+        """All, oldest first. Raises StoreError."""
+        newest = ""
+        for day in [name.rstrip("/") async for name, _ in self._blobs.names("events")]:
+            for name in [name async for name, _ in self._blobs.names(f"events/{day}")]:
+                data = await self._read(f"events/{day}/{name}")
+                for event in await asyncio.to_thread(_events, data, name):
+                    newest = max(newest, event.id)
+                    yield event
+        for identifier, line, _ in tuple(self._kept):
+            if identifier > newest:
+                yield _event(line)
+
+    async def _read(self, key: str) -> bytes:
+        try:
+            return await self._blobs.get(key)
+        except KeyError:
+            raise StoreError("a chunk of events has vanished") from None
+
+
+def _make(part: list[tuple[str, bytes, int]], meta: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
+    frames: list[Frame] = []
+    lines: list[tuple[str, bytes]] = []
+    size = 0
+    for number, (identifier, line, _) in enumerate(part):
+        lines.append((identifier, line))
+        size += len(line)
+        if size >= FRAME or number == len(part) - 1:
+            text = b"".join(line for _, line in lines)
+            frames.append(Frame(pack(text), size, id_time(lines[0][0]), id_time(lines[-1][0]), len(lines)))
+            lines, size = [], 0
+    data, row = assemble(frames, meta, seq=0, offset=0, previous=previous)
+    return data, row.sha256
+
+
+def _trailer(data: bytes) -> dict[str, Any]:
+    try:
+        return read_trailer(data)
+    except DamagedChunkError as error:
+        raise StoreError(f"a chunk of events is damaged: {error}") from None
+
+
+def _events(data: bytes, name: str) -> list[ApiEvent]:
+    try:
+        end = len(data) - trailer_size(data[-FOOTER:])
+        rows = frame_rows(read_trailer(data), end)
+        texts = [unpack(data[row.position : row.position + row.packed], row.size) for row in rows]
+        return [_event(line) for line in b"".join(texts).splitlines()]
+    except (DamagedChunkError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"the chunk of events {name} is damaged: {error}") from None
+
+
+def _event(line: bytes) -> ApiEvent:
+    value = json.loads(line)
+    if not is_id(value["id"]):
+        raise ValueError("not an id")
+    return ApiEvent(value["id"], float(value["received"]), Source.of(value["source"]), value["document"])
+
+
+def _successor(identifier: str) -> str:
+    alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+    digits = list(identifier)
+    for place in range(len(digits) - 1, -1, -1):
+        value = alphabet.index(digits[place]) + 1
+        if value < 32:
+            digits[place] = alphabet[value]
+            break
+        digits[place] = "0"
+    return "".join(digits)

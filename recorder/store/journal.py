@@ -1,0 +1,257 @@
+"""Group commit: what all recordings and events have brought since the last commit becomes safe in one go.
+
+Whoever has something to keep is a `Source` and says so (`mark`). One task takes what the marked sources have, writes it
+as one batch, waits until that is safe and tells each source (`settled`): one sync for however many sessions. Meanwhile
+the next batch collects by itself, so a slow disk makes larger batches and not longer queues of syncs.
+
+The journal is only ever read after a crash. A segment is deleted once nothing in it is needed: every source says what
+it is waiting to have elsewhere (`pin`), and a segment begins with a RUNNING record for each recording that is not over,
+so that a replay which begins there knows of recordings whose own beginning is gone.
+
+When a write fails, everything that was in it is told so, `fault` says what is wrong, and the task tries with an empty
+batch until one is safe; sources are kept waiting for that, they are not asked meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from recorder.store.errors import StoreError
+from recorder.store.logs import Log
+from recorder.store.records import Kind, head, seal
+
+_log = structlog.get_logger(__name__)
+
+# Bytes after which a segment is followed by another one: what has to be read after a crash is a few of these.
+SEGMENT = 64 << 20
+# Seconds after which it is, too, so that a quiet recorder's last words become chunks within the hour.
+SEGMENT_AGE = 600.0
+# Bytes taken for one commit: 0.2 s of a slow disk. More waits for the next.
+BATCH = 16 << 20
+# Seconds from the beginning of one commit to that of the next: fifty a second cost little, and an ack may wait 200 ms.
+PACE = 0.02
+# Seconds between attempts to write after a failure.
+RETRY = 1.0
+
+
+@dataclass(slots=True)
+class Item:
+    """One record to write. pieces: its data. size: their bytes."""
+
+    kind: Kind
+    id: str
+    offset: int = 0
+    pieces: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+
+class Source(Protocol):
+    """Who brings items. All of it is called on the loop."""
+
+    def take(self) -> list[Item]:
+        """What is to be kept; it is in this commit's hands from now on."""
+
+    def settled(self, items: list[Item], segment: int, error: StoreError | None) -> None:
+        """They are safe in this segment, or (error) none of them is."""
+
+
+class Journal:
+    """One journal. running: RUNNING items of what is not over. pins: the segments that are still needed.
+
+    fault: None, or why nothing can be written. commits, synced: batches and bytes written. seconds: told the time of
+    each commit.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        running: Callable[[], list[Item]],
+        pins: Callable[[], Iterable[int]],
+        seconds: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.fault: str | None = None
+        self.segment = 0
+        self.commits = 0
+        self.synced = 0
+        self.segments: list[int] = []
+        self.kept = 0
+        self._log = log
+        self._running = running
+        self._pins = pins
+        self._seconds = seconds
+        self._dirty: dict[Source, None] = {}
+        self._wake = asyncio.Event()
+        self._number = 0
+        self._size = 0
+        self._born = 0.0
+        self._sizes: dict[int, int] = {}
+        self._closing = False
+
+    def mark(self, source: Source) -> None:
+        """It has something to keep."""
+        self._dirty[source] = None
+        self._wake.set()
+
+    async def start(self, segments: list[int]) -> None:
+        """Begin a segment behind those that are there. Raises StoreError."""
+        self.segments = list(segments)
+        await self._begin()
+
+    async def _begin(self) -> None:
+        segment = max([self.segment, *self.segments, 0]) + 1
+        await self._log.begin(segment)
+        self.segments.append(segment)
+        self.segment, self._number, self._size, self._born = segment, 0, 0, time.monotonic()
+        await self._write(self._running())
+
+    async def _write(self, items: list[Item]) -> None:
+        pieces: list[bytes] = []
+        for item in items:
+            pieces.append(head(item.kind, item.id, item.offset, item.size))
+            pieces.extend(item.pieces)
+        self._number += 1
+        size = sum(map(len, pieces))
+        pieces.insert(0, b"")
+        started = time.monotonic()
+        if size < 1 << 16:  # not worth a thread
+            pieces[0] = seal(self._number, pieces[1:])
+        else:
+            pieces[0] = await asyncio.to_thread(seal, self._number, pieces[1:])
+        try:
+            await self._log.append(pieces)
+        except BaseException:
+            self._number -= 1
+            raise
+        self._size += size
+        self._sizes[self.segment] = self._size
+        self.commits += 1
+        self.synced += size
+        self._seconds(time.monotonic() - started)
+
+    async def run(self) -> None:
+        """Commit until closed; then, once more, what is left."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._dirty:
+                if self._closing:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            begun = loop.time()
+            if self.fault is not None and not await self._recovered():
+                if self._closing:
+                    return
+                await self._pause(RETRY)
+                continue
+            batch, items = self._gather()
+            try:
+                if self._log.broken or self._size >= SEGMENT or time.monotonic() - self._born > SEGMENT_AGE:
+                    await self._begin()
+                await self._write(items)
+            except StoreError as error:
+                self._failed(error)
+                self._settle(batch, error)
+            except asyncio.CancelledError:
+                self._settle(batch, StoreError("the recorder is stopping"))
+                raise
+            except Exception:
+                _log.exception("journal_failed")
+                fault = StoreError("the recorder's journal fails")
+                self._failed(fault)
+                self._settle(batch, fault)
+            else:
+                self._settle(batch, None)
+            if not self._closing:
+                await asyncio.sleep(max(0.0, begun + PACE - loop.time()))
+
+    async def probe(self) -> None:
+        """After a failure, when nobody has anything to write: see whether it is over."""
+        if self.fault is not None and not self._dirty:
+            self.mark(_Nothing())
+
+    async def _pause(self, seconds: float) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._closing:
+                    await self._wake.wait()
+                    self._wake.clear()
+        except TimeoutError:
+            pass
+
+    def _gather(self) -> tuple[list[tuple[Source, list[Item]]], list[Item]]:
+        batch: list[tuple[Source, list[Item]]] = []
+        all_items: list[Item] = []
+        size = 0
+        while self._dirty and size < BATCH:
+            source = next(iter(self._dirty))
+            del self._dirty[source]
+            items = source.take()
+            batch.append((source, items))
+            all_items += items
+            size += sum(item.size for item in items)
+        return batch, all_items
+
+    def _settle(self, batch: list[tuple[Source, list[Item]]], error: StoreError | None) -> None:
+        for source, items in batch:
+            try:
+                source.settled(items, self.segment, error)
+            except Exception:
+                _log.exception("journal_source_failed")
+
+    def _failed(self, error: StoreError) -> None:
+        if self.fault is None:
+            _log.error("journal_fault", fault=str(error))
+        self.fault = str(error)
+
+    async def _recovered(self) -> bool:
+        try:
+            if self._log.broken:
+                await self._begin()
+            else:
+                await self._write([])
+        except StoreError as error:
+            self._failed(error)
+            return False
+        except Exception:
+            _log.exception("journal_failed")
+            return False
+        _log.info("journal_recovered")
+        self.fault = None
+        return True
+
+    async def trim(self) -> None:
+        """Delete the segments that nothing needs. Raises StoreError."""
+        needed = min([self.segment, *self._pins()])
+        for segment in [number for number in self.segments if number < needed]:
+            await self._log.delete(segment)
+            self.segments.remove(segment)
+            self._sizes.pop(segment, None)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the segments written by this process that are still there."""
+        return sum(self._sizes.values())
+
+    def close(self) -> None:
+        """Let `run` end once nothing is left."""
+        self._closing = True
+        self._wake.set()
+
+
+class _Nothing:
+    """A source without anything."""
+
+    def take(self) -> list[Item]:
+        return []
+
+    def settled(self, items: list[Item], segment: int, error: StoreError | None) -> None:
+        pass

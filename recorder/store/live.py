@@ -1,0 +1,391 @@
+"""A recording that is not yet whole in the store: where each of its bytes is, and the `Writer` that senders hold.
+
+    write() -> queue -> (journal: safe, acked) -> tail -> (builder: cut, packed) -> frames -> (put) -> durable
+
+    0 ........ durable ........ framed ........ acked ........ given
+      chunks            frames     building, tail      queue, in the journal's hands
+
+Only what is acked can be read. The journal holds everything from `durable` on; `marks` remember in which segments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from recorder.model import End, Recording, Source
+from recorder.store.chunk import ChunkRow, Frame, line_time, origin
+from recorder.store.errors import StoreError
+from recorder.store.journal import Item
+from recorder.store.records import Kind
+
+# Bytes of one line. An event is a frame of output, of 32 KiB or so; the escapes of JSON make six times as many of it.
+MAX_LINE = 4 << 20
+# Bytes of the header line.
+MAX_HEADER = 64 << 10
+# Bytes given and not yet safe, of one recording: two commits of a fast sender on a slow disk.
+MAX_QUEUED = 4 << 20
+
+
+class Pressure:
+    """How much all recordings together hold in memory, and who waits for it to become less.
+
+    queued: bytes on their way into the journal. held: those, plus tails, plus frames that are in no chunk yet.
+    """
+
+    # Bytes. Twice a commit's.
+    MAX_QUEUED = 32 << 20
+    # Bytes. Queue, tails (64 MiB, see the builder) and frames (32 MiB), and some.
+    MAX_HELD = 160 << 20
+
+    def __init__(self) -> None:
+        self.queued = 0
+        self.held = 0
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    @property
+    def high(self) -> bool:
+        """Whether nothing more should come."""
+        return self.queued > self.MAX_QUEUED or self.held > self.MAX_HELD
+
+    def wake(self) -> None:
+        """Something has changed: let those who wait look again."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def wait(self) -> None:
+        """Wait for the next `wake`."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+
+class Room:
+    """What a live recording needs of the store around it."""
+
+    def __init__(self) -> None:
+        self.pressure = Pressure()
+        self.mark: Callable[[Live], None] = lambda live: None
+        self.grown: Callable[[Live], None] = lambda live: None
+        self.began: Callable[[Live], None] = lambda live: None
+        self.ended: Callable[[Live], None] = lambda live: None
+        self.dropped: Callable[[Live], None] = lambda live: None
+
+
+class Live:
+    """See the top of this file; as `recorder.store.api.Writer` it is what `Store.begin` gives."""
+
+    __slots__ = (
+        "_asked", "_changed", "_ended_safe", "_line", "_queue", "_said", "acked", "building", "chunks", "damaged",
+        "durable", "end", "ended", "error", "events", "framed", "frames", "given", "head", "header", "header_line",
+        "id", "inside", "last", "listener", "marks", "packed", "progress_at", "room", "source", "started", "tail",
+        "tail_size",
+    )  # fmt: skip
+
+    def __init__(
+        self, identifier: str, header_line: bytes, header: dict[str, Any], source: Source, started: float, room: Room
+    ) -> None:
+        self.id = identifier
+        self.header_line = header_line
+        self.header = header
+        self.source = source
+        self.started = started
+        self.room = room
+        self.end = End.RUNNING
+        self.ended: float | None = None
+        self.error: StoreError | None = None
+        self.given = 0
+        self.acked = 0
+        self.framed = 0
+        self.durable = 0
+        self.tail: list[bytes] = []
+        self.tail_size = 0
+        self.building = b""
+        self.frames: list[Frame] = []
+        self.packed = 0
+        self.chunks: list[ChunkRow] = []
+        self.head = origin(identifier, header_line)
+        self.last = 0.0
+        self.events = 0
+        self.damaged = False
+        self.inside = False
+        self.marks: list[tuple[int, int]] = []
+        self.progress_at = 0.0
+        # Called at every change, which is cheaper than a task that waits for it.
+        self.listener: Callable[[], None] | None = None
+        self._queue: list[bytes] = []
+        self._line = 0
+        self._said = False  # BEGIN has been given to the journal
+        self._asked: End | None = None
+        self._ended_safe = False
+        self._changed: set[asyncio.Future[None]] = set()
+
+    # -- the sender's side (Writer)
+
+    @property
+    def recording(self) -> Recording:
+        """Its state now; what is not safe yet does not count."""
+        events, last = self.events, self.last
+        if self.building or self.tail:
+            for piece in (self.building, *self.tail):
+                events += piece.count(b"\n")
+            events -= self.framed == 0  # the header line
+            last = max(last, self._tail_time())
+        return Recording(
+            id=self.id,
+            header=self.header,
+            source=self.source,
+            started=self.started,
+            ended=self.ended if self._ended_safe else None,
+            end=self.end if self._ended_safe else End.RUNNING,
+            size=self.acked,
+            duration=last,
+            events=max(events, 0),
+            damaged=self.damaged,
+        )
+
+    def _tail_time(self) -> float:
+        """The time of the last whole line that is not in a frame yet, 0 where none is found close to the end."""
+        text = b"".join((self.building[-8192:], *self.tail[-8:]))
+        end = text.rfind(b"\n")
+        while end > 0:
+            start = text.rfind(b"\n", 0, end) + 1
+            seconds = line_time(text[start : min(end, start + 64)])
+            if seconds is not None or start == 0:
+                return seconds or 0.0
+            end = start - 1
+        return 0.0
+
+    @property
+    def blocked(self) -> bool:
+        """See Writer."""
+        return self.given - self.acked > MAX_QUEUED or self.room.pressure.high
+
+    def write(self, data: bytes) -> None:
+        """See Writer. A line of more than MAX_LINE bytes ends the recording."""
+        if self.error is not None:
+            raise StoreError(str(self.error))
+        if self._asked is not None:
+            raise StoreError("the recording has ended")
+        feed = data.rfind(b"\n")
+        self._line = self._line + len(data) if feed < 0 else len(data) - feed - 1
+        if self._line > MAX_LINE:
+            raise StoreError(f"a line of more than {MAX_LINE} bytes")
+        self._queue.append(data)
+        self.given += len(data)
+        self.room.pressure.queued += len(data)
+        self.room.pressure.held += len(data)
+        self.room.mark(self)
+
+    async def ready(self) -> None:
+        """See Writer."""
+        while self.blocked:
+            if self.error is not None:
+                raise StoreError(str(self.error))
+            await self.room.pressure.wait()
+
+    async def wait_acked(self, beyond: int) -> int:
+        """See Writer. Returns what is safe, too, once it is over (then it may be no more than `beyond`)."""
+        while self.acked <= beyond:
+            if self.error is not None:
+                raise StoreError(str(self.error))
+            if self._ended_safe:
+                break
+            await self.changed()
+        return self.acked
+
+    def end_as(self, end: End) -> None:
+        """End it, without waiting until that is safe. Only the first end counts."""
+        if self._asked is None:
+            self._asked = end
+            self.room.mark(self)
+
+    async def finish(self, end: End) -> Recording:
+        """See Writer."""
+        self.end_as(end)
+        while not self._ended_safe:
+            if self.error is not None:
+                raise StoreError(str(self.error))
+            await self.changed()
+        return self.recording
+
+    async def changed(self) -> None:
+        """Wait until anything of it changes: bytes become safe, an end, an error."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._changed.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._changed.discard(waiter)
+
+    def _wake(self) -> None:
+        for waiter in self._changed:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._changed.clear()
+        if self.listener is not None:
+            self.listener()
+
+    # -- the journal's side (journal.Source)
+
+    @property
+    def over(self) -> bool:
+        """Whether its end is safe: nothing more will come."""
+        return self._ended_safe
+
+    @property
+    def pin(self) -> int | None:
+        """The oldest segment of the journal that holds something of it which is nowhere else."""
+        return self.marks[0][1] if self.marks else None
+
+    def meta(self) -> dict[str, Any]:
+        """What BEGIN and RUNNING say."""
+        return {"source": self.source.values(), "started": self.started}
+
+    def begin_item(self, kind: Kind = Kind.BEGIN) -> Item:
+        """A BEGIN or RUNNING record."""
+        data = json.dumps(self.meta()).encode()
+        return Item(kind, self.id, 0, [data], len(data))
+
+    def take(self) -> list[Item]:
+        """See journal.Source."""
+        items: list[Item] = []
+        if not self._said:
+            self._said = True
+            items.append(self.begin_item())
+        if self._queue:
+            pieces, self._queue = self._queue, []
+            size = sum(map(len, pieces))
+            items.append(Item(Kind.DATA, self.id, self.given - size, pieces, size))
+        if self._asked is not None and not self._ended_safe:
+            self.end, self.ended = self._asked, time.time()
+            size = self.acked if self.error is not None else self.given
+            data = json.dumps({"end": self.end.value, "ended": self.ended, "size": size}).encode()
+            items.append(Item(Kind.END, self.id, size, [data], len(data)))
+        return items
+
+    def settled(self, items: list[Item], segment: int, error: StoreError | None) -> None:
+        """See journal.Source."""
+        pressure = self.room.pressure
+        for item in items:
+            if item.kind is Kind.DATA:
+                pressure.queued -= item.size
+        if error is not None:
+            self._fail(items, error)
+            return
+        began = over = False
+        for item in items:
+            if item.kind is Kind.BEGIN:
+                began = True
+            elif item.kind is Kind.DATA:
+                self._keep(item, segment)
+            elif item.kind is Kind.END:
+                over = True
+                self._mark(segment, self.acked + 1)
+        if over:
+            self._ended_safe = True
+        self._wake()
+        pressure.wake()
+        if began:
+            self.room.began(self)
+        self.room.grown(self)
+        if over:
+            self.room.ended(self)
+
+    def _keep(self, item: Item, segment: int) -> None:
+        if item.offset != self.acked:
+            # Cannot be: one batch is settled after the other, and a failure ends the recording.
+            raise StoreError("the journal lost its place")
+        self.acked += item.size
+        self.tail += item.pieces
+        self.tail_size += item.size
+        self._mark(segment, self.acked)
+
+    def _mark(self, segment: int, end: int) -> None:
+        if self.marks and self.marks[-1][1] == segment:
+            self.marks[-1] = (end, segment)
+        else:
+            self.marks.append((end, segment))
+
+    def _fail(self, items: list[Item], error: StoreError) -> None:
+        lost = sum(item.size for item in items if item.kind is Kind.DATA)
+        waiting = sum(map(len, self._queue))
+        self._queue.clear()
+        self.given = self.acked
+        self.room.pressure.queued -= waiting
+        self.room.pressure.held -= lost + waiting
+        first = self.error is None
+        if first:
+            self.error = error
+        began = self.acked > 0
+        if began:
+            # Its end is still to be written down, once that is possible: as CUT, after what was acked.
+            self._asked = End.CUT
+            self.room.mark(self)
+        self._wake()
+        self.room.pressure.wake()
+        if not began:
+            self.room.dropped(self)
+
+    # -- the builder's side
+
+    def framed_up(self, frames: list[Frame], rest: bytes) -> None:
+        """What was in `building` is in frames now, but for its rest."""
+        size = sum(frame.size for frame in frames)
+        packed = sum(len(frame.packed) for frame in frames)
+        self.framed += size
+        self.frames += frames
+        self.packed += packed
+        self.building = b""
+        if rest:
+            self.tail.insert(0, rest)
+            self.tail_size += len(rest)
+        if frames:
+            self.last = frames[-1].last
+            self.events += sum(frame.events for frame in frames)
+            self.damaged = self.damaged or any(frame.damaged for frame in frames)
+        self.room.pressure.held -= size - packed
+
+    def chunked(self, row: ChunkRow, count: int) -> None:
+        """The first `count` frames are in a chunk, safe."""
+        packed = sum(len(frame.packed) for frame in self.frames[:count])
+        del self.frames[:count]
+        self.packed -= packed
+        self.room.pressure.held -= packed
+        self.chunks.append(row)
+        self.head = row.sha256
+        self.durable = row.offset + row.size
+        while self.marks and self.marks[0][0] <= self.durable:
+            del self.marks[0]
+
+    def release(self) -> None:
+        """All of it is in the store, the end too."""
+        self.marks.clear()
+        self._wake()
+
+    # -- the replay's side
+
+    def restore(self, data: bytes, segment: int) -> None:
+        """Bytes that follow, out of the journal."""
+        self.tail.append(data)
+        self.tail_size += len(data)
+        self.acked += len(data)
+        self.given = self.acked
+        self.room.pressure.held += len(data)
+        self._said = True
+        self._mark(segment, self.acked)
+        self.room.grown(self)
+
+    def restore_end(self, end: End, ended: float) -> None:
+        """It is over."""
+        self._said = self._ended_safe = True
+        self._asked = self.end = end
+        self.ended = ended

@@ -1,0 +1,230 @@
+"""Where the journal's bytes go: files that are appended to, or an object a commit.
+
+A segment has a number and is a run of appends. In a folder it is the file journal/NUMBER.log, and an append is one
+writev and one fdatasync in a thread of its own. In an object store it is the folder journal/NUMBER/, and an append is
+one object, safe when the store says so. Either way an append that raises has not happened: a file is cut back to where
+it was, and where even that fails the segment is `broken` and the journal goes on in another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from recorder.store.blobs import Blobs, make_folder, refused, write_all
+from recorder.store.errors import StoreError
+
+# Bytes read at a time in a replay.
+_PIECE = 1 << 20
+
+T = TypeVar("T")
+
+
+class Log(Protocol):
+    """broken: the current segment takes nothing more, begin another one."""
+
+    broken: bool
+
+    async def open(self, *, lock: bool = True) -> None:
+        """Be the only one who writes here. Raises StoreError."""
+
+    async def segments(self) -> list[int]:
+        """Numbers of the segments that are there, ascending. Raises StoreError."""
+
+    def read(self, segment: int) -> AsyncGenerator[bytes, None]:
+        """A segment's bytes in order. Raises StoreError."""
+
+    async def begin(self, segment: int) -> None:
+        """Appends go to this new segment from now on. Raises StoreError."""
+
+    async def append(self, pieces: list[bytes]) -> None:
+        """Safe on return. Raises StoreError, and then nothing has been appended."""
+
+    async def delete(self, segment: int) -> None:
+        """Remove a segment that is not the current one. Raises StoreError."""
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+
+
+class FolderLog:
+    """The journal in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.broken = True
+        self._folder = root / "journal"
+        self._root = root
+        # One thread: appends come one after the other anyway, and none must wait behind a chunk's sync.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._descriptor = -1
+        self._lock = -1
+        self._size = 0
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except OSError as error:
+            raise refused(error) from error
+
+    async def open(self, *, lock: bool = True) -> None:
+        """See Log. A lock file that another process holds is a StoreError."""
+
+        def make() -> None:
+            make_folder(self._folder)
+            if not lock:
+                return
+            descriptor = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(descriptor)
+                raise
+            self._lock = descriptor
+
+        try:
+            await self._run(make)
+        except StoreError as error:
+            if isinstance(error.__cause__, BlockingIOError):
+                raise StoreError("another recorder is using this folder") from None
+            raise
+
+    async def segments(self) -> list[int]:
+        """See Log."""
+
+        def read() -> list[int]:
+            names = [path.stem for path in self._folder.glob("*.log")]
+            return sorted(int(name) for name in names if name.isdecimal())
+
+        return await self._run(read)
+
+    async def read(self, segment: int) -> AsyncGenerator[bytes, None]:
+        """See Log."""
+        position = 0
+        while True:
+            piece = await self._run(lambda at=position: self._piece(segment, at))  # type: ignore[misc]  # a default binds
+            if not piece:
+                return
+            yield piece
+            position += len(piece)
+
+    def _piece(self, segment: int, position: int) -> bytes:
+        with open(self._path(segment), "rb", buffering=0) as file:
+            return os.pread(file.fileno(), _PIECE, position)
+
+    async def begin(self, segment: int) -> None:
+        """See Log."""
+
+        def start() -> int:
+            path = self._path(segment)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+            except BaseException:
+                os.close(descriptor)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                raise
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+            return descriptor
+
+        self._descriptor = await self._run(start)
+        self._size = 0
+        self.broken = False
+
+    async def append(self, pieces: list[bytes]) -> None:
+        """See Log."""
+        await self._run(lambda: self._append(pieces))
+
+    def _append(self, pieces: list[bytes]) -> None:
+        descriptor, size = self._descriptor, sum(map(len, pieces))
+        try:
+            write_all(descriptor, pieces)
+            os.fdatasync(descriptor)
+        except BaseException:
+            # After a failed sync the kernel may forget the failure, so only a cut that is itself synced mends it.
+            self.broken = True
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, self._size)
+                os.lseek(descriptor, self._size, os.SEEK_SET)
+                os.fdatasync(descriptor)
+                self.broken = False
+            raise
+        self._size += size
+
+    async def delete(self, segment: int) -> None:
+        """See Log."""
+        await self._run(lambda: self._path(segment).unlink(missing_ok=True))
+
+    async def aclose(self) -> None:
+        """See Log."""
+        for descriptor in (self._descriptor, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._lock = -1
+        self.broken = True
+        await asyncio.to_thread(self._pool.shutdown)
+
+    def _path(self, segment: int) -> Path:
+        return self._folder / f"{segment:010d}.log"
+
+
+class ObjectLog:
+    """The journal in an object store. instance: keeps apart the journals of recorders that share one place."""
+
+    def __init__(self, blobs: Blobs, instance: str = "main") -> None:
+        self.broken = True
+        self._blobs = blobs
+        self._prefix = f"journal/{instance}"
+        self._segment = 0
+        self._count = 0
+
+    async def open(self, *, lock: bool = True) -> None:
+        """See Log. An object store has no lock; `instance` is what keeps two apart."""
+
+    async def segments(self) -> list[int]:
+        """See Log."""
+        names = [name.rstrip("/") async for name, _ in self._blobs.names(self._prefix)]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    async def read(self, segment: int) -> AsyncGenerator[bytes, None]:
+        """See Log."""
+        for key in [name async for name, _ in self._blobs.names(f"{self._prefix}/{segment:010d}")]:
+            try:
+                yield await self._blobs.get(f"{self._prefix}/{segment:010d}/{key}")
+            except KeyError:
+                raise StoreError("a part of the journal has vanished") from None
+
+    async def begin(self, segment: int) -> None:
+        """See Log."""
+        self._segment, self._count = segment, 0
+        self.broken = False
+
+    async def append(self, pieces: list[bytes]) -> None:
+        """See Log."""
+        self._count += 1
+        try:
+            await self._blobs.put(f"{self._prefix}/{self._segment:010d}/{self._count:010d}", b"".join(pieces))
+        except BaseException:
+            # It may be there all the same: what follows must not share its segment, or a replay could stop before it.
+            self.broken = True
+            raise
+
+    async def delete(self, segment: int) -> None:
+        """See Log."""
+        folder = f"{self._prefix}/{segment:010d}"
+        await self._blobs.delete([f"{folder}/{name}" async for name, _ in self._blobs.names(folder)])
+
+    async def aclose(self) -> None:
+        """See Log."""
+        self.broken = True

@@ -1,0 +1,232 @@
+"""After a crash: what the journal holds and the chunks do not becomes chunks, and what was running is ended as CUT.
+
+A recording is a candidate if the journal speaks of it (BEGIN, RUNNING, DATA, END) and it has no recording.json. Its
+chunks are read and their chain is followed from the header on; where the chain breaks, the chunks from there on do not
+count, since the journal is kept until a chunk is safe. Then the DATA records are played in order: what a chunk has is
+skipped, what follows is appended. An END record gives the end that the sender was told; without one it is CUT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from recorder.model import End, Source, is_id
+from recorder.store.blobs import Blobs
+from recorder.store.chunk import (
+    FOOTER,
+    ChunkRow,
+    DamagedChunkError,
+    frame_rows,
+    origin,
+    read_trailer,
+    row_of,
+    trailer_size,
+    unpack,
+)
+from recorder.store.live import MAX_HEADER, Live, Room
+from recorder.store.logs import Log
+from recorder.store.manifest import MANIFEST, chunk_key, folder, parse_header
+from recorder.store.records import Kind, Reader, Record
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Found:
+    """What the journal says of one recording. text: the bytes of DATA before a header line was complete."""
+
+    source: Source = field(default_factory=lambda: Source("", ""))
+    started: float = 0.0
+    live: Live | None = None
+    text: bytearray = field(default_factory=bytearray)
+    end: dict[str, Any] | None = None
+    skip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The chunks of a recording that are there and hang together."""
+
+    header_line: bytes
+    chunks: tuple[ChunkRow, ...]
+    head: str
+    source: Source
+    started: float
+    inside: bool
+
+
+async def read_chunks(blobs: Blobs, identifier: str) -> Stored | None:
+    """The chunks of a recording without a manifest, as far as their chain holds. None without a first one.
+    Raises StoreError."""
+    rows: list[ChunkRow] = []
+    header_line, head, source, started, inside = b"", "", Source("", ""), 0.0, False
+    while True:
+        try:
+            data = await blobs.get(chunk_key(identifier, len(rows)))
+        except KeyError:
+            break
+        try:
+            trailer_bytes = trailer_size(data[-FOOTER:])
+            trailer = read_trailer(data)
+            row = row_of(trailer, size=len(data), trailer_bytes=trailer_bytes, sha256=hashlib.sha256(data).hexdigest())
+            frames = frame_rows(trailer, len(data) - trailer_bytes)
+            if not rows:
+                header_line = b""
+                for frame in frames:  # a header line of 64 KiB may be longer than a frame
+                    header_line += unpack(data[frame.position : frame.position + frame.packed], frame.size)
+                    if b"\n" in header_line or len(header_line) > MAX_HEADER:
+                        break
+                header_line = header_line[: header_line.find(b"\n") + 1]
+                parse_header(header_line)
+                head = origin(identifier, header_line)
+                source, started = Source.of(trailer.get("source")), float(trailer.get("started", 0.0))
+            expected = rows[-1].offset + rows[-1].size if rows else 0
+            if trailer.get("previous") != head or row.seq != len(rows) or row.offset != expected:
+                raise DamagedChunkError("the chain is broken")
+            last = frames[-1]
+            inside = not unpack(data[last.position : last.position + last.packed], last.size).endswith(b"\n")
+        except (DamagedChunkError, ValueError, TypeError, IndexError) as error:
+            _log.warning("chunk_ignored", recording=identifier, seq=len(rows), why=str(error))
+            break
+        rows.append(row)
+        head = row.sha256
+    if not rows:
+        return None
+    return Stored(header_line, tuple(rows), head, source, started, inside)
+
+
+class Recovery:
+    """One replay. lives: the recordings that were not over, as they are now. events: those of the journal, in order,
+    with their segments. removals: what was to be removed.
+
+    register: told of each recording as soon as it has a header, so that the builder can work on it meanwhile. forget:
+    of one that was removed after all. relief: waits where too much is in memory; raises StoreError where that won't end."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        room: Room,
+        *,
+        register: Callable[[Live], None],
+        forget: Callable[[Live], None],
+        relief: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.lives: list[Live] = []
+        self.events: list[tuple[str, bytes, int]] = []
+        self.removals: set[str] = set()
+        self._blobs = blobs
+        self._room = room
+        self._register = register
+        self._forget = forget
+        self._relief = relief
+        self._found: dict[str, Found] = {}
+
+    async def read(self, log: Log, segment: int, last: bool) -> None:
+        """Take in one segment; they come in order. Raises StoreError."""
+        reader = Reader()
+        async for piece in log.read(segment):
+            for batch in reader.feed(piece):
+                for record in batch:
+                    await self._record(record, segment)
+                await self._relief()
+        if reader.damaged:
+            _log.warning("journal_tail_ignored", segment=segment, last=last)
+
+    async def _record(self, record: Record, segment: int) -> None:
+        if not is_id(record.id):
+            return
+        if record.kind is Kind.EVENT:
+            self.events.append((record.id, bytes(record.data), segment))
+            return
+        if record.kind is Kind.REMOVE:
+            self.removals.add(record.id)
+            return
+        found = self._found.get(record.id)
+        if found is None:
+            found = self._found[record.id] = await self._find(record.id)
+        if found.skip:
+            return
+        match record.kind:
+            case Kind.BEGIN | Kind.RUNNING:
+                meta = json.loads(bytes(record.data))
+                found.source, found.started = Source.of(meta["source"]), float(meta["started"])
+                if found.live is not None:
+                    found.live.source, found.live.started = found.source, found.started
+            case Kind.DATA:
+                self._data(record, found, segment)
+            case Kind.END:
+                found.end = json.loads(bytes(record.data))
+
+    async def _find(self, identifier: str) -> Found:
+        try:
+            await self._blobs.size(f"{folder(identifier)}/{MANIFEST}")
+        except KeyError:
+            pass
+        else:
+            return Found(skip=True)
+        stored = await read_chunks(self._blobs, identifier)
+        found = Found()
+        if stored is not None:
+            found.source, found.started = stored.source, stored.started
+            found.live = self._live(identifier, stored.header_line, found)
+            live = found.live
+            for row in stored.chunks:
+                live.chunks.append(row)
+                live.last = max(live.last, row.last)
+                live.events += row.events
+                live.damaged = live.damaged or row.damaged
+            live.head, live.inside = stored.head, stored.inside
+            live.durable = live.framed = live.acked = live.given = stored.chunks[-1].offset + stored.chunks[-1].size
+            self._register(live)
+        return found
+
+    def _live(self, identifier: str, header_line: bytes, found: Found) -> Live:
+        header = parse_header(header_line)
+        return Live(identifier, header_line, header, found.source, found.started, self._room)
+
+    def _data(self, record: Record, found: Found, segment: int) -> None:
+        live = found.live
+        if live is None:
+            if record.offset != len(found.text):
+                return
+            found.text += record.data
+            feed = found.text.find(b"\n") + 1
+            if not feed:
+                return
+            try:
+                live = found.live = self._live(record.id, bytes(found.text[:feed]), found)
+            except ValueError:
+                found.skip = True
+                return
+            live.restore(bytes(found.text), segment)
+            found.text.clear()
+            self._register(live)
+            return
+        skip = live.acked - record.offset
+        if skip < 0:
+            # Bytes of a commit that failed, behind which its recording has ended.
+            return
+        if skip < len(record.data):
+            live.restore(bytes(record.data[skip:]), segment)
+
+    def close(self, now: float) -> None:
+        """All segments are in: end what they left open."""
+        for identifier, found in self._found.items():
+            if found.skip or found.live is None:
+                continue
+            if identifier in self.removals:
+                self._forget(found.live)
+                continue
+            end, ended = End.CUT, now
+            if found.end is not None:
+                end, ended = End(found.end["end"]), float(found.end["ended"])
+            else:
+                _log.info("recording_cut", recording=identifier, size=found.live.acked)
+            found.live.restore_end(end, ended)
+            self.lives.append(found.live)

@@ -1,0 +1,440 @@
+"""The store: the journal, the builder, the log of events, and what is over, as one thing.
+
+    begin -> Live (the Writer) -> journal -> acked -> builder -> chunks, recording.json
+    add_events -> EventLog -> journal -> safe -> chunks of events
+
+`lives` are the recordings whose recording.json is not there yet: running, or over and on their way. Everything else is
+read from the blobs. A store that is opened to be read only touches nothing; what a running recorder beside it has not
+put yet is not seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from recorder.model import ApiEvent, End, Observer, Recording, Source, is_id, new_id
+from recorder.store.blobs import Blobs
+from recorder.store.builder import Builder
+from recorder.store.errors import StoreError
+from recorder.store.eventlog import EventLog
+from recorder.store.journal import Item, Journal
+from recorder.store.live import MAX_HEADER, Live, Room
+from recorder.store.logs import Log
+from recorder.store.manifest import MANIFEST, Manifest, folder, manifest_key, parse_header, read_manifest
+from recorder.store.reading import TextReader, read_lines
+from recorder.store.records import Kind
+from recorder.store.recovery import Recovery, read_chunks
+
+_log = structlog.get_logger(__name__)
+
+# Seconds between two `progressed` of one recording.
+PROGRESS = 1.0
+# Seconds between looks at the space that is left, and at a fault that nobody else looks at.
+LOOK = 2.0
+# Bytes that must be free for new recordings to be taken: what runs needs them to end well.
+MIN_FREE = 256 << 20
+# Manifests read at once in a listing.
+_AHEAD = 16
+# Seconds that the end waits for chunks. What is not there then comes out of the journal at the next start.
+CLOSE_TIMEOUT = 30.0
+
+
+class Store:
+    """blobs: where chunks go; log: where the journal goes (None: to be read only). min_free: bytes.
+
+    observers: see model.Observer. commit_seconds: told the time of each commit. `free`: bytes left when last looked at.
+    """
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        log: Log | None,
+        *,
+        min_free: int = MIN_FREE,
+        commit_seconds: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.observers: list[Observer] = []
+        self.free: int | None = None
+        self.lives: dict[str, Live] = {}
+        self.blobs = blobs
+        self._log = log
+        self._min_free = min_free
+        self._commit_seconds = commit_seconds
+        self._opened = False
+        self._closing = False
+        self._space: str | None = None
+        self._room = Room()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._trim_wanted = asyncio.Event()
+        self.journal: Journal | None = None
+        self._journal_task: asyncio.Task[None] | None = None
+        self.builder = Builder(
+            blobs,
+            lives=lambda: list(self.lives.values()),
+            segment=self._segment,
+            released=self._released,
+            trim=self._trim,
+        )
+        self.eventlog = EventLog(blobs, mark=self._mark, added=self._event_added, segment=self._segment)
+
+    # -- open and close
+
+    async def open(self) -> None:
+        """See api.Store."""
+        if self._log is None:
+            self._opened = True
+            return
+        await self._log.open()
+        try:
+            await self._open(self._log)
+        except BaseException:
+            await self._stop_tasks()
+            await self._log.aclose()
+            raise
+
+    async def _open(self, log: Log) -> None:
+        self.journal = Journal(log, running=self._running, pins=self._pins, seconds=self._commit_seconds)
+        room = self._room
+        room.mark = self.journal.mark
+        room.grown = lambda live: self.builder.look(live, len(self.lives))
+        self._start("builder", self.builder.run())
+        await self.eventlog.open()
+        segments = await log.segments()
+        recovery = Recovery(self.blobs, room, register=self._register, forget=self._released, relief=self._relief)
+        for segment in segments:
+            await recovery.read(log, segment, segment == segments[-1])
+        recovery.close(time.time())
+        events = self.eventlog.restore(recovery.events)
+        room.grown = self._grown
+        room.began = lambda live: self._tell("began", live.recording)
+        room.ended = self._ended
+        room.dropped = self._dropped
+        await self.journal.start(segments)
+        self._start("events", self.eventlog.run(self._trim_wanted.set))
+        self._start("space", self._watch())
+        self._journal_task = self._start("journal", self.journal.run())
+        for identifier in recovery.removals:
+            await self._delete(identifier)
+        for live in recovery.lives:
+            self.builder.look(live, len(self.lives))
+            self._tell("ended", live.recording)
+        for event in events:
+            self._event_added(event)
+        self._opened = True
+        if segments:
+            _log.info("journal_replayed", segments=len(segments), recordings=len(recovery.lives), events=len(events))
+
+    def _start(self, name: str, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work, name=f"store {name}")
+        self._tasks.append(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.critical("store_failed", task=task.get_name(), exc_info=error)
+            self._space = "the store has failed; the log says why"
+
+    async def aclose(self) -> None:
+        """See api.Store. What runs is ended as CUT."""
+        self._closing = True
+        if self._opened and self.journal is not None:
+            for live in list(self.lives.values()):
+                if not live.over and live.error is None:
+                    live.end_as(End.CUT)
+            self.journal.close()
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    if self._journal_task is not None:
+                        await asyncio.wait((self._journal_task,))
+                    await self.builder.drained()
+                    await self.eventlog.drain()
+                    if not self.lives and self.eventlog.drained:
+                        await self._trim()
+            except (TimeoutError, StoreError) as error:
+                _log.warning("store_closed_early", why=str(error), recordings=len(self.lives))
+        await self._stop_tasks()
+        if self._log is not None:
+            await self._log.aclose()
+        await self.blobs.aclose()
+
+    async def _stop_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks.clear()
+
+    # -- health
+
+    @property
+    def healthy(self) -> str | None:
+        """See api.Store."""
+        if not self._opened:
+            return "the store is not open"
+        if self._closing:
+            return "the recorder is stopping"
+        if self._log is None:
+            return None
+        journal = self.journal.fault if self.journal is not None else "the store is not open"
+        return journal or self.builder.fault or self.eventlog.fault or self._space
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                self.free = await self.blobs.free()
+            except StoreError as error:
+                self._space = str(error)
+            else:
+                short = self.free is not None and self.free < self._min_free
+                if short and self._space is None:
+                    _log.error("store_nearly_full", free=self.free, needed=self._min_free)
+                self._space = "the recorder's disk is nearly full" if short else None
+            if self.journal is not None:
+                await self.journal.probe()
+            self.builder.poke()
+            self.eventlog.poke()
+            await asyncio.sleep(LOOK)
+
+    # -- writing
+
+    async def begin(self, header_line: bytes, source: Source) -> Live:
+        """See api.Store."""
+        return self.start(header_line, source)
+
+    def start(self, header_line: bytes, source: Source) -> Live:
+        """`begin`, for those who cannot wait; neither waits for anything."""
+        if (fault := self.healthy) is not None:
+            raise StoreError(fault)
+        if self._log is None:
+            raise StoreError("the store is open to be read only")
+        if len(header_line) > MAX_HEADER:
+            raise ValueError(f"the first line has more than {MAX_HEADER} bytes")
+        if not header_line.endswith(b"\n"):
+            raise ValueError("the first line has no end")
+        header = parse_header(header_line)
+        now = time.time()
+        live = Live(new_id(now), header_line, header, source, now, self._room)
+        self.lives[live.id] = live
+        live.write(header_line)
+        return live
+
+    async def add_event(self, document: bytes, source: Source) -> ApiEvent:
+        """See api.Store."""
+        try:
+            value = json.loads(document)
+        except (ValueError, RecursionError):
+            raise ValueError("not JSON") from None
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
+        return (await self.add_events([value], source))[0]
+
+    async def add_events(self, documents: Sequence[Mapping[str, Any]], source: Source) -> list[ApiEvent]:
+        """Keep several events at once; safe on return. Raises StoreError."""
+        if (fault := self.healthy) is not None:
+            raise StoreError(fault)
+        if self._log is None:
+            raise StoreError("the store is open to be read only")
+        return await self.eventlog.add(documents, source)
+
+    async def remove(self, identifier: str) -> None:
+        """See api.Store."""
+        if identifier in self.lives:
+            raise StoreError("the recording is not over yet")
+        await self._manifest(identifier)
+        if self.journal is None:
+            raise StoreError("the store is open to be read only")
+        removal = _Removal(identifier)
+        self.journal.mark(removal)
+        await removal.done
+        await self._delete(identifier)
+        for observer in self.observers:
+            observer.removed(identifier)
+
+    async def _delete(self, identifier: str) -> None:
+        prefix = folder(identifier)
+        names = [name async for name, _ in self.blobs.names(prefix)]
+        # The manifest first: without it the rest is not a recording any more.
+        await self.blobs.delete([f"{prefix}/{name}" for name in names if name == MANIFEST])
+        await self.blobs.delete([f"{prefix}/{name}" for name in names if name != MANIFEST])
+
+    # -- reading
+
+    async def get(self, identifier: str) -> Recording:
+        """See api.Reading."""
+        live = self.lives.get(identifier)
+        return live.recording if live is not None else (await self.manifest(identifier)).recording
+
+    async def manifest(self, identifier: str) -> Manifest:
+        """What is known of a recording that is over and wholly in the store. Raises KeyError, StoreError."""
+        return await self._manifest(identifier)
+
+    async def _manifest(self, identifier: str) -> Manifest:
+        if not is_id(identifier):
+            raise KeyError(identifier)
+        try:
+            data = await self.blobs.get(manifest_key(identifier))
+        except KeyError:
+            stored = await read_chunks(self.blobs, identifier)
+            if stored is None:
+                raise KeyError(identifier) from None
+            # A running recorder's, if this one only reads; or what is left of a store that lost its journal.
+            recording = Recording(
+                id=identifier,
+                header=parse_header(stored.header_line),
+                source=stored.source,
+                started=stored.started,
+                end=End.RUNNING if self._log is None else End.CUT,
+                size=stored.chunks[-1].offset + stored.chunks[-1].size,
+                duration=stored.chunks[-1].last,
+                events=sum(row.events for row in stored.chunks),
+                damaged=any(row.damaged for row in stored.chunks),
+            )
+            return Manifest(recording, stored.header_line, stored.chunks, stored.head)
+        return read_manifest(data, identifier)
+
+    async def recordings(self) -> AsyncGenerator[Recording, None]:
+        """See api.Reading. One whose manifest cannot be read is logged and left out."""
+        days = {name.rstrip("/") async for name, _ in self.blobs.names("recordings")}
+        lives = dict(self.lives)
+        days |= {folder(identifier).split("/")[1] for identifier in lives}
+        for day in sorted(days, reverse=True):
+            found = {name.rstrip("/") async for name, _ in self.blobs.names(f"recordings/{day}")}
+            found |= {identifier for identifier in lives if folder(identifier).split("/")[1] == day}
+            identifiers = sorted(filter(is_id, found), reverse=True)
+            for start in range(0, len(identifiers), _AHEAD):
+                group = identifiers[start : start + _AHEAD]
+                for recording in await asyncio.gather(*(self._get_listed(identifier) for identifier in group)):
+                    if recording is not None:
+                        yield recording
+
+    async def _get_listed(self, identifier: str) -> Recording | None:
+        try:
+            return await self.get(identifier)
+        except KeyError:
+            return None
+        except StoreError as error:
+            _log.warning("recording_unreadable", recording=identifier, why=str(error))
+            return None
+
+    async def cast(
+        self, identifier: str, *, start: float = 0.0, end: float | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """See api.Reading."""
+        reader, header_line, _ = await self._reader(identifier)
+        async for lines in read_lines(reader, header_line, start=start, end=end):
+            yield lines
+
+    async def follow(self, identifier: str) -> AsyncGenerator[bytes, None]:
+        """See api.Reading."""
+        reader, header_line, live = await self._reader(identifier)
+        async for lines in read_lines(reader, header_line, live=live):
+            yield lines
+
+    async def text(self, identifier: str) -> AsyncGenerator[bytes, None]:
+        """Every byte that was kept, as it came; not cut at lines. Raises KeyError, StoreError."""
+        reader, _, _ = await self._reader(identifier)
+        position = 0
+        while position < reader.end:
+            piece, _ = await reader.read(position)
+            position += len(piece)
+            yield piece
+
+    async def _reader(self, identifier: str) -> tuple[TextReader, bytes, Live | None]:
+        live = self.lives.get(identifier)
+        if live is not None:
+            return TextReader(self.blobs, identifier, live.chunks, live), live.header_line, live
+        manifest = await self._manifest(identifier)
+        return TextReader(self.blobs, identifier, manifest.chunks), manifest.header_line, None
+
+    def events(self) -> AsyncGenerator[ApiEvent, None]:
+        """See api.Reading."""
+        return self.eventlog.events()
+
+    # -- what the parts tell
+
+    def _mark(self, source: EventLog) -> None:
+        if self.journal is not None:
+            self.journal.mark(source)
+
+    def _segment(self) -> int:
+        return self.journal.segment if self.journal is not None else 0
+
+    def _running(self) -> list[Item]:
+        return [live.begin_item(Kind.RUNNING) for live in self.lives.values() if live.acked and not live.over]
+
+    def _pins(self) -> list[int]:
+        pins = [live.pin for live in self.lives.values()]
+        return [pin for pin in (*pins, self.eventlog.pin) if pin is not None]
+
+    async def _trim(self) -> None:
+        self._trim_wanted.clear()
+        if self.journal is not None and self._opened:
+            await self.journal.trim()
+
+    def _register(self, live: Live) -> None:
+        self.lives[live.id] = live
+
+    async def _relief(self) -> None:
+        while self._room.pressure.held > self._room.pressure.MAX_HELD // 2:
+            if self.builder.fault is not None:
+                raise StoreError(self.builder.fault)
+            self.builder.poke()
+            await asyncio.sleep(0.005)
+
+    def _grown(self, live: Live) -> None:
+        self.builder.look(live, len(self.lives))
+        now = time.monotonic()
+        if now - live.progress_at >= PROGRESS and not live.over:
+            first, live.progress_at = live.progress_at == 0.0, now
+            if not first:
+                self._tell("progressed", live.recording)
+
+    def _ended(self, live: Live) -> None:
+        self.builder.look(live, len(self.lives))
+        self._tell("ended", live.recording)
+
+    def _dropped(self, live: Live) -> None:
+        self.lives.pop(live.id, None)
+
+    def _released(self, live: Live) -> None:
+        self.lives.pop(live.id, None)
+
+    def _tell(self, what: str, recording: Recording) -> None:
+        for observer in self.observers:
+            try:
+                getattr(observer, what)(recording)
+            except Exception:
+                _log.exception("observer_failed", what=what)
+
+    def _event_added(self, event: ApiEvent) -> None:
+        for observer in self.observers:
+            try:
+                observer.event_added(event)
+            except Exception:
+                _log.exception("observer_failed", what="event_added")
+
+
+class _Removal:
+    """A source of one REMOVE record."""
+
+    def __init__(self, identifier: str) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._id = identifier
+
+    def take(self) -> list[Item]:
+        return [Item(Kind.REMOVE, self._id)]
+
+    def settled(self, items: list[Item], segment: int, error: StoreError | None) -> None:
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(StoreError(str(error)))
