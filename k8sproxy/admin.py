@@ -156,6 +156,8 @@ class AdminSite:
             return None
         name = request.transport.get_extra_info("peername") if request.transport else None
         whois = self._site.whois
+        if name is None:
+            return None
         key = whois.open(name[0], name[1])
         try:
             return await whois.ask(key)
