@@ -14,8 +14,9 @@ GOAWAY the state is set back, and no new streams are opened.
 
 Flow control is fair: a turn takes from the streams that have something in their order, a limited amount each. A
 recorder that gives all streams one connection window (Go's: 1 MiB, given back only as the streams are read) could be
-brought to a halt by one session that it does not read. So while there are others, a stream that already has a
-sixteenth of that window unread leaves the window's last quarter to them.
+brought to a halt by one session that it does not read. So while there are others, a stream with more bytes unacked
+than a sixteenth of that window leaves the window's last quarter to them. Acks are the measure, not the stream's own
+window: some recorders give windows back in large steps.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _MAX_FRAME = 256 * 1024
 _MAX_TURN = 512 * 1024
 _MAX_SHARE = 256 * 1024
 
-# No pushes. The response is small: the default windows (64 KiB) are more than enough for acks. A head of at most 16 KiB.
+# No pushes. The default windows (64 KiB) are more than enough for acks, which are all that the recorder sends.
 _SETTINGS_OF_OURS: dict[SettingCodes, int] = {
     SettingCodes.ENABLE_PUSH: 0,
     SettingCodes.MAX_CONCURRENT_STREAMS: 0,  # of the recorder's own
@@ -84,7 +85,7 @@ class Rejected(Exception):
 class Stream:
     """A request on a connection, later an upload's carrier. answer: the response's status."""
 
-    __slots__ = ("_connection", "answer", "h2", "number", "peak", "queued", "upload", "upload_for")
+    __slots__ = ("_connection", "answer", "h2", "number", "queued", "upload", "upload_for")
 
     def __init__(
         self, connection: Connection, number: int, h2_stream: H2Stream, upload_for: Callable[[Stream], Upload] | None
@@ -94,7 +95,6 @@ class Stream:
         self.h2 = h2_stream
         self.upload_for = upload_for
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.peak = h2_stream.outbound_flow_control_window  # its largest window so far: what it has when all is read
         self.queued = False
         self.upload: Upload | None = None
 
@@ -285,15 +285,11 @@ class Connection:
         """Bytes that this stream may send now."""
         connection = self._h2.outbound_flow_control_window
         own = stream.h2.outbound_flow_control_window
-        if own > stream.peak:
-            stream.peak = own
         if connection > self._peak:
             self._peak = connection
-        if len(self._streams) > 1:
-            fair = self._peak // 16
-            unread = stream.peak - own
-            reserve = self._peak // 4
-            connection = max(connection - reserve, min(connection, fair - unread))
+        if len(self._streams) > 1 and stream.upload is not None:
+            fair = self._peak // 16 - stream.upload.unacked
+            connection = max(connection - self._peak // 4, min(connection, fair))
         return max(0, min(connection, own))
 
     def _guard(self, step: Callable[..., None], *args: object) -> bool:
@@ -390,6 +386,7 @@ class Connection:
         elif isinstance(event, DataReceived):
             if stream.upload is not None:
                 stream.upload.receive_data(event.data or b"")
+                self._window_changed(stream.number)  # fewer bytes unacked: see _allowance
         elif isinstance(event, StreamEnded):
             if stream.upload is not None:
                 stream.upload.receive_end()

@@ -133,6 +133,11 @@ class Upload:
         """Whether the row is full: `limit` bytes or more that the wire has not taken."""
         return self.buffered >= self.limit
 
+    @property
+    def unacked(self) -> int:
+        """Bytes that the wire has taken and the recorder has not confirmed."""
+        return self.written - self.buffered - self.acked
+
     def write(self, data: bytes) -> None:
         """Puts `data` in the row, whatever there is in it. After a failure, an end or an abort it is dropped."""
         carrier = self._carrier
@@ -227,8 +232,9 @@ class Upload:
             return
         if acked == before:
             return
-        if acked > self.written - self.buffered:
-            self.fail(f"the recorder confirms {acked} bytes of {self.written - self.buffered} sent")
+        sent = self.written - self.buffered
+        if acked > sent:
+            self.fail(f"the recorder confirms {acked} bytes of {sent} sent")
             return
         self.acked = acked
         self._moved()

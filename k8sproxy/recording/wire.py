@@ -10,6 +10,7 @@ bytes have left already.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Sequence
 
@@ -162,6 +163,7 @@ def words_of(error: BaseException) -> str:
     """A few words on an error of a connection, for logs and messages."""
     if isinstance(error, TimeoutError) and not error.args:
         return "timed out"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror[0].lower() + error.strerror[1:]
+    if isinstance(error, OSError) and error.errno:
+        words = os.strerror(error.errno)  # asyncio puts the address into its own
+        return words[0].lower() + words[1:]
     return str(error) or type(error).__name__

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from ipaddress import ip_address
 
@@ -116,7 +117,10 @@ async def _switched(sock: socket.socket, address: str) -> None:
     head = b""
     while True:
         await _readable(sock)
-        seen = sock.recv(_MAX_HEAD, socket.MSG_PEEK)
+        try:
+            seen = sock.recv(_MAX_HEAD, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            continue
         if not seen:
             raise DialError("tailscaled closed the connection instead of dialling")
         end = head_end(head + seen, len(head))
@@ -152,7 +156,12 @@ def _reason(sock: socket.socket, status: int) -> str:
 async def _readable(sock: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sock, lambda: readable.done() or readable.set_result(None))
+
+    def ready() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(sock, ready)
     try:
         await readable
     finally:
@@ -164,4 +173,4 @@ def _words(error: OSError) -> str:
         return "no permission"
     if error.errno == errno.ENETUNREACH:
         return "no route to it; is tailscaled running?"
-    return error.strerror or type(error).__name__
+    return os.strerror(error.errno).lower() if error.errno else type(error).__name__

@@ -65,7 +65,8 @@ class FakeSession:
 
     def send(self, data: bytes) -> None:
         """These bytes of the response's body."""
-        self.connection.h2.send_data(self.stream, data)
+        for at in range(0, len(data), 16384):
+            self.connection.h2.send_data(self.stream, data[at : at + 16384])
         self.connection.flush()
 
     def finish(self, status: int = 200) -> None:
