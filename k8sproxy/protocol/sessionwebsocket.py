@@ -171,7 +171,8 @@ class WebSocketSession:
         if held:
             completion: bytes | None = websocket.frame(websocket.CONTINUATION, b"") if self._held_in_message else b""
         elif self._base64:
-            completion = self._upstream.completion(opening, b"A", limit=MAX_FILLING, quantum=4)
+            fill = b"=" if self._carry.endswith(b"=") else b"A"
+            completion = self._upstream.completion(opening, fill, limit=MAX_FILLING, quantum=4)
         else:
             completion = self._upstream.completion(opening, b"\0", limit=MAX_FILLING)
         if completion is None:

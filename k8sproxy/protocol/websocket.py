@@ -229,10 +229,13 @@ class FrameReader:
             head += bytes(max(0, 2 - len(head)))
             head += bytes({126: 4, 127: 10}.get(head[1], 2) - len(head))
             left = int.from_bytes(head[2:], "big") if len(head) > 2 else head[1]
-            if not left and not size and not opcode & 0x08:
+            if not opcode & 0x08:
                 # kubectl ends at a message without a channel, before it has read the status.
-                left = 1
-                head[-1] = 1
+                more = 0 if size or left else 1
+                if fin:
+                    more += (1 - size - left - more) % quantum
+                left += more
+                head[-1] += more
             out += head[len(self._head) :]
         elif not left:
             opcode = CONTINUATION
