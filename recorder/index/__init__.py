@@ -1,0 +1,33 @@
+"""What was recorded, findable: rows, full text and API events, in SQLite or PostgreSQL.
+
+The index holds nothing that counts. What it knows it was told by the store (as its observer) or read from it
+(`catch_up`, `rebuild`), except who looked at what, which a rebuild carries over. So it may lag, be thrown away or be
+made again; it never holds up what is being recorded.
+
+    filters   what may be asked                  words      text -> words, questions -> terms, snippets
+    rows      what is answered                   where      filters and scopes -> SQL, on both dialects
+    schema    tables, migrations                 sqlite, postgres   where the two differ
+    questions the queries                        records    values -> statements
+    intake    the observer: queue, extraction    index      Index, the whole
+"""
+
+from recorder.index.database import IndexFailure
+from recorder.index.filters import EventFilter, Filter, LookFilter, Place, Scope
+from recorder.index.index import Index
+from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
+
+__all__ = [
+    "Bucket",
+    "EventFilter",
+    "EventRow",
+    "Filter",
+    "Hit",
+    "Index",
+    "IndexFailure",
+    "Look",
+    "LookFilter",
+    "Page",
+    "Place",
+    "RecordingRow",
+    "Scope",
+]

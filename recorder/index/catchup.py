@@ -1,0 +1,150 @@
+"""The index compared with the store, and made from it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from recorder.index.database import Change, Database, Writing
+from recorder.index.intake import Intake, Readable, extract
+from recorder.index.records import put_events, put_recordings, put_text, take_out
+from recorder.model import ApiEvent, End, Recording
+
+_BATCH = 500  # rows in a transaction
+_TEXTS = 4 * 1024 * 1024  # characters of text in a transaction of a rebuild
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far it is: recordings and events gone through."""
+
+    recordings: int = 0
+    events: int = 0
+
+
+Report = Callable[[Progress], None]
+
+
+async def catch_up(
+    database: Database, store: Readable, intake: Intake, report: Report | None = None
+) -> AsyncIterator[None]:
+    """Bring to the index what it missed, and take out what the store has no longer; texts are left to the intake. A
+    step is some hundred rows; between two of them the intake writes what is new."""
+    rows = await database.known("SELECT id, size, state, indexed, text_truncated FROM recordings")
+    present = {identifier: tuple(rest) for identifier, *rest in rows}
+    gone = set(present)
+    recordings: list[Recording] = []
+    done, seen = 0, 0
+    async with aclosing(store.recordings()) as found:
+        async for recording in found:
+            seen += 1
+            gone.discard(recording.id)
+            size, state, indexed, truncated = present.get(recording.id, (-1, "", -1, 0))
+            if (size, state) != (recording.size, recording.end.value):
+                recordings.append(recording)
+            if recording.end is End.RUNNING or (indexed != recording.size and not truncated):
+                intake.text_wanted(recording)
+            if len(recordings) >= _BATCH:
+                await _put_recordings(database, store, intake, recordings)
+                recordings = []
+                yield
+            if report is not None and seen % _BATCH == 0:
+                report(Progress(seen))
+    await _put_recordings(database, store, intake, recordings)
+    yield
+    for identifier in sorted(gone):
+        async with intake.writing:
+            await database.write(await take_out(database, identifier))
+        yield
+    events: list[ApiEvent] = []
+    async with aclosing(store.events()) as told:
+        async for event in told:
+            events.append(event)
+            done += 1
+            if len(events) >= _BATCH:
+                await _put_events(database, intake, events)
+                events = []
+                yield
+                if report is not None:
+                    report(Progress(seen, done))
+    await _put_events(database, intake, events)
+    if report is not None:
+        report(Progress(seen, done))
+
+
+async def _put_recordings(database: Database, store: Readable, intake: Intake, recordings: list[Recording]) -> None:
+    if recordings:
+        async with intake.writing:
+            await database.write(await put_recordings(database, recordings))
+
+
+async def _put_events(database: Database, intake: Intake, events: list[ApiEvent]) -> None:
+    if events:
+        async with intake.writing:
+            await database.write(await put_events(database, events))
+
+
+async def rebuild(
+    database: Database,
+    store: Readable,
+    intake: Intake,
+    report: Report | None,
+    *,
+    text_limit: int,
+    cast_limit: int,
+) -> Progress:
+    """Make it from nothing. Until it is done the old one answers; the intake waits, and what it was told is written
+    after, into the new one."""
+    recordings, events = 0, 0
+    async with intake.writing, database.replacement() as fresh:
+        batch: list[Recording] = []
+        async with aclosing(store.recordings()) as found:
+            async for recording in found:
+                batch.append(recording)
+                recordings += 1
+                if len(batch) >= _BATCH:
+                    await _rebuild_some(fresh, store, batch, text_limit, cast_limit)
+                    batch = []
+                if report is not None:
+                    report(Progress(recordings, events))
+        await _rebuild_some(fresh, store, batch, text_limit, cast_limit)
+        told: list[ApiEvent] = []
+        async with aclosing(store.events()) as every:
+            async for event in every:
+                told.append(event)
+                events += 1
+                if len(told) >= _BATCH:
+                    await fresh.write(await put_events(fresh, told))
+                    told = []
+                    if report is not None:
+                        report(Progress(recordings, events))
+        if told:
+            await fresh.write(await put_events(fresh, told))
+    progress = Progress(recordings, events)
+    if report is not None:
+        report(progress)
+    return progress
+
+
+async def _rebuild_some(
+    fresh: Writing, store: Readable, recordings: list[Recording], text_limit: int, cast_limit: int
+) -> None:
+    if not recordings:
+        return
+    await fresh.write(await put_recordings(fresh, recordings))
+    changes: list[Change] = []
+    gathered = 0
+    for recording in recordings:
+        try:
+            segments, truncated = await extract(
+                store, recording.id, text_limit=text_limit, cast_limit=cast_limit, rest=False
+            )
+        except KeyError:  # removed meanwhile; the intake was told so
+            continue
+        changes += await put_text(fresh, recording, segments, truncated=truncated)
+        gathered += sum(len(line) for segment in segments for _, line in segment.lines)
+        if gathered > _TEXTS:
+            await fresh.write(changes)
+            changes, gathered = [], 0
+    await fresh.write(changes)

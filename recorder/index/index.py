@@ -1,0 +1,152 @@
+"""The index as the rest of the recorder sees it: an observer of the store, and the answers.
+
+index = Index("sqlite:index.db")      # or postgresql://user@host/database
+await index.open()                    # migrates; raises IndexFailure
+store.observers.append(index)
+await store.open()
+index.watch(store)                    # from now on what was told gets written
+await index.catch_up(store)           # what was missed while the recorder was down
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from k8sproxy.peer import Peer
+from recorder.index.catchup import Progress, Report, catch_up, rebuild
+from recorder.index.database import Database, IndexFailure
+from recorder.index.intake import WAITING, Intake, Readable
+from recorder.index.postgres import Postgres
+from recorder.index.questions import Questions
+from recorder.index.records import put_look
+from recorder.index.rows import Look
+from recorder.index.sqlite import Sqlite
+from recorder.model import ApiEvent, Recording, new_id
+from recorder.screen import CAST_LIMIT, TEXT_LIMIT
+
+_TRIES = 5  # for a look, where another process took its place in the order
+
+
+class Index(Questions):
+    """Observer of the store and answers. text_limit: characters of screen text a recording; cast_limit: bytes of its
+    cast that are read for it; what goes beyond is marked `text_truncated`. waiting: rows that wait at most."""
+
+    def __init__(
+        self, url: str, *, text_limit: int = TEXT_LIMIT, cast_limit: int = CAST_LIMIT, waiting: int = WAITING
+    ) -> None:
+        super().__init__(_database(url))
+        self._limits = (text_limit, cast_limit)
+        self._intake = Intake(self._database, text_limit=text_limit, cast_limit=cast_limit, waiting=waiting)
+
+    async def open(self) -> None:
+        """Connect, and bring the schema up to date. Raises IndexFailure, also for an index from the future."""
+        await self._database.open()
+
+    def watch(self, store: Readable) -> None:
+        """Begin to write what this observer is told; the store is where texts are read from."""
+        self._intake.start(store, lambda: catch_up(self._database, store, self._intake))
+
+    async def aclose(self) -> None:
+        """Stop writing and let go. What was told and isn't written is found by the next catch_up."""
+        try:
+            await self._intake.stop()
+        finally:
+            await self._database.aclose()
+
+    # --- how it is
+
+    @property
+    def healthy(self) -> str | None:
+        """None while what is told gets written, else why not."""
+        return self._intake.failure
+
+    @property
+    def waiting(self) -> int:
+        """Rows and texts that are to be written."""
+        return self._intake.waiting
+
+    @property
+    def dropped(self) -> int:
+        """Rows and texts that could not be written, ever since."""
+        return self._intake.dropped
+
+    async def settled(self) -> None:
+        """Wait until all that was told is findable (texts of running recordings excepted)."""
+        await self._intake.settled()
+
+    # --- the observer
+
+    def began(self, recording: Recording) -> None:
+        """See recorder.model.Observer; so the next four."""
+        self._intake.began(recording)
+
+    def progressed(self, recording: Recording) -> None:
+        """It has grown."""
+        self._intake.progressed(recording)
+
+    def ended(self, recording: Recording) -> None:
+        """It is over."""
+        self._intake.ended(recording)
+
+    def event_added(self, event: ApiEvent) -> None:
+        """An API event came."""
+        self._intake.event_added(event)
+
+    def removed(self, identifier: str) -> None:
+        """It is gone."""
+        self._intake.removed(identifier)
+
+    # --- as a whole
+
+    async def catch_up(self, store: Readable, report: Report | None = None) -> None:
+        """Compare with the store and write what is missing; texts follow (see `settled`). Raises IndexFailure."""
+        async for _ in catch_up(self._database, store, self._intake, report):
+            await asyncio.sleep(0)
+
+    async def rebuild(self, store: Readable, report: Report | None = None) -> Progress:
+        """Make it anew from the store; who looked at what stays. All or nothing. Raises IndexFailure."""
+        text_limit, cast_limit = self._limits
+        return await rebuild(self._database, store, self._intake, report, text_limit=text_limit, cast_limit=cast_limit)
+
+    async def add_look(
+        self,
+        peer: Peer,
+        kind: str,
+        recording: str,
+        at: float,
+        *,
+        detail: str = "",
+        identifier: Callable[[float], str] = new_id,
+    ) -> Look:
+        """Keep that this peer looked: kind is a word for how, recording an id or "", at unix seconds. Safe on return.
+        Raises IndexFailure: then it must not be shown."""
+        look = Look(
+            id=identifier(at),
+            at=at,
+            kind=kind,
+            recording=recording,
+            user="" if peer.is_tagged else peer.login_name,
+            node=peer.node_name.removesuffix("."),
+            tags=peer.tags,
+            address=peer.address,
+            detail=detail,
+        )
+        for attempt in range(1, _TRIES + 1):
+            try:
+                await self._database.write(await put_look(self._database, look))
+                break
+            except IndexFailure as error:
+                if error.passing or attempt == _TRIES:
+                    raise
+        return look
+
+
+def _database(url: str) -> Database:
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite" and rest:
+        return Sqlite(Path(rest))
+    if scheme in ("postgresql", "postgres"):
+        return Postgres(url)
+    raise ValueError("an index is sqlite:PATH or postgresql://..")
