@@ -1,0 +1,261 @@
+"""What of a request may be told to a recorder: bodies and queries without the secrets in them.
+
+By default, always, and in doubt too much. A recorder is read by more people than the cluster's secrets are, and keeps
+what it has. Header values never get this far, but for User-Agent.
+
+    sensitive resources     secrets, token reviews and whatever has such a word in its resource's name: only what is
+                            known to be harmless stays (kind, names, labels, the op and path of a JSON patch, the names
+                            of keys); every other value becomes REDACTED. So it holds for an object, a list, a merge,
+                            strategic or JSON patch and server-side apply alike, known fields or not.
+    token requests          serviceaccounts/NAME/token: parsed always, and `token` in it taken out.
+    proxied requests        the body belongs to an application, and may be a login form: dropped.
+    all other resources     kept as sent, to the byte, unless it holds one of the words that secrets have near them.
+                            Then it is parsed, and taken out are: Secrets embedded in it, values under such names (also
+                            {"name": "DB_PASSWORD", "value": ..}), text with a private key, a JWT or a kubeconfig in
+                            it, and the annotation kubectl.kubernetes.io/last-applied-configuration, which holds the
+                            object once more as it was before anybody looked.
+
+What has to be parsed and can't be is dropped whole: a body that was cut, YAML (kubectl's server-side apply sends JSON
+under that type, which is read), protobuf and CBOR, an object with a member twice, of which readers see different ones.
+Protobuf and CBOR of other resources are searched for the stronger words, as bytes, and dropped where one is found; a
+secret there whose name has none of them is not seen.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from functools import lru_cache
+from typing import NoReturn
+from urllib.parse import unquote_to_bytes
+
+from k8sproxy.policy.requestinfo import RequestInfo
+
+REDACTED = "REDACTED"
+
+# Resources and kinds that hold secrets by their names: Secret, TokenReview, and custom ones (SealedSecret, VaultToken).
+_SENSITIVE = re.compile(r"secret|token|credential|password|kubeconfig", re.IGNORECASE)
+# Members, parameters, environment variables and flags that do; the words of the first line stand anywhere in them.
+_NAMES = re.compile(
+    r"token|secret|passw|passphrase|credential|kubeconfig|authorization|bearer|cookie|jwt|signature|dockerc"
+    r"|(?:^|[_.-])(?:auth|sig|pwd|pass)$"
+    r"|(?:api|access|private|encryption|account|client|shared|ssh)[_.-]?key(?:[_.-]?data)?$|session[_.-]?id",
+    re.IGNORECASE,
+)
+# Endings of names that only point to a secret or say how long one lasts: secretName, tokenExpirationSeconds.
+_POINTERS = re.compile(
+    r"(?:names?|namespace|refs?|paths?|file|type|kind|version|seconds|ttl|selector|enabled|audiences?)$", re.IGNORECASE
+)
+# Text that holds a secret under whatever name: words in lower case; base64 of PEM, but for certificates and requests
+# for one, and of what begins like JSON (a JWT), both once more encoded too; "password: x", and a Secret's manifest.
+_TEXT_WORDS = ("private key", "client-key-data", "bearer ", "basic ", "last-applied-configuration")
+_CODED_STARTS = ("eyJ", "ZXlK", "LS0tLS1CRUdJTi")
+_CODED = re.compile(r"eyJ[A-Za-z0-9+/_-]{8}|ZXlK[A-Za-z0-9+/]{12}|LS0tLS1CRUdJTi(?!BDRVJU)")
+_LABELS = ("token", "passw", "secret", "stringdata")
+_LABELLED = re.compile(
+    r"(?:token|password|passwd|secret|stringdata)[\\\"']*\s*[:=]|kind[\\\"']*\s*:\s*[\\\"']*secret\b"
+)
+_FLAG = re.compile(r"--?[A-Za-z0-9_.-]+")
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+# For what is not parsed yet, in lower case: without any of these there is nothing to look for. They are looked for one
+# by one, which is ten times as fast as a pattern with all of them. The last is an escape, which may spell any other.
+_ANY_WORD = (
+    *(b"secret", b"token", b"pass", b"pwd", b"credential", b"kubeconfig", b"auth", b"bearer ", b"basic ", b"cookie"),
+    *(b"jwt", b"sig", b"dockerc", b"key", b"session", b"stringdata", b"last-applied-configuration"),
+    *(b"eyj", b"zxlk", b"ls0tls1crudjti", b"\\u00"),
+)
+# Any of these in a body that is of an ordinary resource and in a format that is not read here: it is dropped.
+_STRONG_WORD = (
+    *(b"passw", b"passphrase", b"pwd", b"stringdata", b"api_key", b"apikey", b"kind: secret", b"secret\x12"),
+    *(b"_token", b"-token", b"_secret", b"-secret", b"_key", b"-key"),
+    *map(str.encode, _TEXT_WORDS),
+)
+# runtime.Unknown's magic number (apimachinery, serializer/protobuf) and CBOR's self-described tag (RFC 8949, 3.4.6).
+_BINARY = (b"k8s\x00", b"\xd9\xd9\xf7")
+
+# Members of an object (or patch, or DeleteOptions) of a sensitive resource that stay, where they are plain values.
+_HARMLESS = frozenset(
+    (
+        *("kind", "apiVersion", "type", "immutable", "op", "path", "from", "name", "namespace"),
+        *("gracePeriodSeconds", "propagationPolicy", "orphanDependents"),
+    )
+)
+_HARMLESS_METADATA = frozenset(("name", "namespace", "generateName", "uid", "resourceVersion"))
+
+
+def redact_body(info: RequestInfo, body: bytes, *, truncated: bool) -> tuple[bytes, bool]:
+    """What of a request's body may be told, and whether anything was taken out of it.
+
+    body: without its framing. truncated: it goes on. The content's type is not asked for: what is JSON is read as such.
+    """
+    if not body:
+        return b"", False
+    if info.subresource == "proxy" or info.verb == "proxy":
+        return b"", True
+    sensitive = _is_sensitive(info.resource)
+    doubtful = sensitive or info.subresource == "token"
+    lowered = body.lower()
+    if body.startswith(_BINARY):
+        drop = doubtful or any(word in lowered for word in _STRONG_WORD) or _is_coded(body.decode("latin-1"))
+        return (b"", True) if drop else (body, False)
+    if not doubtful and not any(word in lowered for word in _ANY_WORD) and _is_text(body):
+        return body, False
+    if truncated:
+        return b"", True
+    try:
+        tree = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
+        told = _only_harmless(tree) if sensitive else _without_secrets(tree, "")
+        if not sensitive and told == tree:
+            return body, False
+        return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"), True
+    except (ValueError, RecursionError):
+        return b"", True
+
+
+def redact_query(query: str) -> tuple[str, dict[str, list[str]], bool]:
+    """A raw query as it may be told, its values by name as Go's url.Query reads them, and whether it is redacted."""
+    pairs: list[str] = []
+    values: dict[str, list[str]] = {}
+    redacted = False
+    for pair in query.split("&") if query else ():
+        raw_name, equals, raw_value = pair.partition("=")
+        name, value = _unescape(raw_name), _unescape(raw_value)
+        # A value with a ";" or "=" in it may be more pairs to another reader: its names count too.
+        if value and (_hides(name) or _is_secret(value) or ((";" in value or "=" in value) and _NAMES.search(value))):
+            redacted = True
+            raw_value = value = REDACTED
+        pairs.append(raw_name + equals + raw_value)
+        if pair and ";" not in pair and _BROKEN_ESCAPE.search(pair) is None:
+            values.setdefault(name, []).append(value)
+    return "&".join(pairs), values, redacted
+
+
+def _unescape(text: str) -> str:
+    if "%" not in text and "+" not in text:
+        return text
+    return unquote_to_bytes(text.replace("+", " ")).decode(errors="replace")
+
+
+def _is_text(body: bytes) -> bool:
+    """Whether it is UTF-8, but for a character that is cut at its end."""
+    try:
+        codecs.utf_8_decode(body, "strict", False)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _hides(name: str) -> bool:
+    """Whether what has this name is a secret."""
+    # Long ones come once, and would make the cache as large as bodies.
+    return _short_hides(name) if len(name) <= 64 else _short_hides.__wrapped__(name)
+
+
+@lru_cache(4096)
+def _short_hides(name: str) -> bool:
+    return _NAMES.search(name) is not None and _POINTERS.search(name) is None
+
+
+def _is_sensitive(word: str) -> bool:
+    """Whether what has this resource's or kind's name is taken for a secret as a whole."""
+    return _short_is_sensitive(word) if len(word) <= 64 else _short_is_sensitive.__wrapped__(word)
+
+
+@lru_cache(1024)
+def _short_is_sensitive(word: str) -> bool:
+    return _SENSITIVE.search(word) is not None
+
+
+def _is_secret(text: str) -> bool:
+    """Whether a text holds a secret, whatever its name."""
+    if len(text) < 7:  # shorter than a label, a colon and something
+        return False
+    lowered = text.lower()
+    for word in _TEXT_WORDS:
+        if word in lowered:
+            return True
+    for word in _LABELS:
+        if word in lowered:
+            return _LABELLED.search(lowered) is not None or _is_coded(text)
+    return _is_coded(text)
+
+
+def _is_coded(text: str) -> bool:
+    return any(start in text for start in _CODED_STARTS) and _CODED.search(text) is not None
+
+
+def _only_harmless(value: object) -> object:
+    """An object of a sensitive resource, a list or a patch of such, without all that is not known to be harmless."""
+    if isinstance(value, list):
+        return [_only_harmless(item) for item in value]
+    if not isinstance(value, dict):
+        return _blank(value)
+    told: dict[str, object] = {}
+    for name, member in value.items():
+        if name in _HARMLESS and not isinstance(member, (dict, list)):
+            told[name] = member
+        elif name == "metadata" and isinstance(member, dict):
+            told[name] = {
+                key: inner if key in _HARMLESS_METADATA and not isinstance(inner, (dict, list)) else _labels(key, inner)
+                for key, inner in member.items()
+            }
+        elif name == "items" and isinstance(member, list):
+            told[name] = _only_harmless(member)
+        else:
+            told[name] = _blank(member)
+    return told
+
+
+def _labels(name: str, value: object) -> object:
+    return _without_secrets(value, name) if name == "labels" else _blank(value)
+
+
+def _blank(value: object) -> object:
+    """The shape of a value: names and lengths, and null, which is how a merge patch deletes."""
+    if isinstance(value, dict):
+        return {name: _blank(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_blank(member) for member in value]
+    return None if value is None else REDACTED
+
+
+def _without_secrets(value: object, name: str) -> object:
+    """A value of an ordinary resource, which stands under `name`, without the secrets in it."""
+    if isinstance(value, dict):
+        kind = value.get("kind")
+        if isinstance(kind, str) and kind != "TokenRequest" and _is_sensitive(kind):
+            return _only_harmless(value)
+        # {"name": .., "value": ..} of environment variables and headers, {"path": .., "value": ..} of a JSON patch
+        owner = " ".join(label for label in (value.get("name"), value.get("path")) if isinstance(label, str))
+        hidden_value = _hides(owner) or _LAST_APPLIED.replace("/", "~1") in owner
+        told: dict[str, object] = {}
+        for key, member in value.items():
+            if key in (_LAST_APPLIED, "stringData") or (key == "value" and hidden_value):
+                told[key] = _blank(member)
+            else:
+                told[key] = _without_secrets(member, key)
+        return told
+    if isinstance(value, list):
+        items: list[object] = []
+        flagged = False  # the item before is a flag like --password, whose value this one is
+        for item in value:
+            items.append(REDACTED if flagged and isinstance(item, str) else _without_secrets(item, name))
+            flagged = isinstance(item, str) and _FLAG.fullmatch(item) is not None and _hides(item)
+        return items
+    if isinstance(value, str):
+        return REDACTED if value and (_hides(name) or _is_secret(value)) else value
+    return REDACTED if isinstance(value, (int, float)) and not isinstance(value, bool) and _hides(name) else value
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    told = dict(pairs)
+    if len(told) != len(pairs):
+        raise ValueError("an object with a member twice")
+    return told
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
