@@ -1,0 +1,359 @@
+"""API requests told to recorders, off the request's path.
+
+    admit(recorders, enforce)   at the head: may the request go on? For an enforced one a place in the queue is kept.
+    await revive(recorders)     where it may not: find a recorder that lives, or NoEventRecorder, which is the refusal
+    add(recorders, event, ..)   once all of the body has been seen: the event is queued, nothing is encoded yet
+    release(recorders)          instead of add, where an admitted request came to nothing worth telling
+
+There is one queue for each list of recorders that a grant names, and one task that drains it while there is something
+in it: it waits a moment for company (BATCH_DELAY), encodes, redacts and hands a batch to `post`, which knows the wire.
+The recorder that took the last batch is asked first, then the others in the grant's order.
+
+Enforced: "the event must be accepted by a queue that a live recorder drains". A recorder lives for LIVE_FOR seconds
+from its last answer, to a batch or to a probe. An event that was admitted is kept, and posted again and again, until
+some recorder takes it; while none does, the queue's recorder is not alive, nothing more is admitted, and so what is
+kept is bounded. A failed batch ends that life at once. A recorder that takes the same batch twice, because its answer
+was lost, can tell by the events' ids.
+
+Not enforced: events that no recorder takes are dropped and counted, after ATTEMPTS rounds.
+
+A queue is bounded in events and in the bytes of their bodies. Where there is no room for a body, the event goes without
+it, marked as truncated; where there is none for the event, an enforced request was not admitted and another's event is
+dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from k8sproxy.recording.requestevent import RequestEvent
+
+# Events in one queue: some 10 s of a busy proxy, a few KiB each without bodies.
+QUEUE = 10_000
+# Bytes of bodies in one queue. Bodies are mostly a few KiB; 64 KiB each would be 640 MiB.
+QUEUE_BYTES = 32 * 1024 * 1024
+# Events in a batch, and bytes of documents after which it is full: what a recorder reads in one go.
+BATCH = 200
+BATCH_BYTES = 1024 * 1024
+# Seconds that an event waits for others to share a request with.
+BATCH_DELAY = 0.05
+# Events encoded before other tasks have their turn: about 0.2 ms.
+_TURN = 10
+# Seconds from a recorder's last answer for which it counts as alive.
+LIVE_FOR = 10.0
+# Seconds for one batch, for one probe, and for all probes of a request that waits.
+POST_TIMEOUT = 10.0
+PROBE_TIMEOUT = 2.0
+REVIVE_TIMEOUT = 5.0
+# Seconds for which a failed revival is the answer to those who ask again.
+_STILL_DEAD = 1.0
+# Rounds over all recorders before events that are not enforced are dropped, and seconds between rounds.
+ATTEMPTS = 3
+RETRY_FIRST, RETRY_LAST = 0.2, 5.0
+# Seconds that the end of the process waits for the queues.
+CLOSE_TIMEOUT = 5.0
+# Queues kept though empty, for what they know of their recorders.
+_IDLE_QUEUES = 256
+
+_STOPPING = "the proxy is stopping"
+
+
+class NoEventRecorder(Exception):
+    """No recorder of a list can take events. attempts: each address with why it failed."""
+
+    def __init__(self, attempts: Sequence[tuple[str, str]]) -> None:
+        self.attempts = tuple(attempts)
+        super().__init__("; ".join(f"{address}: {why}" for address, why in attempts) or "none has an address")
+
+
+class _Queue:
+    """Events for one list of recorders."""
+
+    __slots__ = (
+        *("address", "bytes", "dead_until", "error", "events", "inflight", "live_until", "recorders", "reserved"),
+        *("outcome", "reviving", "stuck", "task", "wake"),
+    )
+
+    def __init__(self, recorders: tuple[str, ...]) -> None:
+        self.recorders = recorders
+        self.address = 0  # index of the recorder that answered last
+        self.events: deque[tuple[RequestEvent, bool]] = deque()  # with whether it is enforced
+        self.bytes = 0  # of the bodies in events
+        self.inflight = 0  # events taken out to be sent
+        self.reserved = 0  # places of admitted requests whose event has not come
+        self.live_until = float("-inf")
+        self.dead_until = float("-inf")
+        self.error: NoEventRecorder | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.reviving: asyncio.Task[None] | None = None
+        self.stuck = False  # the batch in flight has been refused by all
+        self.outcome: asyncio.Future[None] | None = None  # how its next round went, for who revives
+        self.wake = asyncio.Event()  # a recorder has come back, or the end has come
+
+    @property
+    def size(self) -> int:
+        return len(self.events) + self.inflight + self.reserved
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self.events or self.inflight or self.reserved or self.task or self.reviving)
+
+    def order(self) -> list[tuple[int, str]]:
+        """The recorders with their places in the list, the one that answered last in front."""
+        places = list(enumerate(self.recorders))
+        return places[self.address : self.address + 1] + places[: self.address] + places[self.address + 1 :]
+
+
+class ApiEvents:
+    """All event queues of the process; for one event loop.
+
+    post: sends documents to one recorder ("IP:PORT") in one request or several, and returns once all are accepted.
+    probe: returns where that recorder takes events. Both raise any Exception where not, whose text is told to people.
+    queued, sent: events. dropped: those there was no room for, failed: those that no recorder took, lost: those left
+    over at the end.
+    """
+
+    def __init__(
+        self,
+        post: Callable[[str, Sequence[bytes]], Awaitable[None]],
+        probe: Callable[[str], Awaitable[None]],
+        *,
+        queue: int = QUEUE,
+        queue_bytes: int = QUEUE_BYTES,
+        batch: int = BATCH,
+        batch_delay: float = BATCH_DELAY,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._post = post
+        self._probe = probe
+        self._limit = queue
+        self._bytes_limit = queue_bytes
+        self._batch = batch
+        self._delay = batch_delay
+        self._clock = clock
+        self._queues: dict[tuple[str, ...], _Queue] = {}
+        self._closing = False
+        self._id_prefix = os.urandom(8).hex()
+        self._id = 0
+        self.sent = 0
+        self.dropped = 0
+        self.failed = 0
+        self.lost = 0
+
+    @property
+    def queued(self) -> int:
+        """Events that wait or are on their way."""
+        return sum(len(queue.events) + queue.inflight for queue in self._queues.values())
+
+    def admit(self, recorders: tuple[str, ...], enforce: bool) -> bool:
+        """Whether the request may go on. enforce: its event must be kept; True keeps a place until add or release."""
+        if not enforce:
+            return True
+        queue = self._queues.get(recorders)
+        if queue is None or self._clock() >= queue.live_until or queue.size >= self._limit or self._closing:
+            return False
+        queue.reserved += 1
+        return True
+
+    def release(self, recorders: tuple[str, ...]) -> None:
+        """Give back the place that admit kept: there will be no event."""
+        self._queues[recorders].reserved -= 1
+
+    async def revive(self, recorders: tuple[str, ...]) -> None:
+        """Look for a recorder that lives, once for all who wait; then admit again.
+
+        Raises NoEventRecorder after REVIVE_TIMEOUT seconds at most, and at once while such a failure is fresh or the
+        queue is full though its recorder lives.
+        """
+        queue = self._queue(recorders)
+        now = self._clock()
+        if self._closing:
+            raise NoEventRecorder([(address, _STOPPING) for address in recorders])
+        if now < queue.live_until:
+            if queue.size >= self._limit:
+                raise NoEventRecorder([(address, "its queue of events is full") for address in recorders])
+            return
+        if queue.error is not None and now < queue.dead_until:
+            raise NoEventRecorder(queue.error.attempts)
+        if queue.reviving is None:
+            queue.reviving = asyncio.create_task(self._revive(queue), name="event recorders revived")
+            queue.reviving.add_done_callback(_retrieve)
+        task = queue.reviving
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            raise NoEventRecorder([(address, _STOPPING) for address in recorders]) from None
+
+    def add(self, recorders: tuple[str, ...], event: RequestEvent, *, enforced: bool) -> None:
+        """Queue an event; never waits. enforced: admit kept a place for it."""
+        queue = self._queues.get(recorders) or self._queue(recorders)
+        if enforced:
+            queue.reserved -= 1
+        if self._closing:
+            self.lost += 1
+            return
+        if not recorders or (not enforced and queue.size >= self._limit):
+            self.dropped += 1
+            return
+        body = event.body
+        if body is not None:
+            if queue.bytes + body.size > self._bytes_limit:
+                body.drop()
+            queue.bytes += body.size
+        queue.events.append((event, enforced))
+        if queue.task is None:
+            queue.task = asyncio.create_task(self._drain(queue), name="api events")
+
+    async def aclose(self, seconds: float = CLOSE_TIMEOUT) -> None:
+        """Send what is queued, for so many seconds at most; what is left is counted as lost."""
+        self._closing = True
+        tasks = [task for queue in self._queues.values() for task in (queue.task, queue.reviving) if task is not None]
+        for queue in self._queues.values():
+            queue.wake.set()
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=seconds)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.lost += self.queued
+            self._queues.clear()
+
+    def _queue(self, recorders: tuple[str, ...]) -> _Queue:
+        queue = self._queues.get(recorders)
+        if queue is None:
+            if len(self._queues) >= _IDLE_QUEUES:
+                # Lists change with grants. Those that nobody uses any more know nothing that can't be found out again.
+                self._queues = {key: value for key, value in self._queues.items() if value.in_use}
+            queue = self._queues[recorders] = _Queue(recorders)
+        return queue
+
+    # --- one queue's recorders ---
+
+    async def _revive(self, queue: _Queue) -> None:
+        attempts: list[tuple[str, str]] = []
+        deadline = asyncio.get_running_loop().time() + REVIVE_TIMEOUT
+        try:
+            for place, address in queue.order():
+                left = deadline - asyncio.get_running_loop().time()
+                if left <= 0:
+                    attempts.append((address, "not tried, no time was left"))
+                    continue
+                why = await _attempt(self._probe(address), min(PROBE_TIMEOUT, left))
+                if why is None and queue.stuck:
+                    # Answers to probes are not enough of one that has just refused events: let it take those first.
+                    queue.outcome = asyncio.get_running_loop().create_future()
+                    queue.wake.set()
+                    why = await _attempt(queue.outcome, deadline - asyncio.get_running_loop().time())
+                    if why is None:
+                        return
+                elif why is None:
+                    self._answered(queue, place)
+                    return
+                attempts.append((address, why))
+            queue.error = NoEventRecorder(attempts)
+            queue.dead_until = self._clock() + _STILL_DEAD
+            raise queue.error
+        finally:
+            queue.reviving = None
+
+    def _answered(self, queue: _Queue, place: int) -> None:
+        queue.address = place
+        queue.live_until = self._clock() + LIVE_FOR
+        queue.error = None
+        queue.stuck = False
+        queue.wake.set()
+        _settle(queue, None)
+
+    # --- draining ---
+
+    async def _drain(self, queue: _Queue) -> None:
+        try:
+            while queue.events:
+                if len(queue.events) < self._batch and not self._closing:
+                    await asyncio.sleep(self._delay)
+                await self._deliver(queue, await self._take(queue))
+        finally:
+            queue.task = None
+
+    async def _take(self, queue: _Queue) -> list[tuple[bytes, bool]]:
+        """The next batch: documents, each with whether it is enforced."""
+        batch: list[tuple[bytes, bool]] = []
+        size = 0
+        while queue.events and len(batch) < self._batch and size < BATCH_BYTES:
+            event, enforced = queue.events.popleft()
+            queue.inflight += 1
+            queue.bytes -= event.body.size if event.body is not None else 0
+            self._id += 1
+            document = event.document(f"{self._id_prefix}-{self._id}")
+            batch.append((document, enforced))
+            size += len(document)
+            if len(batch) % _TURN == 0:
+                await asyncio.sleep(0)
+        return batch
+
+    async def _deliver(self, queue: _Queue, batch: list[tuple[bytes, bool]]) -> None:
+        """Post a batch until a recorder has taken it, or what is not enforced has been tried often enough."""
+        rounds, pause = 0, RETRY_FIRST
+        while batch:
+            documents = [document for document, _ in batch]
+            for place, address in queue.order():
+                why = await _attempt(self._post(address, documents), POST_TIMEOUT)
+                if why is None:
+                    self.sent += len(batch)
+                    queue.inflight -= len(batch)
+                    self._answered(queue, place)
+                    return
+            queue.live_until = float("-inf")
+            queue.stuck = True
+            _settle(queue, ConnectionError("it answers and takes no events"))
+            rounds += 1
+            if rounds >= ATTEMPTS:
+                kept = [entry for entry in batch if entry[1]]
+                self.failed += len(batch) - len(kept)
+                queue.inflight -= len(batch) - len(kept)
+                batch = kept
+            if batch:
+                # Woken by who revives, or by the end, from when on there is one round every RETRY_FIRST seconds.
+                queue.wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_FIRST if self._closing else pause):
+                        await queue.wake.wait()
+                pause = min(pause * 2, RETRY_LAST)
+        queue.stuck = False
+
+
+async def _attempt(action: Awaitable[None], seconds: float) -> str | None:
+    """Why it failed, None where it did not."""
+    try:
+        async with asyncio.timeout(seconds):
+            await action
+    except TimeoutError as error:
+        return str(error) or f"no answer within {seconds:.1f} s"
+    except Exception as error:  # whatever a recorder's client can raise: the next recorder is asked
+        return str(error) or type(error).__name__
+    return None
+
+
+def _settle(queue: _Queue, error: Exception | None) -> None:
+    """Tell who waits for it how the round went."""
+    outcome, queue.outcome = queue.outcome, None
+    if outcome is not None and not outcome.done():
+        if error is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(error)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """A revival that fails when nobody waits any more is no news."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,148 @@
+"""One API request as an event: what is collected while it passes, and the document that is made of it afterwards.
+
+While a request passes, only what is there already is noted down (a RequestEvent, about a microsecond) and the front of
+its body copied (BodyKeeper, a memcpy). Taking off the framing, redaction and JSON come later, in the task that drains
+the queue (apievents).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from k8sproxy.policy.requestinfo import CACHED_TARGET, RequestInfo
+from k8sproxy.protocol.apievent import RequestFragments, event_document, request_fragments
+from k8sproxy.recording.redaction import redact_body, redact_query
+
+# Bytes of a body that are kept: all of nearly every object; etcd takes 1.5 MiB at most.
+BODY_LIMIT = 64 * 1024
+# Bytes of a User-Agent that are told; client-go's have about 60.
+USER_AGENT_LIMIT = 512
+
+# Lines of requests whose fragments are kept, about 3 KiB each: polls and watches repeat.
+_LINES = 1024
+_lines: dict[tuple[str, str, str], tuple[RequestFragments, bool]] = {}
+
+# What a path has in plain (RFC 3986, pchar and the slash).
+_SAFE = "/:@!$&'()*+,;=~"
+_PLAIN = re.compile(r"[A-Za-z0-9/:@!$&'()*+,;=~._-]*")
+
+
+class BodyKeeper:
+    """The front of a request's body, as it passes. Framing is taken off later, when somebody asks.
+
+    limit: bytes. chunked: what is fed is in chunked coding, which the relay has checked. truncated may be set by who
+    knows that the rest did not come.
+    """
+
+    __slots__ = ("_chunked", "_limit", "_room", "_seen", "truncated")
+
+    def __init__(self, limit: int = BODY_LIMIT, *, chunked: bool = False) -> None:
+        self._limit = limit
+        self._chunked = chunked
+        # Framing comes on top. Chunks of a few bytes are mostly framing: they are cut earlier.
+        self._room = 2 * limit + 1024 if chunked else limit
+        self._seen = bytearray()
+        self.truncated = False
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return len(self._seen)
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """What has come next, as it is on the wire. Views are not kept."""
+        size = len(data)
+        if size > self._room:
+            self.truncated = True
+            data = data[: self._room]
+            size = self._room
+        if size:
+            self._room -= size
+            self._seen += data
+
+    def drop(self) -> None:
+        """Keep nothing; if there was something, it counts as cut."""
+        self.truncated = self.truncated or bool(self._seen)
+        self._seen = bytearray()
+        self._room = 0
+
+    def body(self) -> bytes:
+        """The body without framing, at most `limit` bytes; `truncated` is final from here on."""
+        if not self._chunked:
+            return bytes(self._seen)
+        seen, body, place = self._seen, bytearray(), 0
+        while True:
+            end = seen.find(b"\r\n", place)
+            try:
+                size = int(seen[place:end].partition(b";")[0], 16) if end >= 0 else -1
+            except ValueError:
+                size = -1
+            if size == 0:
+                break
+            body += seen[end + 2 : end + 2 + size] if size > 0 else b""
+            place = end + 2 + size + 2
+            if size < 0 or len(body) > self._limit or place > len(seen):
+                self.truncated = self.truncated or bool(seen)
+                break
+        return bytes(body[: self._limit])
+
+
+@dataclass(slots=True, eq=False)
+class RequestEvent:
+    """One request, to be told. Light: everything costly is done by document(), in the drain task.
+
+    origin: apievent.origin_fragment's text, made once a connection. timestamp: unix seconds. user_agent: as received,
+    one character a byte. session_id: "" where the request is no session.
+    """
+
+    info: RequestInfo
+    origin: str
+    timestamp: float
+    user_agent: str = ""
+    body: BodyKeeper | None = None
+    session_id: str = ""
+
+    def document(self, event_id: str) -> bytes:
+        """The redacted document (protocol.apievent)."""
+        fragments, redacted = request_line(self.info)
+        body, truncated = b"", False
+        if self.body is not None:
+            raw = self.body.body()
+            truncated = self.body.truncated
+            try:
+                body, body_redacted = redact_body(self.info, raw, truncated=truncated)
+            except Exception:  # a fault of ours must cost neither the event nor a secret
+                body, body_redacted = b"", True
+            redacted = redacted or body_redacted
+        agent = self.user_agent[:USER_AGENT_LIMIT]
+        if not agent.isascii():
+            agent = agent.encode("latin-1", "replace").decode("utf-8", "replace")
+        return event_document(
+            event_id,
+            int(self.timestamp),
+            agent,
+            fragments,
+            self.origin,
+            body=body,
+            truncated=truncated,
+            redacted=redacted,
+            session_id=self.session_id,
+        )
+
+
+def request_line(info: RequestInfo) -> tuple[RequestFragments, bool]:
+    """What depends on the request's line alone, and whether its query is redacted. 4 to 20 us, 0.3 us where cached."""
+    # All of a RequestInfo that is told follows from these three.
+    key = (info.method, info.path, info.query)
+    line = _lines.get(key)
+    if line is None:
+        query, values, redacted = redact_query(info.query)
+        path = info.path if _PLAIN.fullmatch(info.path) else quote(info.path, safe=_SAFE, errors="replace")
+        line = request_fragments(info, f"{path}?{query}" if query else path, values), redacted
+        if len(info.path) + len(info.query) <= CACHED_TARGET:
+            if len(_lines) >= _LINES:
+                _lines.clear()
+            _lines[key] = line
+    return line

@@ -1,0 +1,454 @@
+"""Event queues: what is admitted, what is kept until a recorder takes it, what is dropped and counted, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from k8sproxy.policy.requestinfo import request_info
+from k8sproxy.recording import apievents
+from k8sproxy.recording.apievents import ApiEvents, NoEventRecorder
+from k8sproxy.recording.requestevent import BodyKeeper, RequestEvent
+
+ONE = ("100.64.0.9:80",)
+TWO = ("100.64.0.9:80", "100.64.0.10:80")
+
+
+class Recorders:
+    """Stand-ins for all recorders. down: addresses that fail; hanging: those that say nothing; deaf: to posts alone."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.down: set[str] = set()
+        self.hanging: set[str] = set()
+        self.deaf: set[str] = set()
+        self.probes: list[str] = []
+        self.posts: list[tuple[str, int]] = []
+        self.taken: list[str] = []  # paths of the events
+        self.changed = asyncio.Condition()
+
+    async def _answer(self, address: str) -> None:
+        if address in self.hanging:
+            await asyncio.Event().wait()
+        if address in self.down:
+            raise ConnectionError("connection refused")
+        await asyncio.sleep(0)
+
+    async def probe(self, address: str) -> None:
+        self.probes.append(address)
+        await self._answer(address)
+
+    async def post(self, address: str, documents: Sequence[bytes]) -> None:
+        self.posts.append((address, len(documents)))
+        async with self.changed:
+            self.changed.notify_all()
+        if address in self.deaf:
+            raise ConnectionError("500")
+        await self._answer(address)
+        self.taken += [json.loads(document)["request"]["path"] for document in documents]
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for the posts after which it holds."""
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+    def events(self, **options: int) -> ApiEvents:
+        return ApiEvents(self.post, self.probe, batch_delay=0, clock=lambda: self.now, **options)
+
+
+def event(number: int, body: bytes = b"") -> RequestEvent:
+    keeper = BodyKeeper()
+    keeper.feed(body)
+    return RequestEvent(request_info("GET", f"/x/{number}"), '"source":{}', 1.0, body=keeper)
+
+
+def run(scene: Callable[[Recorders], Awaitable[None]]) -> None:
+    """The scene in a loop of its own, in which nothing may be left over."""
+
+    async def main() -> None:
+        async with asyncio.timeout(20):
+            await scene(Recorders())
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RETRY_FIRST", "RETRY_LAST", "PROBE_TIMEOUT", "POST_TIMEOUT"):
+        monkeypatch.setattr(apievents, name, 0.01)
+
+
+# --- admission ---
+
+
+def test_what_is_not_enforced_needs_no_recorder() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events()
+        assert events.admit(ONE, False) and events.admit((), False)
+        assert recorders.probes == []
+
+    run(scene)
+
+
+def test_an_enforced_event_needs_a_recorder_that_answered_lately() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events()
+        assert not events.admit(ONE, True)
+        await events.revive(ONE)
+        assert events.admit(ONE, True)
+        recorders.now += apievents.LIVE_FOR
+        assert not events.admit(ONE, True)
+        # A batch is an answer as well as a probe is.
+        events.add(ONE, event(1), enforced=True)
+        await recorders.until(lambda: recorders.taken == ["/x/1"])
+        await asyncio.sleep(0)
+        assert events.admit(ONE, True)
+        events.release(ONE)
+        await events.aclose()
+        assert (events.sent, events.lost) == (1, 0)
+
+    run(scene)
+
+
+def test_admitted_requests_have_a_place_each() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events(queue=2)
+        await events.revive(ONE)
+        assert events.admit(ONE, True) and events.admit(ONE, True)
+        assert not events.admit(ONE, True)
+        with pytest.raises(NoEventRecorder, match="full"):
+            await events.revive(ONE)
+        # Places that are kept are not given to events that nobody enforces.
+        events.add(ONE, event(1), enforced=False)
+        assert events.dropped == 1
+        events.release(ONE)
+        assert events.admit(ONE, True)
+        events.add(ONE, event(2), enforced=True)
+        events.add(ONE, event(3), enforced=True)
+        await events.aclose()
+        assert recorders.taken == ["/x/2", "/x/3"]
+
+    run(scene)
+
+
+def test_no_recorders_at_all() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events()
+        assert not events.admit((), True)
+        with pytest.raises(NoEventRecorder, match="none has an address"):
+            await events.revive(())
+        events.add((), event(1), enforced=False)
+        assert events.dropped == 1
+        await events.aclose()
+
+    run(scene)
+
+
+# --- revival ---
+
+
+def test_a_hundred_requests_probe_once() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events()
+        await asyncio.gather(*(events.revive(ONE) for _ in range(100)))
+        assert recorders.probes == list(ONE)
+        assert events.admit(ONE, True)
+        await events.revive(ONE)
+        assert recorders.probes == list(ONE)
+
+    run(scene)
+
+
+def test_each_recorder_says_why_not() -> None:
+    async def scene(recorders: Recorders) -> None:
+        recorders.down.add(TWO[0])
+        recorders.hanging.add(TWO[1])
+        events = recorders.events()
+        with pytest.raises(NoEventRecorder) as caught:
+            await events.revive(TWO)
+        assert caught.value.attempts == ((TWO[0], "connection refused"), (TWO[1], "no answer within 0.0 s"))
+        # For a moment that is the answer; then they are asked again.
+        with pytest.raises(NoEventRecorder):
+            await events.revive(TWO)
+        assert len(recorders.probes) == 2
+        recorders.now += 1
+        recorders.down.clear()
+        await events.revive(TWO)
+        assert len(recorders.probes) == 3
+
+    run(scene)
+
+
+def test_the_time_for_all_probes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(recorders: Recorders) -> None:
+        recorders.hanging.update(TWO)
+        with pytest.raises(NoEventRecorder) as caught:
+            await recorders.events().revive(TWO)
+        assert caught.value.attempts[1] == (TWO[1], "not tried, no time was left")
+
+    monkeypatch.setattr(apievents, "REVIVE_TIMEOUT", 0.01)
+    run(scene)
+
+
+def test_who_gives_up_waiting_does_not_end_the_probe_for_others() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events()
+        waiting = [asyncio.create_task(events.revive(ONE)) for _ in range(2)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        await waiting[1]
+        assert waiting[0].cancelled() and events.admit(ONE, True)
+
+    run(scene)
+
+
+def test_the_next_recorder_is_asked_and_remembered() -> None:
+    async def scene(recorders: Recorders) -> None:
+        recorders.down.add(TWO[0])
+        events = recorders.events()
+        await events.revive(TWO)
+        assert recorders.probes == list(TWO)
+        assert events.admit(TWO, True)
+        events.add(TWO, event(1), enforced=True)
+        await recorders.until(lambda: recorders.taken == ["/x/1"])
+        assert recorders.posts == [(TWO[1], 1)]
+        await events.aclose()
+
+    run(scene)
+
+
+def test_a_recorder_that_answers_probes_and_takes_no_events_is_not_alive() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events()
+        await events.revive(ONE)
+        assert events.admit(ONE, True)
+        recorders.deaf.add(ONE[0])
+        events.add(ONE, event(1), enforced=True)
+        await recorders.until(lambda: len(recorders.posts) > 1)
+        assert not events.admit(ONE, True)
+        with pytest.raises(NoEventRecorder, match="takes no events"):
+            await events.revive(ONE)
+        assert not events.admit(ONE, True)
+        recorders.deaf.clear()
+        recorders.now += 1
+        await events.revive(ONE)
+        assert recorders.taken == ["/x/1"]
+        assert events.admit(ONE, True)
+        events.release(ONE)
+        await events.aclose()
+
+    run(scene)
+
+
+# --- delivery ---
+
+
+def test_batches() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events(batch=40)
+        for number in range(100):
+            events.add(ONE, event(number), enforced=False)
+        assert events.queued == 100 and recorders.posts == []  # nothing happens on the request's path
+        await events.aclose()
+        assert [count for _, count in recorders.posts] == [40, 40, 20]
+        assert recorders.taken == [f"/x/{number}" for number in range(100)]
+        assert (events.sent, events.queued, events.lost) == (100, 0, 0)
+
+    run(scene)
+
+
+def test_large_documents_make_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events()
+        for number in range(4):
+            events.add(ONE, event(number, b"a" * 1000), enforced=False)
+        await events.aclose()
+        assert [count for _, count in recorders.posts] == [2, 2]
+
+    monkeypatch.setattr(apievents, "BATCH_BYTES", 2000)
+    run(scene)
+
+
+def test_ids_are_not_used_twice() -> None:
+    async def scene(recorders: Recorders) -> None:
+        seen: list[str] = []
+
+        async def post(_: str, documents: Sequence[bytes]) -> None:
+            seen.extend(json.loads(document)["id"] for document in documents)
+
+        events = ApiEvents(post, recorders.probe, batch=2, batch_delay=0)
+        for number in range(5):
+            events.add(TWO[number % 2 :], event(number), enforced=False)
+        await events.aclose()
+        assert len(set(seen)) == 5
+
+    run(scene)
+
+
+def test_enforced_events_are_kept_until_a_recorder_takes_them() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events()
+        await events.revive(TWO)
+        assert events.admit(TWO, True) and events.admit(TWO, True)
+        recorders.down.update(TWO)
+        events.add(TWO, event(1), enforced=True)
+        events.add(TWO, event(2), enforced=False)
+        events.add(TWO, event(3), enforced=True)
+        await recorders.until(lambda: len(recorders.posts) > 4 * apievents.ATTEMPTS)
+        assert events.failed == 1 and not events.admit(TWO, True)
+        recorders.down.discard(TWO[1])
+        await recorders.until(lambda: recorders.taken == ["/x/1", "/x/3"])
+        await events.aclose()
+        assert (events.sent, events.failed, events.lost, events.queued) == (2, 1, 0, 0)
+
+    run(scene)
+
+
+def test_a_recorder_that_says_nothing_is_left_for_the_next() -> None:
+    async def scene(recorders: Recorders) -> None:
+        recorders.hanging.add(TWO[0])
+        events = recorders.events()
+        events.add(TWO, event(1), enforced=False)
+        await recorders.until(lambda: recorders.taken == ["/x/1"])
+        await events.aclose()
+        assert recorders.posts == [(TWO[0], 1), (TWO[1], 1)]
+
+    run(scene)
+
+
+def test_a_full_queue_drops_and_counts() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events(queue=3)
+        for number in range(5):
+            events.add(ONE, event(number), enforced=False)
+        await events.aclose()
+        assert (events.dropped, events.sent) == (2, 3)
+        assert recorders.taken == ["/x/0", "/x/1", "/x/2"]
+
+    run(scene)
+
+
+def test_events_in_flight_count_as_queued() -> None:
+    async def scene(recorders: Recorders) -> None:
+        recorders.down.add(ONE[0])
+        events = recorders.events(queue=1)
+        events.add(ONE, event(1), enforced=False)
+        await recorders.until(lambda: bool(recorders.posts))
+        events.add(ONE, event(2), enforced=False)
+        assert events.dropped == 1 and events.queued == 1
+        await events.aclose()
+        assert events.failed == 1
+
+    run(scene)
+
+
+def test_bodies_without_room_are_left_out() -> None:
+    async def scene(recorders: Recorders) -> None:
+        documents: list[bytes] = []
+
+        async def post(_: str, batch: Sequence[bytes]) -> None:
+            documents.extend(batch)
+
+        events = ApiEvents(post, recorders.probe, queue_bytes=10, batch_delay=0)
+        for _ in range(2):
+            for number in range(3):
+                events.add(ONE, event(number, b"12345678"), enforced=False)
+            draining = events._queues[ONE].task
+            assert draining is not None
+            await draining
+        await events.aclose()
+        requests = [json.loads(document)["request"] for document in documents]
+        assert [request.get("truncated", False) for request in requests] == [False, True, True] * 2
+        assert [len(request["body"]) for request in requests] == [12, 0, 0] * 2
+
+    run(scene)
+
+
+def test_lists_that_are_not_used_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events()
+        await events.revive(("a:1",))
+        assert events.admit(("a:1",), True)
+        for number in range(10):
+            await events.revive((f"b:{number}",))
+        assert len(events._queues) <= 4 and ("a:1",) in events._queues
+        events.release(("a:1",))
+
+    monkeypatch.setattr(apievents, "_IDLE_QUEUES", 3)
+    run(scene)
+
+
+# --- the end ---
+
+
+def test_the_end_is_bounded_and_counts_what_was_lost() -> None:
+    async def scene(recorders: Recorders) -> None:
+        recorders.hanging.add(ONE[0])
+        events = recorders.events(batch=1)
+        waiting = asyncio.create_task(events.revive(TWO[:1]))
+        for number in range(3):
+            events.add(TWO, event(number), enforced=False)
+            events.add(ONE, event(number), enforced=False)
+        recorders.hanging.add(TWO[1])
+        await asyncio.sleep(0)
+        await events.aclose(0.001)
+        with pytest.raises(NoEventRecorder):
+            await waiting
+        assert events.lost == 6 and events.queued == 0
+        # Who comes too late is refused, or counted.
+        assert not events.admit(ONE, True)
+        with pytest.raises(NoEventRecorder, match="stopping"):
+            await events.revive(ONE)
+        events.add(ONE, event(9), enforced=False)
+        assert events.lost == 7
+
+    run(scene)
+
+
+def test_the_end_retries_what_is_enforced() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events()
+        await events.revive(ONE)
+        assert events.admit(ONE, True)
+        recorders.down.add(ONE[0])
+        events.add(ONE, event(1), enforced=True)
+        await recorders.until(lambda: len(recorders.posts) > 2)
+        closing = asyncio.create_task(events.aclose())
+        await recorders.until(lambda: len(recorders.posts) > 4)
+        recorders.down.clear()
+        await closing
+        assert (events.sent, events.lost) == (1, 0)
+
+    run(scene)
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_a_cancel_anywhere_leaves_nothing_behind(turns: int) -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events(batch=2)
+
+        async def work() -> None:
+            try:
+                await events.revive(ONE)
+                for number in range(5):
+                    if events.admit(ONE, True):
+                        events.add(ONE, event(number), enforced=True)
+                await asyncio.Event().wait()
+            finally:
+                await events.aclose(0.01)
+
+        task = asyncio.create_task(work())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert events.sent + events.lost in (0, 5) and events.queued == 0
+
+    run(scene)

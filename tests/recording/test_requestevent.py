@@ -1,0 +1,137 @@
+"""What is collected of a request, and its document: framing taken off, bounds kept, secrets out."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from k8sproxy.peer import Peer
+from k8sproxy.policy.requestinfo import request_info
+from k8sproxy.protocol.apievent import origin_fragment
+from k8sproxy.recording import requestevent
+from k8sproxy.recording.requestevent import USER_AGENT_LIMIT, BodyKeeper, RequestEvent
+from tests.strategies import mutations, splits
+
+ORIGIN = origin_fragment(Peer("100.64.0.7", "n7", "laptop."), "proxy.", "n1")
+SECRETS = "/api/v1/namespaces/a/secrets"
+
+
+def chunked(pieces: list[bytes]) -> bytes:
+    return b"".join(b"%x;ext\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece) + b"0\r\nTrailer: x\r\n\r\n"
+
+
+def document(method: str, target: str, body: BodyKeeper | None = None, **rest: Any) -> Any:
+    return json.loads(RequestEvent(request_info(method, target), ORIGIN, 1.9, body=body, **rest).document("e1"))
+
+
+@given(st.data())
+def test_a_body_is_kept_however_it_comes(data: st.DataObject) -> None:
+    pieces = data.draw(st.lists(st.binary(max_size=20), max_size=5))
+    body = b"".join(pieces)
+    for is_chunked, wire in ((False, body), (True, chunked(pieces))):
+        limit = data.draw(st.integers(0, 60))
+        keeper = BodyKeeper(limit, chunked=is_chunked)
+        for piece in data.draw(splits(wire)):
+            with memoryview(bytearray(piece)) as view:
+                keeper.feed(view)
+        assert keeper.body() == body[:limit]
+        assert keeper.truncated is (len(body) > limit)
+
+
+@given(st.data())
+def test_what_is_kept_is_bounded_whatever_comes(data: st.DataObject) -> None:
+    wire = data.draw(mutations(chunked([b"a" * 30, b"b" * 300])))
+    keeper = BodyKeeper(64, chunked=True)
+    keeper.feed(wire)
+    assert len(keeper.body()) <= 64
+    many = BodyKeeper(64, chunked=True)
+    many.feed(b"1\r\na\r\n" * 1000)
+    assert many.size <= 64 * 2 + 1024 and many.body() == b"a" * 64 and many.truncated
+
+
+@pytest.mark.parametrize("wire", [b"5\r\nab", b"5\r\nabcde", b"5", b"zz\r\n", b"5\r\nabcde\r\n"])
+def test_a_chunked_body_that_does_not_end_is_cut(wire: bytes) -> None:
+    keeper = BodyKeeper(chunked=True)
+    keeper.feed(wire)
+    assert b"abcde".startswith(keeper.body()) and keeper.truncated
+
+
+def test_a_body_that_did_not_begin() -> None:
+    keeper = BodyKeeper(chunked=True)
+    assert keeper.body() == b"" and not keeper.truncated
+
+
+def test_a_body_that_was_dropped() -> None:
+    keeper = BodyKeeper()
+    keeper.drop()
+    assert not keeper.truncated
+    keeper = BodyKeeper()
+    keeper.feed(b"abc")
+    keeper.drop()
+    keeper.feed(b"def")
+    assert (keeper.size, keeper.body(), keeper.truncated) == (0, b"", True)
+
+
+def test_document() -> None:
+    keeper = BodyKeeper()
+    keeper.feed(b'{"kind": "Pod"}')
+    event = document("POST", "/api/v1/namespaces/a/pods?dryRun=All", keeper, user_agent="kubectl", session_id="s1")
+    assert event["id"] == "e1" and event["timestamp"] == 1 and event["userAgent"] == "kubectl"
+    assert base64.b64decode(event["request"]["body"]) == b'{"kind": "Pod"}'
+    assert event["request"]["path"] == "/api/v1/namespaces/a/pods?dryRun=All"
+    assert event["request"]["queryParameters"] == {"dryRun": ["All"]}
+    assert event["sessionID"] == "s1" and "redacted" not in event["request"]
+
+
+def test_secrets_do_not_get_into_documents() -> None:
+    keeper = BodyKeeper()
+    keeper.feed(json.dumps({"kind": "Secret", "data": {"password": "aHVudGVyMg=="}}).encode())
+    request = document("POST", SECRETS + "?token=hunter2", keeper)["request"]
+    assert request["redacted"] is True
+    assert request["path"] == SECRETS + "?token=REDACTED" and request["queryParameters"] == {"token": ["REDACTED"]}
+    assert json.loads(base64.b64decode(request["body"]))["data"] == {"password": "REDACTED"}
+
+
+def test_a_cut_body_of_a_secret_is_told_as_cut_and_redacted() -> None:
+    keeper = BodyKeeper(10)
+    keeper.feed(b'{"data":{"password":"aHVudGVyMg=="}}')
+    request = document("PUT", SECRETS + "/x", keeper)["request"]
+    assert (request["body"], request["truncated"], request["redacted"]) == ("", True, True)
+
+
+def test_a_fault_in_redaction_costs_the_body_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> tuple[bytes, bool]:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(requestevent, "redact_body", broken)
+    keeper = BodyKeeper()
+    keeper.feed(b'{"data":1}')
+    request = document("POST", SECRETS, keeper)["request"]
+    assert request["body"] == "" and request["redacted"] is True
+
+
+def test_user_agents() -> None:
+    assert document("GET", "/version", user_agent="é".encode().decode("latin-1"))["userAgent"] == "é"
+    assert len(document("GET", "/version", user_agent="x" * 5000)["userAgent"]) == USER_AGENT_LIMIT
+
+
+def test_paths_are_told_as_urls() -> None:
+    path = "/api/v1/namespaces/a/services/web/proxy/a%20b/%C3%A9"
+    for _ in range(2):
+        assert document("GET", path)["request"]["path"] == path
+    assert document("GET", path)["kubernetes"]["Path"].endswith("/a b/é")
+    long = "/api/v1/namespaces/a/pods?command=" + "x" * 1000
+    assert document("GET", long)["request"]["path"] == long
+
+
+def test_lines_that_differ_in_method_or_query_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requestevent, "_LINES", 2)
+    for _ in range(2):
+        for method, target in (("GET", "/version"), ("POST", "/version"), ("GET", "/version?a=b")):
+            request = document(method, target)["request"]
+            assert (request["method"], request["path"]) == (method, target)
