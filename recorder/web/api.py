@@ -1,0 +1,348 @@
+"""The JSON API: the handlers, and the table in which each stands with its description."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from math import isfinite
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from k8sproxy.errors import Refusal
+from recorder.access import Action
+from recorder.model import End, Recording
+from recorder.web import asked, exports, live, openapi, queries, values, windows
+from recorder.web.routes import Parameter, Route
+from recorder.web.site import SITE, granted_to
+
+# Bytes in one write: a cast's lines are short, and each write is a system call and a chunk's frame.
+_PIECE = 64 * 1024
+
+_log = structlog.get_logger(__name__)
+
+
+def answer(document: Any, *, status: int = 200, content_type: str = "application/json") -> web.Response:
+    """An answer with JSON text; ASCII, so that no recorded character is ever a raw one."""
+    try:
+        text = json.dumps(document, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(document), allow_nan=False)
+    return web.Response(body=text.encode() + b"\n", status=status, content_type=content_type)
+
+
+def _finite(value: Any) -> Any:
+    """JSON values without the NaN and Infinity that Python reads from a sender's text, and JSON has not."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(member) for name, member in value.items()}
+    return [_finite(member) for member in value] if isinstance(value, list | tuple) else value
+
+
+def problem(refusal: Refusal) -> web.Response:
+    """The answer of a refusal (RFC 9457). cause: a word for programs."""
+    document = {
+        "type": "about:blank",
+        "title": web.Response(status=refusal.status).reason,
+        "status": refusal.status,
+        "detail": refusal.message,
+        "cause": refusal.cause,
+    }
+    response = answer(document, status=refusal.status, content_type="application/problem+json")
+    if refusal.retry_after is not None:
+        response.headers["Retry-After"] = str(refusal.retry_after)
+    return response
+
+
+async def stream(request: web.Request, pieces: AsyncIterator[bytes], headers: dict[str, str]) -> web.StreamResponse:
+    """An answer in pieces. Where it can't go on, the connection is cut, so that nobody takes a part for the whole."""
+    response = web.StreamResponse(headers=headers)
+    if request.method == "HEAD":
+        await response.prepare(request)
+        return response
+    # What fails before the first byte is still answered with a status.
+    held = await anext(pieces, b"")
+    await response.prepare(request)
+    try:
+        async for piece in pieces:
+            held += piece
+            if len(held) >= _PIECE:
+                await response.write(held)
+                held = b""
+        await response.write(held)
+        await response.write_eof()
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:
+        _log.exception("stream_failed", path=request.path)
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+async def openapi_document(request: web.Request) -> web.Response:
+    return answer(openapi.document(ROUTES, request.app[SITE].config.title))
+
+
+async def whoami(request: web.Request) -> web.Response:
+    granted = granted_to(request)
+    return answer(values.whoami(granted, asked.rights(granted)))
+
+
+async def sessions(request: web.Request) -> web.Response:
+    found = queries.values(request.query, (*queries.QUERY_FIELDS, *queries.PAGE_FIELDS))
+    page = await asked.find_sessions(request, found, queries.limit(found))
+    return answer({"items": [values.row(row) for row in page.items], "cursor": page.cursor})
+
+
+async def session(request: web.Request) -> web.Response:
+    found = queries.values(request.query, ("q",))
+    site, granted = request.app[SITE], granted_to(request)
+    recording = await site.recording(granted, request.match_info["id"])
+    await site.look(granted, "view", recording)
+    hits = await asked.find_hits(request, recording, found.get("q", ""))
+    return answer(
+        values.session(recording)
+        | {
+            "header": values.header(recording.header),
+            "hits": values.hits(hits),
+            "rights": asked.rights(granted, recording),
+        }
+    )
+
+
+async def window(request: web.Request) -> web.StreamResponse:
+    found = queries.values(request.query, ("at", "from"))
+    if len(found) != 1:
+        raise queries.bad("the query must have either at or from")
+    recording = await asked.readable(request)
+    site = request.app[SITE]
+    kind = "live" if recording.end is End.RUNNING else "view"
+    await site.look(granted_to(request), kind, recording)
+    if "from" in found:
+        try:
+            position = windows.Position.of(found["from"])
+        except ValueError as error:
+            raise queries.bad(f"from is {error}") from None
+        pieces = windows.onward(site.store, recording, position)
+    else:
+        pieces = windows.around(site.store, recording, queries.number(found, "at") or 0.0)
+    async with aclosing(pieces):
+        return await stream(request, pieces, {"Content-Type": "application/x-ndjson"})
+
+
+async def cast(request: web.Request) -> web.StreamResponse:
+    found = queries.values(request.query, ("start", "end"))
+    start, end = queries.number(found, "start") or 0.0, queries.number(found, "end")
+    recording = await _exported(request, "cast")
+    async with aclosing(request.app[SITE].store.cast(recording.id, start=start, end=end)) as pieces:
+        return await stream(request, pieces, _attachment(recording, "cast", "application/x-asciicast"))
+
+
+async def text(request: web.Request) -> web.StreamResponse:
+    recording = await _exported(request, "text")
+    async with aclosing(request.app[SITE].store.cast(recording.id)) as pieces:
+        return await stream(request, exports.text(pieces), _attachment(recording, "txt", "text/plain; charset=utf-8"))
+
+
+async def document(request: web.Request) -> web.StreamResponse:
+    recording = await _exported(request, "json")
+    async with aclosing(request.app[SITE].store.cast(recording.id)) as pieces:
+        about = values.session(recording)
+        return await stream(
+            request, exports.document(about, pieces), _attachment(recording, "json", "application/json")
+        )
+
+
+async def watch(request: web.Request) -> web.StreamResponse:
+    site, granted = request.app[SITE], granted_to(request)
+    recording = await site.recording(granted, request.match_info["id"], Action.LIVE)
+    await site.look(granted, "live", recording)
+
+    async def still() -> bool:
+        try:
+            return (await site.access(request)).may(recording, Action.LIVE)
+        except Refusal:
+            return False
+
+    as_lines = "application/x-ndjson" in request.headers.get("Accept", "")
+    response = web.StreamResponse(
+        headers={"Content-Type": "application/x-ndjson" if as_lines else "text/event-stream", "X-Accel-Buffering": "no"}
+    )
+    await response.prepare(request)
+    if request.method == "HEAD":
+        return response
+    async with aclosing(live.watched(site.store, recording)) as pieces, aclosing(live.told(pieces, still)) as told:
+        async for piece in told if as_lines else live.messages(told):
+            if piece:
+                async with asyncio.timeout(live.TAKE):
+                    await response.write(piece)
+    await response.write_eof()
+    return response
+
+
+async def session_events(request: web.Request) -> web.Response:
+    queries.values(request.query, ())
+    site, granted = request.app[SITE], granted_to(request)
+    recording = await site.recording(granted, request.match_info["id"])
+    return answer({"items": [values.event(event) for event in await asked.related(request, recording)]})
+
+
+async def events(request: web.Request) -> web.Response:
+    found = queries.values(request.query, (*queries.EVENT_FIELDS, *queries.PAGE_FIELDS))
+    page = await asked.find_events(request, found, queries.limit(found))
+    return answer({"items": [values.event(event) for event in page.items], "cursor": page.cursor})
+
+
+async def event(request: web.Request) -> web.Response:
+    queries.values(request.query, ())
+    return answer(values.event(await asked.find_event(request), document=True))
+
+
+async def activity(request: web.Request) -> web.Response:
+    found = queries.values(request.query, ("since", "until", "buckets"))
+    return answer({"items": [values.bucket(bucket) for bucket in await asked.activity(request, found)]})
+
+
+async def facets(request: web.Request) -> web.Response:
+    queries.values(request.query, ())
+    found = await asked.facets(request)
+    return answer(
+        {
+            "items": {
+                name: [{"value": value, "count": count} for value, count in commonest]
+                for name, commonest in found.items()
+            }
+        }
+    )
+
+
+async def looks(request: web.Request) -> web.Response:
+    found = queries.values(request.query, (*queries.LOOK_FIELDS, *queries.PAGE_FIELDS))
+    page = await asked.find_looks(request, found, queries.limit(found))
+    return answer({"items": [values.look(look) for look in page.items], "cursor": page.cursor})
+
+
+async def _exported(request: web.Request, form: str) -> Recording:
+    recording = await asked.readable(request, export=True)
+    # Each download is written down by itself; a HEAD takes nothing away, but it is asked by whoever is about to.
+    await request.app[SITE].look(granted_to(request), "export", recording, form, join=False)
+    return recording
+
+
+def _attachment(recording: Recording, ending: str, content_type: str) -> dict[str, str]:
+    return {"Content-Type": content_type, "Content-Disposition": f'attachment; filename="{recording.id}.{ending}"'}
+
+
+_NUMBER = {"type": "number", "minimum": 0}
+_TIME = "RFC 3339, a day, a minute (UTC) or unix seconds"
+_PAGE = (
+    Parameter("limit", "rows", {"type": "integer", "minimum": 1, "maximum": queries.MAX_LIMIT}),
+    Parameter("cursor", "what the answer before gave"),
+)
+_PERIOD = (
+    Parameter("since", f"not before; {_TIME}"),
+    Parameter("until", f"before; {_TIME}"),
+)
+
+
+def _texts(names: Sequence[str]) -> list[Parameter]:
+    return [
+        Parameter(name, f"the {name.replace('_', ' ')}; * stands for any characters")
+        for name in names
+        if name not in ("q", "type", "state", "since", "until", "min_duration", "kind", "session", "command")
+    ]
+
+
+def _route(path: str, name: str, summary: str, handler: Callable[..., Any], schema: str, *more: Any) -> Route:
+    parameters, refusals = (*more, (), ())[:2] if more else ((), ())
+    return Route(path, name, summary, handler, {"application/json": openapi.ref(schema)}, parameters, refusals)
+
+
+_SESSION_FILTER = (
+    Parameter("q", "words that were on the screen or in the command; several are all meant, quotes make a phrase"),
+    *_texts(queries.QUERY_FIELDS),
+    Parameter("command", "a part of the command line"),
+    Parameter("type", "exec, attach or ssh"),
+    Parameter("state", "how far it is", {"type": "string", "enum": list(queries.STATES)}),
+    *_PERIOD,
+    Parameter("min_duration", "seconds", _NUMBER),
+)
+_LOOK_FILTER = (
+    Parameter("user", "who looked"),
+    Parameter("kind", "what was done", {"type": "string", "enum": list(queries.KINDS)}),
+    Parameter("session", "the id of what was looked at"),
+    *_PERIOD,
+)
+_TEXT = {"type": "string"}
+_RANGE = (
+    Parameter("start", "seconds; whole stored pieces are given, so it may begin earlier", _NUMBER),
+    Parameter("end", "seconds; it may end later", _NUMBER),
+)
+
+ROUTES: tuple[Route, ...] = (
+    _route("/openapi.json", "openapi", "This description", openapi_document, "Document"),
+    _route("/whoami", "whoami", "Who asks, and what they may do", whoami, "Whoami"),
+    _route("/sessions", "sessions", "Sessions, newest first", sessions, "Sessions", (*_SESSION_FILTER, *_PAGE)),
+    _route(
+        "/sessions/{id}", "session", "One session", session, "SessionDetail", (Parameter("q", "words to find"),), (404,)
+    ),
+    Route(
+        "/sessions/{id}/window",
+        "window",
+        "A part of a session's cast: header, events, and a line with the position of the next part",
+        window,
+        {"application/x-ndjson": _TEXT},
+        (
+            Parameter("at", "seconds; what led up to that moment is given too", _NUMBER),
+            Parameter("from", "the position that the part before gave"),
+        ),
+        (404,),
+    ),
+    Route(
+        "/sessions/{id}/cast",
+        "cast",
+        "Download as asciicast v2",
+        cast,
+        {"application/x-asciicast": _TEXT},
+        _RANGE,
+        (404,),
+    ),
+    Route("/sessions/{id}/text", "text", "Download as plain text", text, {"text/plain": _TEXT}, (), (404,)),
+    _route("/sessions/{id}/json", "json", "Download as one JSON document", document, "Export", (), (404,)),
+    Route(
+        "/sessions/{id}/live",
+        "live",
+        "Watch a session while it runs",
+        watch,
+        {"text/event-stream": _TEXT, "application/x-ndjson": _TEXT},
+        (),
+        (404,),
+    ),
+    _route(
+        "/sessions/{id}/events", "sessionEvents", "API events around a session", session_events, "EventList", (), (404,)
+    ),
+    _route(
+        "/events",
+        "events",
+        "API events, newest first",
+        events,
+        "Events",
+        (*_texts(queries.EVENT_FIELDS), *_PERIOD, *_PAGE),
+    ),
+    _route("/events/{id}", "event", "One API event as it was sent", event, "EventDetail", (), (404,)),
+    _route(
+        "/activity",
+        "activity",
+        "How much began when",
+        activity,
+        "Activity",
+        (*_PERIOD, Parameter("buckets", "stretches", {"type": "integer", "minimum": 1, "maximum": asked.MAX_BUCKETS})),
+    ),
+    _route("/facets", "facets", "Which values there are to filter by", facets, "Facets"),
+    _route("/looks", "looks", "Who looked at what, newest first", looks, "Looks", (*_LOOK_FILTER, *_PAGE)),
+)

@@ -1,0 +1,114 @@
+"""What pages and the API do alike: put a question inside the peer's scope, with the look that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from aiohttp import web
+
+from recorder.access import Access, Action
+from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
+from recorder.model import Recording
+from recorder.web import queries
+from recorder.web.archive import Facets
+from recorder.web.site import SITE, audit_scope, granted_to
+
+_DAY = 86400.0
+MAX_BUCKETS = 366  # a bar for each day of a year
+
+
+async def find_sessions(request: web.Request, found: Mapping[str, str], limit: int) -> Page[RecordingRow]:
+    """The list of sessions; a search for words is a look. Raises Refusal."""
+    site, granted = request.app[SITE], granted_to(request)
+    wanted = queries.sessions(found)
+    if wanted.text:
+        await site.look(granted, "search", detail=wanted.text)
+    with queries.reading_cursor():
+        page = await site.archive.recordings(wanted, granted.scope(), limit=limit, cursor=found.get("cursor"))
+    items = (row if site.may_read(granted, row.recording) else replace(row, hits=()) for row in page.items)
+    return Page(tuple(items), page.cursor)
+
+
+async def find_hits(request: web.Request, recording: Recording, text: str) -> Sequence[Hit]:
+    """Where words are in one recording."""
+    site, granted = request.app[SITE], granted_to(request)
+    if not text or not site.may_read(granted, recording):
+        return ()
+    try:
+        return await site.archive.hits(recording.id, text, granted.scope())
+    except KeyError:  # the index has not heard of it yet
+        return ()
+
+
+async def find_events(request: web.Request, found: Mapping[str, str], limit: int) -> Page[EventRow]:
+    """The list of API events. Raises Refusal."""
+    site, granted = request.app[SITE], granted_to(request)
+    wanted = queries.events(found)
+    with queries.reading_cursor():
+        return await site.archive.events(wanted, granted.scope(), limit=limit, cursor=found.get("cursor"))
+
+
+async def find_event(request: web.Request) -> EventRow:
+    """One event, which is a look. Raises Refusal, 404 also for one that is out of scope."""
+    site, granted = request.app[SITE], granted_to(request)
+    try:
+        event = await site.archive.event(request.match_info["id"], granted.scope())
+    except KeyError:
+        raise queries.missing("event") from None
+    await site.look(granted, "event", detail=event.id)
+    return event
+
+
+async def related(request: web.Request, recording: Recording) -> Sequence[EventRow]:
+    """Events that belong beside the session, oldest first."""
+    site, granted = request.app[SITE], granted_to(request)
+    try:
+        return await site.archive.related(recording.id, granted.scope())
+    except KeyError:
+        return ()
+
+
+async def find_looks(request: web.Request, found: Mapping[str, str], limit: int) -> Page[Look]:
+    """The book of looks. Raises Refusal."""
+    scope = audit_scope(request)
+    with queries.reading_cursor():
+        return await request.app[SITE].archive.looks(
+            queries.looks(found), scope, limit=limit, cursor=found.get("cursor")
+        )
+
+
+async def activity(request: web.Request, found: Mapping[str, str]) -> Sequence[Bucket]:
+    """What began when; the last two weeks by default, in as many days. Raises Refusal."""
+    now = request.app[SITE].clock()
+    until = queries.moment(found, "until")
+    end = until if until is not None else (now // _DAY + 1) * _DAY
+    since = queries.moment(found, "since")
+    start = since if since is not None else end - 14 * _DAY
+    buckets = int(queries.number(found, "buckets") or 14)
+    if not start < end or not 1 <= buckets <= MAX_BUCKETS:
+        raise queries.bad(f"since must be before until, and buckets from 1 to {MAX_BUCKETS}")
+    return await request.app[SITE].archive.activity(granted_to(request).scope(), start, end, buckets)
+
+
+async def facets(request: web.Request) -> Facets:
+    """Which values there are to filter by."""
+    return await request.app[SITE].archive.facets(granted_to(request).scope())
+
+
+async def readable(request: web.Request, *, export: bool = False) -> Recording:
+    """The recording of the address, to read what was on its screen. Raises Refusal."""
+    site, granted = request.app[SITE], granted_to(request)
+    action = Action.EXPORT if export else Action.VIEW
+    recording = await site.recording(granted, request.match_info["id"], action)
+    if not site.may_read(granted, recording):
+        raise queries.forbidden("this session still runs, and your tailnet's policy does not let you watch it live")
+    return recording
+
+
+def rights(granted: Access, recording: Recording | None = None) -> dict[str, bool]:
+    """What the peer may do, on one recording or anywhere."""
+    return {
+        action.value: granted.may(recording, action) if recording is not None else bool(granted.scope(action))
+        for action in Action
+    }

@@ -1,0 +1,171 @@
+"""The OpenAPI 3.1 description, made of the table of routes and the schemas below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from recorder.web.routes import BASE, Route, Schema
+
+_STRING: Schema = {"type": "string"}
+_NUMBER: Schema = {"type": "number"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_SWITCH: Schema = {"type": "boolean"}
+_TIME: Schema = {"type": "string", "format": "date-time"}
+_STRINGS: Schema = {"type": "array", "items": _STRING}
+_ANY: Schema = {"type": "object"}
+_CURSOR: Schema = {"type": ["string", "null"], "description": "gives the next part; null on the last"}
+
+
+def ref(name: str) -> Schema:
+    """A schema by its name."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(**properties: Schema) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _list(name: str, *, cursor: bool = True) -> dict[str, Any]:
+    items: dict[str, Schema] = {"items": {"type": "array", "items": ref(name)}}
+    return _object(**items, cursor=_CURSOR) if cursor else _object(**items)
+
+
+def _extended(base: dict[str, Any], **properties: Schema) -> dict[str, Any]:
+    return _object(**base["properties"], **properties)
+
+
+_SESSION = _object(
+    id={"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"},
+    state={"type": "string", "enum": ["running", "clean", "cut"], "description": "cut: it ended without an end"},
+    started=_TIME,
+    ended={"type": ["string", "null"], "format": "date-time"},
+    duration={"type": "number", "description": "seconds, the time of the last event"},
+    size={"type": "integer", "description": "bytes of cast text"},
+    events=_COUNT,
+    damaged={"type": "boolean", "description": "a line could not be read as an event"},
+    type=_STRING,
+    command=_STRING,
+    user=_STRING,
+    groups=_STRINGS,
+    node=_STRING,
+    tags=_STRINGS,
+    cluster=_STRING,
+    namespace=_STRING,
+    pod=_STRING,
+    container=_STRING,
+    sessionId=_STRING,
+    userAgent=_STRING,
+    source=ref("Source"),
+)
+_HITS: Schema = {"type": "array", "items": ref("Hit")}
+_EVENT = _object(
+    id=_STRING,
+    received=_TIME,
+    user=_STRING,
+    node=_STRING,
+    tags=_STRINGS,
+    cluster=_STRING,
+    verb=_STRING,
+    apiGroup=_STRING,
+    resource=_STRING,
+    subresource=_STRING,
+    namespace=_STRING,
+    name=_STRING,
+    method=_STRING,
+    path=_STRING,
+    userAgent=_STRING,
+    sessionId=_STRING,
+    sender=_STRING,
+)
+
+SCHEMAS: dict[str, Any] = {
+    "Document": _ANY,
+    "Problem": _object(type=_STRING, title=_STRING, status=_COUNT, detail=_STRING, cause=_STRING),
+    "Rights": _object(view=_SWITCH, live=_SWITCH, export=_SWITCH, audit=_SWITCH),
+    "Whoami": _object(node=_STRING, address=_STRING, user=_STRING, tags=_STRINGS, rights=ref("Rights")),
+    "Source": _object(node=_STRING, address=_STRING, user=_STRING, tags=_STRINGS),
+    "Hit": _object(time=_NUMBER, snippet={"type": "array", "items": _object(text=_STRING, match=_SWITCH)}),
+    "Session": _extended(
+        _SESSION, hits=_HITS, searchable={"type": "boolean", "description": "false: its text was too long"}
+    ),
+    "Sessions": _list("Session"),
+    "SessionDetail": _extended(_SESSION, header=_ANY, hits=_HITS, rights=ref("Rights")),
+    "Export": _object(session=_SESSION, header=_ANY, events={"type": "array", "items": {"type": "array"}}),
+    "Event": _EVENT,
+    "Events": _list("Event"),
+    "EventList": _list("Event", cursor=False),
+    "EventDetail": _extended(_EVENT, document=_ANY),
+    "Bucket": _object(start=_TIME, end=_TIME, sessions=_COUNT, events=_COUNT),
+    "Activity": _list("Bucket", cursor=False),
+    "Facets": _object(
+        items={
+            "type": "object",
+            "additionalProperties": {"type": "array", "items": _object(value=_STRING, count=_COUNT)},
+        }
+    ),
+    "Look": _object(
+        id=_STRING,
+        at=_TIME,
+        kind=_STRING,
+        session={"type": ["string", "null"]},
+        user=_STRING,
+        node=_STRING,
+        tags=_STRINGS,
+        address=_STRING,
+        detail=_STRING,
+    ),
+    "Looks": _list("Look"),
+}
+
+_REFUSALS = {
+    400: "The query can't be read",
+    403: "The peer may not do that, or may do nothing at all",
+    404: "There is no such thing, or it is outside of what the peer may see",
+    421: "The site is not known under that name",
+    503: "The store, the index or tailscaled can't answer, or the look can't be written down",
+}
+
+
+def document(routes: Sequence[Route], title: str) -> dict[str, Any]:
+    """The whole."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": title,
+            "version": "1",
+            "summary": "Recorded Kubernetes sessions and API requests.",
+            "description": "The connection is the identity: there is nothing to log in with. Answers hold what the "
+            "tailnet's policy lets the peer see.",
+        },
+        "paths": {BASE + route.path: {"get": _operation(route)} for route in routes},
+        "components": {"schemas": SCHEMAS},
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    parameters: list[dict[str, Any]] = [
+        {"name": entry.name, "in": "query", "description": entry.description, "schema": dict(entry.schema)}
+        for entry in route.parameters
+    ]
+    if "{id}" in route.path:
+        parameters.insert(0, {"name": "id", "in": "path", "required": True, "schema": _STRING})
+    refusals = sorted({400, 403, 421, 503, *route.refusals})
+    return {
+        "operationId": route.name,
+        "summary": route.summary,
+        "parameters": parameters,
+        "responses": {
+            "200": {
+                "description": route.summary,
+                "content": {kind: {"schema": dict(schema)} for kind, schema in route.answers.items()},
+            },
+            **{
+                str(status): {
+                    "description": _REFUSALS[status],
+                    "content": {"application/problem+json": {"schema": ref("Problem")}},
+                }
+                for status in refusals
+            },
+        },
+    }

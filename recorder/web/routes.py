@@ -1,0 +1,36 @@
+"""A route of the API and what is said about it, in one table: what is served is what is described."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from recorder.web.guard import Handler
+
+Schema = Mapping[str, Any]
+
+BASE = "/api/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One of the query. description: a sentence without its full stop."""
+
+    name: str
+    description: str
+    schema: Schema = field(default_factory=lambda: {"type": "string"})
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """path: behind BASE, with {id}. answers: content type -> schema of a 200. refusals: statuses besides those that
+    every route has."""
+
+    path: str
+    name: str
+    summary: str
+    handler: Handler
+    answers: Mapping[str, Schema]
+    parameters: Sequence[Parameter] = ()
+    refusals: Sequence[int] = ()

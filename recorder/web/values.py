@@ -1,0 +1,118 @@
+"""What the API answers with, as JSON values. Times are RFC 3339 in UTC, lengths are seconds, sizes bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from recorder.access import Access
+from recorder.index.rows import Bucket, EventRow, Hit, Look, RecordingRow
+from recorder.model import Recording
+from recorder.web.words import rfc3339
+
+Values = dict[str, Any]
+
+
+def session(recording: Recording) -> Values:
+    """A session without its header."""
+    return {
+        "id": recording.id,
+        "state": recording.end.value,
+        "started": rfc3339(recording.started),
+        "ended": rfc3339(recording.ended) if recording.ended is not None else None,
+        "duration": recording.duration,
+        "size": recording.size,
+        "events": recording.events,
+        "damaged": recording.damaged,
+        "type": recording.session_type,
+        "command": recording.command,
+        "user": recording.user,
+        "groups": list(recording.groups),
+        "node": recording.node,
+        "tags": list(recording.tags),
+        "cluster": recording.cluster,
+        "namespace": recording.namespace,
+        "pod": recording.pod,
+        "container": recording.container,
+        "sessionId": recording.session_id,
+        "userAgent": recording.user_agent,
+        "source": recording.source.values(),
+    }
+
+
+def hits(found: Iterable[Hit]) -> list[Values]:
+    """Where searched words were."""
+    return [
+        {"time": hit.time, "snippet": [{"text": text, "match": match} for text, match in hit.snippet]} for hit in found
+    ]
+
+
+def row(found: RecordingRow) -> Values:
+    """A session of a list."""
+    return session(found.recording) | {"hits": hits(found.hits), "searchable": not found.text_truncated}
+
+
+def header(document: Mapping[str, Any]) -> Values:
+    """A cast header, as it was sent."""
+    return dict(document)
+
+
+def event(found: EventRow, *, document: bool = False) -> Values:
+    """An API event; with what was sent, if asked for."""
+    values: Values = {
+        "id": found.id,
+        "received": rfc3339(found.received),
+        "user": found.user,
+        "node": found.node,
+        "tags": list(found.tags),
+        "cluster": found.cluster,
+        "verb": found.verb,
+        "apiGroup": found.api_group,
+        "resource": found.resource,
+        "subresource": found.subresource,
+        "namespace": found.namespace,
+        "name": found.name,
+        "method": found.method,
+        "path": found.path,
+        "userAgent": found.user_agent,
+        "sessionId": found.session_id,
+        "sender": found.sender,
+    }
+    return values | {"document": dict(found.document)} if document else values
+
+
+def look(found: Look) -> Values:
+    """That somebody looked."""
+    return {
+        "id": found.id,
+        "at": rfc3339(found.at),
+        "kind": found.kind,
+        "session": found.recording or None,
+        "user": found.user,
+        "node": found.node,
+        "tags": list(found.tags),
+        "address": found.address,
+        "detail": found.detail,
+    }
+
+
+def bucket(found: Bucket) -> Values:
+    """What began in a stretch of time."""
+    return {
+        "start": rfc3339(found.start),
+        "end": rfc3339(found.end),
+        "sessions": found.recordings,
+        "events": found.events,
+    }
+
+
+def whoami(granted: Access, rights: Mapping[str, bool]) -> Values:
+    """Who asks, and what they may do anywhere."""
+    peer = granted.peer
+    return {
+        "node": peer.node_name.removesuffix("."),
+        "address": peer.address,
+        "user": "" if peer.is_tagged else peer.login_name,
+        "tags": list(peer.tags),
+        "rights": dict(rights),
+    }
