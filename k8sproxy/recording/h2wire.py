@@ -2,11 +2,15 @@
 
 h2 keeps the protocol's state, reads the recorder's frames and writes all of ours but one kind: DATA. A session's output
 is megabytes a second in DATA frames, and each one sent by h2 passes its two state machines and is copied three times
-(30 us for 16 KiB). Here a DATA frame is its nine bytes of header in front of memoryviews of what the session wrote.
+(20 us for 16 KiB). Here a DATA frame is its nine bytes of header in front of memoryviews of what the session wrote.
 h2's account of flow control stays true because what a frame takes is subtracted from the same two numbers that h2
 itself subtracts it from: `H2Connection.outbound_flow_control_window` and `H2Stream.outbound_flow_control_window`;
 window updates and changed settings arrive there as ever. The last frame of a body, with END_STREAM and no data, is
 h2's again, for the stream's state.
+
+The other way, acks are DATA frames of some twenty bytes, of which 500 busy sessions get thousands a second: those with
+neither padding nor END_STREAM go to their upload without h2, at a tenth of its cost (100 us). Their windows are given
+back here, in window updates of our own; h2 never sees these bytes and so never gives them back again.
 
 Frames are given to h2 one at a time, since it closes its state machine at a GOAWAY, while RFC 9113, 6.8 lets the
 streams up to the last one named go on: a recorder that is being replaced says so and lets its sessions end. So after a
@@ -64,9 +68,17 @@ _SETTINGS_OF_OURS: dict[SettingCodes, int] = {
     SettingCodes.MAX_HEADER_LIST_SIZE: 16384,
 }
 
+# Our own fields are five constants, in order and lower case: nothing to check. The recorder's are checked.
+_CONFIGURATION = H2Configuration(
+    client_side=True, header_encoding="utf-8", validate_outbound_headers=False, normalize_outbound_headers=False
+)
+
 _GOAWAY = 0x7
 _SETTINGS = 0x4
-_END_HEADER_SIZE = 9
+_WINDOW_UPDATE = b"\0\0\x04\x08\0"  # the head's front: length, type, flags
+_HEADER_SIZE = 9
+# Bytes read before a window is given back: a quarter of it.
+_RETURN = 16 * 1024
 _FATAL = ("the connection to the recorder broke HTTP/2", "the recorder is closing its connections")
 
 
@@ -85,7 +97,7 @@ class Rejected(Exception):
 class Stream:
     """A request on a connection, later an upload's carrier. answer: the response's status."""
 
-    __slots__ = ("_connection", "answer", "h2", "number", "queued", "upload", "upload_for")
+    __slots__ = ("_connection", "answer", "h2", "number", "queued", "read", "upload", "upload_for")
 
     def __init__(
         self, connection: Connection, number: int, h2_stream: H2Stream, upload_for: Callable[[Stream], Upload] | None
@@ -96,6 +108,7 @@ class Stream:
         self.upload_for = upload_for
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.queued = False
+        self.read = 0  # bytes whose window is not given back yet
         self.upload: Upload | None = None
 
     def wake(self) -> None:
@@ -122,7 +135,8 @@ class Connection:
         self._streams: dict[int, Stream] = {}
         self._ready: list[Stream] = []
         self._opened = 0
-        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self._read = 0
+        self._h2 = H2Connection(_CONFIGURATION)
         self._h2.local_settings = Settings(client=True, initial_values=_SETTINGS_OF_OURS)
         self._h2.initiate_connection()
         self._peak = self._h2.outbound_flow_control_window
@@ -261,7 +275,7 @@ class Connection:
                     header_at = len(pieces) - 1
                     taken = upload.take(most, pieces)
                     pieces[header_at] = taken.to_bytes(3, "big") + b"\0\0" + stream.number.to_bytes(4, "big")
-                    size += taken + _END_HEADER_SIZE
+                    size += taken + _HEADER_SIZE
                     share -= taken
                     connection.outbound_flow_control_window -= taken
                     stream.h2.outbound_flow_control_window -= taken
@@ -308,14 +322,19 @@ class Connection:
         if not self._heard and not self._first(data):
             return
         at = 0
-        while len(data) - at >= _END_HEADER_SIZE and self.lost is None:
-            size = _END_HEADER_SIZE + int.from_bytes(data[at : at + 3], "big")
-            if size - _END_HEADER_SIZE > self._h2.max_inbound_frame_size:
+        while len(data) - at >= _HEADER_SIZE and self.lost is None:
+            size = _HEADER_SIZE + int.from_bytes(data[at : at + 3], "big")
+            if size - _HEADER_SIZE > self._h2.max_inbound_frame_size:
                 self._on_lost(f"{_FATAL[0]} (a frame of {size} bytes)")
                 return
             if len(data) - at < size:
                 break
-            self._frame(data[at : at + size])
+            number = int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFFFFFF  # without the reserved bit
+            stream = self._streams.get(number)
+            if data[at + 3 : at + 5] == b"\0\0" and stream is not None and stream.upload is not None:
+                self._ack(stream, data[at + _HEADER_SIZE : at + size])
+            else:
+                self._frame(data[at : at + size], number)
             at += size
         self._held = data[at:]
         if self.lost is None:
@@ -325,7 +344,7 @@ class Connection:
 
     def _first(self, data: bytes) -> bool:
         """Whether HTTP/2 it is: the first frame of an HTTP/2 server is SETTINGS (RFC 9113, 3.4)."""
-        if len(data) < _END_HEADER_SIZE:
+        if len(data) < _HEADER_SIZE:
             self._held = data
             return False
         if data[3] != _SETTINGS or data[5:9] != b"\0\0\0\0":
@@ -338,7 +357,24 @@ class Connection:
         self._heard = True
         return True
 
-    def _frame(self, frame: bytes) -> None:
+    def _ack(self, stream: Stream, data: bytes) -> None:
+        """A plain DATA frame of a session's response."""
+        updates = b""
+        self._read += len(data)
+        stream.read += len(data)
+        if self._read >= _RETURN:
+            updates += _WINDOW_UPDATE + b"\0\0\0\0" + self._read.to_bytes(4, "big")
+            self._read = 0
+        if stream.read >= _RETURN:
+            updates += _WINDOW_UPDATE + stream.number.to_bytes(4, "big") + stream.read.to_bytes(4, "big")
+            stream.read = 0
+        if updates:
+            self._wire.send((updates,), len(updates))
+        if stream.upload is not None:
+            stream.upload.receive_data(data)
+            self._window_changed(stream.number)  # fewer bytes unacked: see _allowance
+
+    def _frame(self, frame: bytes, number: int) -> None:
         try:
             events = self._h2.receive_data(frame)
         except H2Error as error:
@@ -350,7 +386,7 @@ class Connection:
         for event in events:
             self._event(event)
         if frame[3] in (0x8, _SETTINGS):  # WINDOW_UPDATE, SETTINGS: those who waited for a window have their turn
-            self._window_changed(int.from_bytes(frame[5:9], "big"))
+            self._window_changed(number)
 
     def _window_changed(self, number: int) -> None:
         streams = tuple(self._streams.values()) if not number else (self._streams.get(number),)
@@ -385,8 +421,7 @@ class Connection:
             stream.answer.set_result(status)
         elif isinstance(event, DataReceived):
             if stream.upload is not None:
-                stream.upload.receive_data(event.data or b"")
-                self._window_changed(stream.number)  # fewer bytes unacked: see _allowance
+                stream.upload.receive_data(event.data or b"")  # padded, or the last
         elif isinstance(event, StreamEnded):
             if stream.upload is not None:
                 stream.upload.receive_end()

@@ -286,6 +286,7 @@ class _Connection(asyncio.Protocol):
         except H2Error:
             self.transport.abort()
             raise
+        self.recorder.changed()  # a window, if nothing else
         for event in events:
             if isinstance(event, RequestReceived):
                 assert event.stream_id is not None

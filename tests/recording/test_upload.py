@@ -458,3 +458,27 @@ def test_what_an_owner_raises_is_its_own() -> None:
             assert [type(error) for error in caught] == [ZeroDivisionError]
 
     run(scene())
+
+
+def test_the_windows_of_the_answers_are_given_back() -> None:
+    async def scene() -> None:
+        async with session() as (fake, upload):
+            fake.acks = False
+            upload.failed = pytest.fail
+            upload.write(bytes(30_000))
+            await fake.until(lambda: fake.sessions[0].received == 30_000)
+            answers = fake.sessions[0]
+            connection = answers.connection.h2
+            for number in range(1, 30_000, 1000):
+                # 10 KB each, 300 KB in all: nearly five times what the windows let through at first.
+                await fake.until(lambda: connection.local_flow_control_window(answers.stream) > 11_000)
+                answers.send(b'{"note":"%s"}' % (b"x" * 10_000))
+                answers.ack(number)
+            answers.connection.h2.send_data(answers.stream, b'{"ack":29999}', pad_length=10)
+            answers.connection.flush()
+            while upload.acked < 29_999:
+                await turns(1)
+            answers.ack(30_000)
+            await upload.finish()
+
+    run(scene())
