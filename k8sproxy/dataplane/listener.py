@@ -7,6 +7,8 @@ How the address that WhoIs is asked about is found (Trust):
     PROXY    a PROXY v2 header names the client, as a Tailscale Service sends it. In userspace mode any peer of the
              tailnet can dial this port itself and forge a header. A dial from the tailnet is known to WhoIs, a
              connection from the daemon's serve path is not; so the direct peer must be on loopback and unknown.
+             That question is a dear one (docs/security.md), and is spared where a userspace daemon can't lead a peer
+             to: it forwards to 127.0.0.1 and ::1 alone (netstack.acceptTCP), not to the other loopback addresses.
 
 A Server is one per process. It owns the connections and the clock that looks at their limits once a second; listeners
 come and go under it, and what a listener leads to (certificate, route) is looked up for each connection anew.
@@ -48,6 +50,12 @@ _OUT_OF_FILES = 0.5
 _CLOCK_SECONDS = 1.0
 # Ticks of the clock between looks for sides that are gone without a word (Wire.unheard): one system call a wire.
 _UNHEARD_TICKS = 8
+
+
+def _is_forwarded_to(ip: str) -> bool:
+    """Whether a userspace daemon may forward to this address of ours what a peer dials."""
+    address = ipaddress.ip_address(ip)
+    return not (address.version == 4 and address.is_loopback and str(address) != "127.0.0.1")
 
 
 class Trust(enum.Enum):
@@ -271,7 +279,7 @@ class Server:
             if len(got) >= HEAD_SIZE:
                 want = HEAD_SIZE + int.from_bytes(got[HEAD_SIZE - 2 : HEAD_SIZE])
         # Asked once bytes are here: only then has the daemon registered what it forwards (WhoIs.resolves).
-        if await self.site.whois.resolves(ip, port):
+        if _is_forwarded_to(sock.getsockname()[0]) and await self.site.whois.resolves(ip, port):
             raise Refusal(403, "proxy_forged", "a peer of the tailnet sent a PROXY header of its own")
         if header.source is None:
             raise Refusal(403, "proxy_without_client", "the PROXY header names no client")

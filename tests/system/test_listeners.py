@@ -97,18 +97,24 @@ def test_plain_http_inside_the_tailnet(bed: Bed, new_proxy: NewProxy, alice_node
 # -- behind a Tailscale Service
 
 
+@pytest.fixture(params=["127.0.0.1", "127.0.0.2"])
+def loopback(request: pytest.FixtureRequest) -> str:
+    """Where the Service leads: the address to which a userspace daemon forwards all that is dialled, or another one."""
+    return str(request.param)
+
+
 @pytest.fixture
-def service(bed: Bed, new_proxy: NewProxy, grants: Callable[..., None]) -> Iterator[Proxy]:
+def service(bed: Bed, new_proxy: NewProxy, grants: Callable[..., None], loopback: str) -> Iterator[Proxy]:
     """A proxy that stands behind svc:kube; mallory's grant there is for the Service alone."""
     node = bed.nodes["proxy"]
     port = free_port()
     proxy = new_proxy(
-        listen=[{"address": f"127.0.0.1:{port}", "tls": {"source": "none"}, "proxyProtocol": True, "service": SERVICE}]
+        listen=[{"address": f"{loopback}:{port}", "tls": {"source": "none"}, "proxyProtocol": True, "service": SERVICE}]
     )
     proxy.port = port
     bed.set_service(SERVICE, SERVICE_ADDRESS, ["proxy"])
     grants([kubernetes_grant("mallory@example.com", ["viewers"], dst=SERVICE)])
-    forward = {"TCPForward": f"127.0.0.1:{port}", "ProxyProtocol": 2}
+    forward = {"TCPForward": f"{loopback}:{port}", "ProxyProtocol": 2}
     assert node.localapi("serve-config", "POST", {"Services": {SERVICE: {"TCP": {"80": forward}}}}).ok
     assert node.localapi("prefs", "PATCH", {"AdvertiseServices": [SERVICE], "AdvertiseServicesSet": True}).ok
     yield proxy
@@ -139,10 +145,18 @@ def proxy_header(source: str, target: str = "127.0.0.1") -> bytes:
     return b"\r\n\r\n\x00\r\nQUIT\n" + struct.pack("!BBH", 0x21, 0x11, len(addresses)) + addresses
 
 
-def test_a_peer_of_the_tailnet_cannot_forge_the_header(bed: Bed, service: Proxy) -> None:
+def test_a_peer_of_the_tailnet_cannot_forge_the_header(bed: Bed, service: Proxy, loopback: str) -> None:
     """ci dials the loopback port, which a userspace daemon makes reachable, and says that it is mallory."""
     forged = proxy_header(bed.nodes["mallory"].tailnet_ip)
     ci = bed.nodes["ci"]
+    if loopback != "127.0.0.1":
+        # There is nothing at the address to which the daemon forwards.
+        with (
+            pytest.raises((OSError, http.client.HTTPException)),
+            Connection.open(service.node.dns_name, service.port, through=ci, first=forged) as connection,
+        ):
+            connection.ask("GET", WHOAMI)
+        return
     with (
         Connection.open(service.node.dns_name, service.port, through=ci, first=forged) as connection,
         pytest.raises((OSError, http.client.HTTPException)),
@@ -151,11 +165,11 @@ def test_a_peer_of_the_tailnet_cannot_forge_the_header(bed: Bed, service: Proxy)
     assert service.wait_event("connection_refused")["cause"] == "proxy_forged"
 
 
-def test_who_shares_the_loopback_is_trusted_with_the_header(bed: Bed, service: Proxy) -> None:
+def test_who_shares_the_loopback_is_trusted_with_the_header(bed: Bed, service: Proxy, loopback: str) -> None:
     """What the documentation says of proxyProtocol; and that the forged header above was a good one."""
     mallory = bed.nodes["mallory"].tailnet_ip
     header = proxy_header(mallory)
-    with Connection.open("127.0.0.1", service.port, first=header) as connection:
+    with Connection.open(loopback, service.port, first=header) as connection:
         assert connection.ask("GET", WHOAMI).json()["peer"]["address"] == mallory
 
 
