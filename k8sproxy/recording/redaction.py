@@ -57,6 +57,7 @@ _LABELLED = re.compile(
     r"(?:token|password|passwd|secret|stringdata)[\\\"']*\s*[:=]|kind[\\\"']*\s*:\s*[\\\"']*secret\b"
 )
 _FLAG = re.compile(r"--?[A-Za-z0-9_.-]+")
+_SEPARATORS = re.compile("[;=]")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -124,7 +125,7 @@ def redact_query(query: str) -> tuple[str, dict[str, list[str]], bool]:
         raw_name, equals, raw_value = pair.partition("=")
         name, value = _unescape(raw_name), _unescape(raw_value)
         # A value with a ";" or "=" in it may be more pairs to another reader: its names count too.
-        if value and (_hides(name) or _is_secret(value) or ((";" in value or "=" in value) and _NAMES.search(value))):
+        if value and (_hides(name) or _is_secret(value) or any(map(_hides, _SEPARATORS.split(value)[:-1]))):
             redacted = True
             raw_value = value = REDACTED
         pairs.append(raw_name + equals + raw_value)

@@ -291,6 +291,8 @@ def test_queries() -> None:
         "x=Bearer+hunter2",
         "x=a;token=hunter2",
         "a;token=hunter2",
+        "x=a;auth=hunter2",
+        "x=a;api_key=hunter2;b=c",
         "command=--password%3Dhunter2",
         "token=a=hunter2",
         "token=%zzhunter2",
