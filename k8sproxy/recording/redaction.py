@@ -50,9 +50,7 @@ _POINTERS = re.compile(
 # Text that holds a secret under whatever name: words in lower case; base64 of PEM, but for certificates and requests
 # for one, and of what begins like JSON (a JWT), both once more encoded too; "password: x", and a Secret's manifest.
 _TEXT_WORDS = ("private key", "client-key-data", "bearer ", "basic ", "last-applied-configuration")
-_CODED_STARTS = ("eyJ", "ZXlK", "LS0tLS1CRUdJTi")
 _CODED = re.compile(r"eyJ[A-Za-z0-9+/_-]{8}|ZXlK[A-Za-z0-9+/]{12}|LS0tLS1CRUdJTi(?!BDRVJU)")
-_LABELS = ("token", "passw", "secret", "stringdata")
 _LABELLED = re.compile(
     r"(?:token|password|passwd|secret|stringdata)[\\\"']*\s*[:=]|kind[\\\"']*\s*:\s*[\\\"']*secret\b"
 )
@@ -174,18 +172,16 @@ def _is_secret(text: str) -> bool:
     """Whether a text holds a secret, whatever its name."""
     if len(text) < 7:  # shorter than a label, a colon and something
         return False
-    lowered = text.lower()
-    for word in _TEXT_WORDS:
-        if word in lowered:
-            return True
-    for word in _LABELS:
-        if word in lowered:
-            return _LABELLED.search(lowered) is not None or _is_coded(text)
+    # One character of those that each word has, of those that are rare in names.
+    if (" " in text or "-" in text) and any(map(text.lower().__contains__, _TEXT_WORDS)):
+        return True
+    if (":" in text or "=" in text) and _LABELLED.search(text.lower()) is not None:
+        return True
     return _is_coded(text)
 
 
 def _is_coded(text: str) -> bool:
-    return any(start in text for start in _CODED_STARTS) and _CODED.search(text) is not None
+    return ("eyJ" in text or "ZXlK" in text or "LS0t" in text) and _CODED.search(text) is not None
 
 
 def _only_harmless(value: object) -> object:
@@ -225,30 +221,33 @@ def _blank(value: object) -> object:
 
 def _without_secrets(value: object, name: str) -> object:
     """A value of an ordinary resource, which stands under `name`, without the secrets in it."""
+    if isinstance(value, str):
+        return REDACTED if value and (_hides(name) or _is_secret(value)) else value
     if isinstance(value, dict):
         kind = value.get("kind")
         if isinstance(kind, str) and kind != "TokenRequest" and _is_sensitive(kind):
             return _only_harmless(value)
-        # {"name": .., "value": ..} of environment variables and headers, {"path": .., "value": ..} of a JSON patch
-        owner = " ".join(label for label in (value.get("name"), value.get("path")) if isinstance(label, str))
-        hidden_value = _hides(owner) or _LAST_APPLIED.replace("/", "~1") in owner
-        told: dict[str, object] = {}
-        for key, member in value.items():
-            if key in (_LAST_APPLIED, "stringData") or (key == "value" and hidden_value):
-                told[key] = _blank(member)
-            else:
-                told[key] = _without_secrets(member, key)
-        return told
+        hidden = "value" in value and _value_is_hidden(value)
+        return {
+            key: _blank(member)
+            if key == _LAST_APPLIED or key == "stringData" or (hidden and key == "value")
+            else _without_secrets(member, key)
+            for key, member in value.items()
+        }
     if isinstance(value, list):
         items: list[object] = []
         flagged = False  # the item before is a flag like --password, whose value this one is
         for item in value:
             items.append(REDACTED if flagged and isinstance(item, str) else _without_secrets(item, name))
-            flagged = isinstance(item, str) and _FLAG.fullmatch(item) is not None and _hides(item)
+            flagged = isinstance(item, str) and item[:1] == "-" and _FLAG.fullmatch(item) is not None and _hides(item)
         return items
-    if isinstance(value, str):
-        return REDACTED if value and (_hides(name) or _is_secret(value)) else value
     return REDACTED if isinstance(value, (int, float)) and not isinstance(value, bool) and _hides(name) else value
+
+
+def _value_is_hidden(value: dict[str, object]) -> bool:
+    """Of {"name": .., "value": ..} (environment variables, headers) or {"path": .., "value": ..} (JSON patch)."""
+    owner = " ".join(label for label in (value.get("name"), value.get("path")) if isinstance(label, str))
+    return _hides(owner) or _LAST_APPLIED.replace("/", "~1") in owner
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

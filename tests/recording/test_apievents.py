@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
@@ -273,6 +274,27 @@ def test_large_documents_make_small_batches(monkeypatch: pytest.MonkeyPatch) -> 
         assert [count for _, count in recorders.posts] == [2, 2]
 
     monkeypatch.setattr(apievents, "BATCH_BYTES", 2000)
+    run(scene)
+
+
+def test_large_bodies_do_not_hold_up_the_loop() -> None:
+    async def scene(recorders: Recorders) -> None:
+        threads: list[str] = []
+
+        class Heavy(RequestEvent):
+            def document(self, event_id: str) -> bytes:
+                threads.append(threading.current_thread().name)
+                return super().document(event_id)
+
+        events = recorders.events()
+        for size in (100, 20_000):
+            keeper = BodyKeeper()
+            keeper.feed(b"a" * size)
+            events.add(ONE, Heavy(request_info("GET", "/x"), '"source":{}', 1.0, body=keeper), enforced=False)
+        await events.aclose()
+        assert events.sent == 2
+        assert threads[0] == threading.main_thread().name != threads[1]
+
     run(scene)
 
 

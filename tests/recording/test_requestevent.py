@@ -14,7 +14,7 @@ from k8sproxy.peer import Peer
 from k8sproxy.policy.requestinfo import request_info
 from k8sproxy.protocol.apievent import origin_fragment
 from k8sproxy.recording import requestevent
-from k8sproxy.recording.requestevent import USER_AGENT_LIMIT, BodyKeeper, RequestEvent
+from k8sproxy.recording.requestevent import MAX_CHUNKS, USER_AGENT_LIMIT, BodyKeeper, RequestEvent
 from tests.strategies import mutations, splits
 
 ORIGIN = origin_fragment(Peer("100.64.0.7", "n7", "laptop."), "proxy.", "n1")
@@ -52,6 +52,12 @@ def test_what_is_kept_is_bounded_whatever_comes(data: st.DataObject) -> None:
     many = BodyKeeper(64, chunked=True)
     many.feed(b"1\r\na\r\n" * 1000)
     assert many.size <= 64 * 2 + 1024 and many.body() == b"a" * 64 and many.truncated
+
+
+def test_a_body_of_very_many_chunks_is_cut() -> None:
+    keeper = BodyKeeper(chunked=True)
+    keeper.feed(b"1\r\na\r\n" * (MAX_CHUNKS + 10) + b"0\r\n\r\n")
+    assert keeper.body() == b"a" * MAX_CHUNKS and keeper.truncated
 
 
 @pytest.mark.parametrize("wire", [b"5\r\nab", b"5\r\nabcde", b"5", b"zz\r\n", b"5\r\nabcde\r\n"])
