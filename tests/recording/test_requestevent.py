@@ -141,3 +141,13 @@ def test_lines_that_differ_in_method_or_query_are_told_apart(monkeypatch: pytest
         for method, target in (("GET", "/version"), ("POST", "/version"), ("GET", "/version?a=b")):
             request = document(method, target)["request"]
             assert (request["method"], request["path"]) == (method, target)
+
+
+def test_nothing_is_taken_out_where_that_is_configured() -> None:
+    keeper = BodyKeeper()
+    keeper.feed(b'{"data":{"password":"aHVudGVyMg=="}}')
+    for redact in (False, True, False):
+        request = document("POST", SECRETS + "?token=a%20b", keeper, redact=redact)["request"]
+        assert request.get("redacted", False) is redact
+        assert request["queryParameters"] == {"token": ["REDACTED" if redact else "a b"]}
+        assert (b"aHVudGVyMg" in base64.b64decode(request["body"])) is not redact
