@@ -49,6 +49,7 @@ class Switched:
         self._end_waits = False  # upstream has ended, and the client is not to know yet
         self._client_ended = False
         self._upstream_ended = False
+        self._last: asyncio.TimerHandle | None = None  # until when the client may still say something
 
     def start(self, *, from_client: bytes, from_upstream: memoryview) -> None:
         """Take over both wires. from_client, from_upstream: what each has sent already, behind its head."""
@@ -87,7 +88,8 @@ class Switched:
         if self._over:
             return  # The tap has ended it, and these bytes were not to be sent.
         self._upstream.write(view)
-        if reply:
+        if reply and not self._client.blocked:
+            # A client that does not read needs no answers, which would pile up here.
             self.sent += len(reply)
             self._client.write(reply)
         if self._upstream.blocked:
@@ -148,7 +150,7 @@ class Switched:
         if self._end_waits:
             return
         self._upstream_ended = True
-        self._loop.call_later(_LAST_WORDS, self._last_words)
+        self._last = self._loop.call_later(_LAST_WORDS, self._last_words)
         self._pass_end(self._client, resume=self._resume_upstream)
 
     def _last_words(self) -> None:
@@ -175,9 +177,16 @@ class Switched:
     def _end(self, error: Exception | None) -> None:
         if self._over:
             return
-        self._over = True
-        self._held = b""
+        self.let_go()
         if error is None:
             self._finish()
         else:
             self._fail(error)
+
+    def let_go(self) -> None:
+        """It is over; nobody is told. What is held, and the timer that holds all of this, go at once."""
+        self._over = True
+        self._held = b""
+        if self._last is not None:
+            self._last.cancel()
+            self._last = None

@@ -97,6 +97,7 @@ class Session(Tap):
         self.recorded = False  # whether all of its output so far is on the way to a recorder, or there
         self.lost = 0  # bytes of output that are not in the recording
         self.cause = ""  # why it was ended, where it did not end by itself
+        self._lost_words = ""  # what its user is told where its recording failed and it must not go on
         self.ports: dict[int, int] = {}  # of a port-forward: port -> connections
         self._registry = registry
         self._closed_mode = demand is not None and demand.failure_mode is FailureMode.CLOSED
@@ -109,6 +110,7 @@ class Session(Tap):
         self._holds_end = self._closed_mode  # whether the end has to wait for the last ack
         self._slow = False  # the recorder's buffer is full
         self._gap = 0  # bytes of output left out since it is
+        self._size: tuple[int, int] | None = None  # the terminal's, which is not in the recording since it is
         self._ahead = 0  # bytes that have been read, and not been passed on
         self._torn = False  # the client waits within a frame, of which nobody knows how it goes on
         known = readable(facts.kind, upgrade)
@@ -155,6 +157,11 @@ class Session(Tap):
     # -- while it runs
 
     def switched(self, upgrade: str, fields: bytes) -> None:
+        if self._upload is not None and self._upload.failure is not None:
+            self._failed(self._upload.failure)
+        if self._closed_mode and not self.recorded:
+            # It was accepted, and failed while upstream was asked: there was nobody yet to tell.
+            raise Refusal(403, "recorder_failed", self._lost_words, close=True)
         try:
             self._streams = Streams(self.facts, upgrade, negotiated(upgrade, fields))
         except ProtocolError as error:
@@ -184,8 +191,6 @@ class Session(Tap):
         )
         if upload is None:
             return
-        if upload.failure is not None:
-            return  # upload.failed has been called, or is about to be
         now = self._loop.time()
         capture = Capture(facts.cast_header(self.started), now, tty=facts.tty, event_codes=upload.event_codes)
         self._capture = capture
@@ -206,13 +211,17 @@ class Session(Tap):
         if said is None:
             return b""
         if said.sizes and self._capture is not None:
-            now = self._loop.time()
-            for width, height in said.sizes:
-                self._keep(self._capture.resize(width, height, now))
+            if self._slow:
+                # While no output is kept a later size replaces an earlier one: a client can send them without end.
+                self._size = said.sizes[-1]
+            else:
+                now = self._loop.time()
+                for width, height in said.sizes:
+                    self._keep(self._capture.resize(width, height, now))
         for port in said.ports:
             self.ports[port] = self.ports.get(port, 0) + 1
             self._say("port_forwarded", port=port)
-        return b"".join(said.replies) if self.blocked else b""
+        return b"".join(said.replies) if self.blocked and not self._torn else b""
 
     def from_upstream(self, view: memoryview) -> int:
         if self.blocked:
@@ -220,21 +229,27 @@ class Session(Tap):
         streams = self._streams
         size = len(view)
         if streams is not None:
+            between = self._ahead > 0 or streams.at_boundary
             try:
                 streams.from_upstream(view[self._ahead :] if self._ahead else view)
             except ProtocolError as error:
                 self._unreadable(error)
             else:
-                size = self._look(streams, size)
+                size = self._look(streams, size, between)
         self._ahead = len(view) - size
         self.sent += size
         return size
 
-    def _look(self, streams: Streams, size: int) -> int:
-        """Keep what upstream has said; how many of the `size` bytes that the relay has may go on."""
+    def _look(self, streams: Streams, size: int, between: bool) -> int:
+        """Keep what upstream has said; how many of the `size` bytes that the relay has may go on. between: whether the
+        client, which has none of them, stands between two frames."""
         if self.demand is None:
             return size
         if streams.stdout or streams.stderr:
+            if self._capture is None and self._closed_mode:
+                self._ahead, self._torn = size, not between
+                self._failed("there was output behind the end of the session")
+                return 0
             self._keep_output(streams)
         if self._upload is None:
             return size
@@ -254,8 +269,6 @@ class Session(Tap):
     def _keep_output(self, streams: Streams) -> None:
         capture = self._capture
         if capture is None:
-            if self._closed_mode:
-                self._failed("there was output behind the end of the session")
             return
         now = self._loop.time()
         for stderr, pieces in ((False, streams.stdout), (True, streams.stderr)):
@@ -277,7 +290,7 @@ class Session(Tap):
         if self._streams is None or self._torn:
             return None
         status = Refusal(500, "session_ended", message).body().rstrip()
-        return self._streams.farewell(status, f"k8sproxy: {message}", held=self._ahead > 0 or self.blocked)
+        return self._streams.farewell(status, f"k8sproxy: {message}", held=self._ahead > 0)
 
     # -- to the recorder
 
@@ -298,6 +311,9 @@ class Session(Tap):
 
     def _upload_drained(self) -> None:
         self._slow = False
+        size, self._size = self._size, None
+        if size is not None and self._capture is not None:
+            self._keep(self._capture.resize(*size, self._loop.time()))
         if self._settling is None:
             self._go_on()
 
@@ -314,8 +330,10 @@ class Session(Tap):
 
     def _header_due(self) -> None:
         self._timer = None
-        if self._capture is not None:
-            self._keep(self._capture.deadline(self._loop.time()))
+        capture = self._capture
+        if capture is not None and capture.due is not None:
+            # A loop's timer may come a little early by the loop's own clock, and there is no second one.
+            self._keep(capture.deadline(max(self._loop.time(), capture.due)))
 
     def _settle(self) -> None:
         self.blocked = True
@@ -364,7 +382,8 @@ class Session(Tap):
         self._say("recording_failed", recorder=self.recorder, why=why, failure_mode=self._mode.value)
         self._slow = False
         if self._closed_mode:
-            self.end("recorder_failed", f"this session must be recorded, and its recording failed: {why}")
+            self._lost_words = f"this session must be recorded, and its recording failed: {why}"
+            self.end("recorder_failed", self._lost_words)
         else:
             self._go_on()
 
@@ -379,7 +398,8 @@ class Session(Tap):
                 if self.began:
                     self._settling = self._registry.run(self)
                 else:
-                    self._upload.abort()
+                    upload, self._upload = self._upload, None
+                    upload.abort()
             if self._settling is not None:
                 # Not cancelled with whoever waits: a recording is brought to its end when its session is cut.
                 await asyncio.shield(self._settling)
