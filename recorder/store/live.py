@@ -202,6 +202,11 @@ class Live:
             await self.changed()
         return self.acked
 
+    @property
+    def asked(self) -> End:
+        """How it is to end, RUNNING while nobody has said."""
+        return self._asked or End.RUNNING
+
     def end_as(self, end: End) -> None:
         """End it, without waiting until that is safe. Only the first end counts."""
         if self._asked is None:

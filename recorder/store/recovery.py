@@ -106,7 +106,7 @@ class Recovery:
     with their segments. removals: what was to be removed.
 
     register: told of each recording as soon as it has a header, so that the builder can work on it meanwhile. forget:
-    of one that was removed after all. relief: waits where too much is in memory; raises StoreError where that won't end."""
+    of one that was removed after all. relief: waits while too much is in memory; raises StoreError if it won't end."""
 
     def __init__(
         self,

@@ -225,6 +225,15 @@ class Store:
         live.write(header_line)
         return live
 
+    @property
+    def held(self) -> int:
+        """Bytes of recordings that are in memory, because no chunk has them yet."""
+        return self._room.pressure.held
+
+    async def relieved(self) -> None:
+        """Wait until less is waiting to be written; for those whose Writer is blocked. Look again after it."""
+        await self._room.pressure.wait()
+
     async def add_event(self, document: bytes, source: Source) -> ApiEvent:
         """See api.Store."""
         try:

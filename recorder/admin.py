@@ -1,0 +1,95 @@
+"""The admin site: /healthz, /readyz and /metrics, for probes and Prometheus; never for the tailnet.
+
+A userspace daemon forwards whatever a peer dials on this node to the same port on loopback, and a wildcard address
+takes tailnet connections in any mode. So whoever comes from loopback or from a tailnet address is looked up, and a peer
+that WhoIs knows is refused. Where the daemon can't be asked, such a client learns whether the recorder is alive and
+ready, and nothing else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from k8sproxy.errors import Refusal
+from k8sproxy.peer import is_tailnet
+from k8sproxy.tailnet.whois import WhoIs
+
+Checks = Callable[[], Mapping[str, str | None]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_PROBES = frozenset({"/healthz", "/readyz"})
+
+
+class AdminSite:
+    """checks: what readiness means: name -> None where it is well, else what is wrong. whois: asks who comes from
+    loopback; None where there is no tailnet."""
+
+    def __init__(self, registry: CollectorRegistry, *, checks: Checks, whois: WhoIs | None) -> None:
+        self.whois = whois
+        self._registry = registry
+        self._checks = checks
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, sock: socket.socket) -> None:
+        """Serve on a listening socket."""
+        app = web.Application(middlewares=[self._guard], client_max_size=1024)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.SockSite(self._runner, sock).start()
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if await self._is_peer(request):
+                return web.Response(status=403, text="the admin site is not served to the tailnet\n")
+        except Refusal as refusal:
+            if request.path not in _PROBES:
+                return web.Response(status=refusal.status, text=refusal.message + "\n")
+        return await handler(request)
+
+    async def _is_peer(self, request: web.Request) -> bool:
+        name = request.transport.get_extra_info("peername") if request.transport else None
+        if not isinstance(name, tuple) or self.whois is None:
+            return False
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(name[0])
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        if not address.is_loopback and not is_tailnet(address):
+            return False
+        key = self.whois.open(name[0], name[1])
+        try:
+            await self.whois.ask(key)
+        except Refusal as refusal:
+            if refusal.cause == "peer_unknown":
+                return False
+            raise
+        finally:
+            self.whois.close(key)
+        return True
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        checks = dict(self._checks())
+        failed = [name for name, fault in checks.items() if fault is not None]
+        lines = [f"[{'-' if fault else '+'}]{name} {fault or 'ok'}" for name, fault in checks.items()]
+        text = "\n".join(lines) if failed or "verbose" in request.query else "ok"
+        return web.Response(status=503 if failed else 200, text=text + "\n")
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

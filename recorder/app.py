@@ -1,0 +1,346 @@
+"""The process: start, reload, drain. The only place that knows all the parts, and it does nothing else.
+
+    tailnet (LocalAPI, WhoIs) -> store -> index (an observer of it) -> ingest, web, admin
+
+SIGTERM and SIGINT drain: take nothing new, let sessions go on for the grace time, cut those that are left with a word,
+put what is held into chunks, stop; a second signal cuts at once. SIGHUP reads the file again and puts into force what
+can change without a new port or a new store: the log, who may send, how many sessions, the grace time. A bad file is
+said in the log and changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import structlog
+from prometheus_client.metrics_core import Metric
+
+from k8sproxy.errors import Refusal
+from k8sproxy.tailnet.localapi import LocalAPI
+from k8sproxy.tailnet.whois import WhoIs
+from recorder import __version__
+from recorder.admin import AdminSite
+from recorder.config import Address, Config, ConfigError, load
+from recorder.ingest.admission import Admission
+from recorder.ingest.server import IngestServer
+from recorder.ingest.site import IngestSite
+from recorder.store import Store, StoreError
+from recorder.store.blobs import Blobs, FolderBlobs, make_folder
+from recorder.store.logs import FolderLog, Log, ObjectLog
+from recorder.telemetry import LOG, Histogram, Metrics, configure_logging, counter, counters, gauge
+
+_log = structlog.get_logger("recorder")
+
+# Connections that the kernel keeps for us while we are busy.
+_BACKLOG = 512
+
+
+class StartError(Exception):
+    """The recorder cannot start; the message says why."""
+
+
+def run(path: Path, config: Config) -> int:
+    """Serve until told to stop. Returns the exit code: 0 after a drain, 1 where the start failed."""
+    configure_logging(config.log.level, config.log.format)
+    LOG.start()
+    raise_file_limit()
+    gc.collect()
+    gc.freeze()
+    try:
+        try:
+            import uvloop
+        except ImportError:
+            return asyncio.run(App(path, config).run())
+        return uvloop.run(App(path, config).run())
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        LOG.stop()
+
+
+def open_store(config: Config, *, read_only: bool = False, commits: Histogram | None = None) -> Store:
+    """The configured store, not opened yet. Raises StartError."""
+    settings = config.store
+    observe = (commits or Histogram()).observe
+    blobs: Blobs
+    log: Log | None
+    try:
+        if settings.folder is not None:
+            if not read_only:
+                make_folder(settings.folder)
+            blobs = FolderBlobs(settings.folder)
+            log = None if read_only else FolderLog(settings.folder)
+            return Store(blobs, log, min_free=settings.min_free, commit_seconds=observe)
+        from recorder.store.objects import open_objects
+
+        options = dict(settings.options)
+        for name, file in settings.option_files.items():
+            options[name] = file.read_text().strip()
+        blobs = open_objects(settings.url or "", options)
+        log = None if read_only else ObjectLog(blobs, settings.instance)
+        return Store(blobs, log, min_free=0, commit_seconds=observe)
+    except ImportError:
+        raise StartError("store.url needs the package obstore: install k8sproxy[recorder]") from None
+    except StoreError as error:
+        raise StartError(f"store: {error}") from error
+    except OSError as error:
+        raise StartError(f"store: {error.strerror}: {error.filename}") from None
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket on one address. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def raise_file_limit() -> None:
+    """As many open files as this process may have: every sender's connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class App:
+    """One running recorder. addresses: where ingest listens, once it does."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.addresses: list[str] = []
+        self.admin_address = ""
+        self.started = asyncio.Event()
+        self._path = path
+        self._config = config
+        self._localapi = LocalAPI(str(config.tailnet.socket))
+        self._whois = WhoIs(self._localapi, ttl=config.tailnet.whois_ttl)
+        self._commits = Histogram()
+        self._store: Store | None = None
+        self._server: IngestServer | None = None
+        self._admin: AdminSite | None = None
+        self._site: IngestSite | None = None
+        self._metrics = Metrics(self._read_metrics)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._signals = 0
+        self._reloads = {"ok": 0, "refused": 0}
+
+    async def run(self) -> int:
+        """Start, serve, drain. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.terminate)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        try:
+            await self._start()
+        except StartError as error:
+            _log.error("start_failed", error=str(error))
+            await self._close()
+            return 1
+        except BaseException:
+            await self._close()
+            raise
+        _log.info(
+            "started", version=__version__, config=str(self._path), ingest=self.addresses, admin=self.admin_address
+        )
+        self.started.set()
+        await self._stop.wait()
+        await self._drain()
+        return 0
+
+    def terminate(self) -> None:
+        """As SIGTERM does."""
+        self._signals += 1
+        self._stop.set()
+        if self._signals > 1:
+            self._stop_now.set()
+
+    # -- start
+
+    async def _start(self) -> None:
+        config = self._config
+        if config.ingest.insecure_allow:
+            _log.warning(
+                "insecure_senders",
+                addresses=[str(network) for network in config.ingest.insecure_allow],
+                meaning="whoever connects from there may send recordings, and nobody is asked who they are",
+            )
+        self._admin = AdminSite(self._metrics.registry, checks=self._checks, whois=self._whois)
+        admin = self._bind(config.admin.address)
+        self.admin_address = _name(admin)
+        await self._admin.start(admin)
+        self._store = open_store(config, commits=self._commits)
+        try:
+            await self._store.open()
+        except StoreError as error:
+            raise StartError(f"store: {error}") from error
+        self._run("bus", self._whois.watch_changes())
+        self._site = IngestSite(self._store, self._admission(config), config.ingest.sessions)
+        self._server = IngestServer(self._site)
+        for sock in await self._sockets(config.ingest.listen):
+            self.addresses.append(_name(sock))
+            await self._server.listen(sock)
+
+    def _admission(self, config: Config) -> Admission:
+        return Admission(
+            self._whois,
+            domain=config.tailnet.capability_domain,
+            allow=config.ingest.allow,
+            insecure=config.ingest.insecure_allow,
+        )
+
+    def _bind(self, address: Address) -> socket.socket:
+        try:
+            return bind(address.host, address.port)
+        except OSError as error:
+            raise StartError(f"cannot listen on {address}: {error.strerror}") from None
+
+    async def _sockets(self, addresses: Sequence[Address]) -> list[socket.socket]:
+        sockets: list[socket.socket] = []
+        try:
+            for address in addresses:
+                for one in await self._resolve(address):
+                    sockets.append(self._bind(one))
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
+        return sockets
+
+    async def _resolve(self, address: Address) -> list[Address]:
+        if address.host != "tailnet":
+            return [address]
+        try:
+            status = await self._localapi.status()
+        except Refusal as refusal:
+            raise StartError(f"cannot listen on {address}: {refusal.message}") from None
+        if status.backend_state != "Running" or not status.addresses:
+            raise StartError(f"cannot listen on {address}: tailscaled is {status.backend_state}")
+        # A userspace daemon has no addresses in the kernel; it forwards to loopback.
+        hosts = status.addresses if status.tun else ("127.0.0.1",)
+        return [Address(host=host, port=address.port) for host in hosts]
+
+    def _run(self, name: str, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]  # any coroutine
+        task.set_name(name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("task_failed", task=task.get_name(), exc_info=error)
+
+    # -- what runs
+
+    def _checks(self) -> dict[str, str | None]:
+        return {
+            "draining": "the recorder is stopping" if self._stop.is_set() else None,
+            "store": self._store.healthy if self._store is not None else "the store is not open",
+        }
+
+    def reload(self) -> None:
+        """As SIGHUP does."""
+        self._run("reload", self._reload())
+
+    async def _reload(self) -> None:
+        try:
+            config = await asyncio.to_thread(load, self._path)
+        except ConfigError as error:
+            self._reloads["refused"] += 1
+            _log.error("reload_refused", faults=list(error.faults))
+            return
+        before, self._config = self._config, config
+        configure_logging(config.log.level, config.log.format)
+        self._whois.ttl = config.tailnet.whois_ttl
+        if self._site is not None:
+            self._site.admission.take_over(self._admission(config))
+            self._site.max_sessions = config.ingest.sessions
+        self._reloads["ok"] += 1
+        same = {"store", "web", "admin", "index"}
+        unchanged = [name for name in same if getattr(before, name) != getattr(config, name)]
+        if before.ingest.listen != config.ingest.listen:
+            unchanged.append("ingest.listen")
+        if before.tailnet.socket != config.tailnet.socket:
+            unchanged.append("tailnet.socket")
+        _log.info("reloaded", needs_restart=sorted(unchanged))
+
+    def _read_metrics(self) -> Iterator[Metric]:
+        yield counters("recorder_reloads", "Reloads, by result.", "result", self._reloads.items())
+        yield self._commits.family("recorder_commit_seconds", "Seconds that a commit of the journal took.")
+        yield counter("recorder_log_lines_dropped", "Lines of the log that nobody took.", LOG.dropped)
+        store, site = self._store, self._site
+        if store is not None:
+            yield gauge("recorder_store_healthy", "1 while the store can keep things.", store.healthy is None)
+            yield gauge("recorder_store_held_bytes", "Bytes in memory that are in no chunk yet.", store.held)
+            yield gauge("recorder_store_unfinished", "Recordings that are not wholly in the store.", len(store.lives))
+            if store.free is not None:
+                yield gauge("recorder_store_free_bytes", "Bytes left on the store's disk.", store.free)
+            if (journal := store.journal) is not None:
+                yield counter("recorder_commits", "Commits of the journal.", journal.commits)
+                yield counter("recorder_committed_bytes", "Bytes made safe by the journal.", journal.synced)
+                yield gauge("recorder_journal_segments", "Segments of the journal.", len(journal.segments))
+        if site is not None:
+            counts = site.counts
+            yield counter("recorder_ingest_bytes", "Bytes of cast text that have come in.", counts.bytes)
+            yield counter("recorder_events", "API events kept.", counts.events)
+            yield gauge("recorder_sessions_open", "Sessions that are coming in.", counts.open)
+            yield gauge("recorder_connections", "Connections of senders.", counts.connections)
+            yield counters("recorder_sessions", "Sessions begun, by wire.", "wire", counts.sessions.items())
+            yield counters("recorder_sessions_ended", "Sessions that have ended, by end.", "end", counts.ends.items())
+            yield counters("recorder_refusals", "Requests refused, by cause.", "cause", counts.refused.items())
+
+    # -- the end
+
+    async def _drain(self) -> None:
+        grace = self._config.shutdown.grace
+        _log.info("draining", grace=grace)
+        cut = 0
+        if self._server is not None:
+            server = self._server
+            drain = asyncio.create_task(server.drain(grace), name="drain")
+            hurry = asyncio.create_task(self._stop_now.wait(), name="hurry")
+            await asyncio.wait((drain, hurry), return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+            if not drain.done():
+                drain.cancel()
+                await asyncio.wait((drain,))
+                cut = await server.drain(0.0)
+            else:
+                cut = drain.result()
+        await self._close()
+        _log.info("stopped", cut=cut)
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            await self._server.aclose()
+        if self._store is not None:
+            await self._store.aclose()
+        if self._admin is not None:
+            await self._admin.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        await self._whois.aclose()
+        await self._localapi.aclose()
+
+
+def _name(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,20 @@
+"""`recorder serve`: run the recorder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from recorder.cli.common import config_option, read_config
+
+
+@click.command("serve", short_help="Run the recorder.")
+@config_option
+def command(path: Path) -> None:
+    """Run the recorder until SIGTERM, which lets sessions end within the grace time; SIGHUP loads FILE anew."""
+    config = read_config(path)
+    from recorder.app import run
+
+    sys.exit(run(path, config))

@@ -1,0 +1,103 @@
+"""Who may send: asked of the tailnet for every request, since a connection lives for hours.
+
+A peer may send if the configuration names its login name or one of its tags, or if it holds a grant rule with
+"send": true under DOMAIN/cap/recorder. A peer with a rule that does not parse may not send at all: what it was meant to
+say is not known. Whoever WhoIs does not know may not send either.
+
+`insecure` addresses are let in without a question, for development without a tailnet. Whoever can connect from there,
+and that is everybody on the tailnet where a userspace daemon forwards to loopback, may then send what they like.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+
+from k8sproxy.errors import Refusal
+from k8sproxy.peer import Peer
+from k8sproxy.tailnet.whois import ClientKey, WhoIs
+from recorder.model import Source
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Admission:
+    """The rule. All of it may be replaced at any time. domain: of the capability, without a slash."""
+
+    def __init__(
+        self, whois: WhoIs, *, domain: str, allow: Sequence[str] = (), insecure: Sequence[Network] = ()
+    ) -> None:
+        self.whois = whois
+        self.capability = f"{domain}/cap/recorder"
+        self.allow = frozenset(allow)
+        self.insecure = tuple(insecure)
+
+    def take_over(self, other: Admission) -> None:
+        """Be like another one from now on: a reload."""
+        self.whois, self.capability = other.whois, other.capability
+        self.allow, self.insecure = other.allow, other.insecure
+
+    def door(self, peername: object) -> Door:
+        """For a new connection. peername: as the transport gives it."""
+        if isinstance(peername, tuple) and len(peername) >= 2:
+            return Door(self, str(peername[0]), int(peername[1]))
+        return Door(self, "", 0)
+
+    def may_send(self, peer: Peer) -> bool:
+        """Whether this peer may send recordings and events."""
+        rules = peer.capabilities.get(self.capability, ())
+        granted = False
+        for rule in rules:
+            send = rule.get("send", False) if isinstance(rule, dict) else None
+            if not isinstance(send, bool):
+                return False
+            granted = granted or send
+        return granted or bool(self.allow.intersection(peer.tags) if peer.is_tagged else peer.login_name in self.allow)
+
+
+class Door:
+    """One connection's."""
+
+    def __init__(self, admission: Admission, ip: str, port: int) -> None:
+        self.ip = ip
+        self._admission = admission
+        self._port = port
+        self._key: ClientKey | None = None
+        self._whois: WhoIs | None = None
+
+    async def admit(self) -> Source:
+        """Who it is. Raises Refusal for whoever may not send."""
+        admission = self._admission
+        if self._is_insecure():
+            return Source(node="", address=self.ip)
+        if self._key is None:
+            self._whois = admission.whois
+            self._key = self._whois.open(self.ip, self._port)
+        if self._whois is None:
+            raise Refusal(503, "whois_unavailable", "the connection has ended")
+        peer = await self._whois.ask(self._key)
+        if not admission.may_send(peer):
+            raise Refusal(403, "not_a_sender", "this recorder does not take recordings from you")
+        return Source(
+            node=peer.node_name.removesuffix("."),
+            address=peer.address,
+            user="" if peer.is_tagged else peer.login_name,
+            tags=peer.tags,
+        )
+
+    def _is_insecure(self) -> bool:
+        if not self._admission.insecure:
+            return False
+        try:
+            address = ipaddress.ip_address(self.ip)
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return any(address in network for network in self._admission.insecure)
+
+    def close(self) -> None:
+        """The connection is gone."""
+        if self._key is not None and self._whois is not None:
+            self._whois.close(self._key)
+        self._whois = None

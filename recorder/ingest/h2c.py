@@ -1,0 +1,412 @@
+"""The wire's version 2: HTTP/2 by prior knowledge (RFC 9113, 3.3), many sessions on one connection.
+
+    HEAD /v2/record   200, as a probe               POST /v2/record   200 at once, then a stream of JSON objects:
+                                                    {"ack": N} as bytes get safe, {"error": ".."} and the end if not
+
+Acks go out together: one timer a connection looks at all of its streams and writes what is new in one go, every
+ACK_SECONDS, less often with many streams. Flow control is the backpressure: what the store takes is given back to the
+sender at once, and while the store is blocked nothing is, so a connection holds no more than its window.
+
+A body that ends with END_STREAM is a clean recording; a reset or a lost connection cuts it. After an error the stream
+is ended and reset with NO_ERROR (8.1), which tells the sender to stop without making the answer void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from typing import cast
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+import structlog
+
+from k8sproxy.errors import Refusal
+from recorder.ingest.admission import Door
+from recorder.ingest.intake import Intake
+from recorder.ingest.site import EVENT_CODES, IDLE_TIMEOUT, MAX_HEAD, IngestSite
+
+_log = structlog.get_logger(__name__)
+
+# Seconds from a commit to its acks: senders give up at 30 s, and nobody waits for an ack but at a session's end.
+ACK_SECONDS = 0.02
+# Streams for which that holds; with n times as many it is n times as long, up to
+ACK_STREAMS = 100
+MAX_ACK_SECONDS = 0.1
+# Bytes that a sender may send ahead on one stream: at 100 MB/s, what arrives in two commits.
+STREAM_WINDOW = 1 << 20
+# Bytes that a sender may send ahead on one connection, all streams together.
+CONNECTION_WINDOW = 16 << 20
+# Bytes of a frame. Larger ones would be held here until they are whole.
+MAX_FRAME = 128 << 10
+# Streams of one connection.
+MAX_STREAMS = 1000
+# Control frames and empty data in a row without a byte of a body: pings and windows come in some proportion to data.
+MAX_IDLE_FRAMES = 10_000
+
+
+class _Stream:
+    __slots__ = ("credit", "intake", "open", "said", "task")
+
+    def __init__(self, intake: Intake | None) -> None:
+        self.intake = intake
+        self.said = 0
+        self.credit = 0
+        self.open = True  # the sender's half
+        self.task: asyncio.Task[None] | None = None
+
+
+class H2Protocol(asyncio.Protocol):
+    """One connection. closed: called when it is gone."""
+
+    def __init__(self, site: IngestSite, door: Door, closed: Callable[[H2Protocol], None]) -> None:
+        self._site = site
+        self._door = door
+        self._closed = closed
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._streams: dict[int, _Stream] = {}
+        self._dirty: dict[int, None] = {}
+        self._ticking: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._paused = False
+        self._blocked: dict[int, None] = {}
+        self._unblock: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle_frames = 0
+        self._going_away = False
+        config = h2.config.H2Configuration(client_side=False, header_encoding=None)
+        self._h2 = h2.connection.H2Connection(config)
+        self._h2.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
+                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+                h2.settings.SettingCodes.MAX_FRAME_SIZE: MAX_FRAME,
+                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+                h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEAD,
+                h2.settings.SettingCodes.ENABLE_PUSH: 0,
+            },
+        )
+        self._h2.max_inbound_frame_size = MAX_FRAME
+
+    # -- the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are none by their class
+        self._h2.initiate_connection()
+        self._h2.increment_flow_control_window(CONNECTION_WINDOW - 65535)
+        self._flush()
+        self._watch_idle()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol. Every session on it is cut."""
+        self._transport = None
+        for number in list(self._streams):
+            self._drop(number)
+        for timer in (self._ticking, self._idle):
+            if timer is not None:
+                timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._door.close()
+        self._closed(self)
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol: acks wait, and become fewer."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._paused = False
+        self._tick_soon()
+
+    def eof_received(self) -> bool:
+        """See asyncio.Protocol."""
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        if self._transport is None:
+            return
+        try:
+            for event in self._h2.receive_data(data):
+                self._event(event)
+        except h2.exceptions.ProtocolError as error:
+            _log.info("h2_refused", peer=self._door.ip, why=type(error).__name__)
+            self._close()
+            return
+        except Exception:
+            _log.exception("h2_failed", peer=self._door.ip)
+            self._close()
+            return
+        if self._idle_frames > MAX_IDLE_FRAMES:
+            _log.info("h2_refused", peer=self._door.ip, why="frames without data")
+            self._close()
+            return
+        self._flush()
+
+    def _event(self, event: h2.events.Event) -> None:
+        match event:
+            case h2.events.DataReceived():
+                if event.data:
+                    self._idle_frames = 0
+                else:
+                    self._idle_frames += 1
+                self._data(event.stream_id or 0, event.data or b"", event.flow_controlled_length or 0)
+            case h2.events.RequestReceived():
+                self._request(event)
+            case h2.events.StreamEnded():
+                stream = self._streams.get(event.stream_id or 0)
+                if stream is not None:
+                    stream.open = False
+                    if stream.intake is not None:
+                        stream.intake.end()
+            case h2.events.StreamReset():
+                self._drop(event.stream_id or 0)
+            case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
+                self._idle_frames += 1
+                self._tick_soon()
+            case _:
+                self._idle_frames += 1
+
+    # -- requests
+
+    def _request(self, event: h2.events.RequestReceived) -> None:
+        number = event.stream_id or 0
+        fields = {bytes(name): bytes(value) for name, value in event.headers or ()}
+        method, path = fields.get(b":method", b""), fields.get(b":path", b"").partition(b"?")[0]
+        if path != b"/v2/record" or method not in (b"HEAD", b"POST"):
+            self._respond(number, 404)
+            return
+        intake = Intake(self._site, "v2", lambda: self._changed(number)) if method == b"POST" else None
+        stream = self._streams[number] = _Stream(intake)
+        self._watch_idle()
+        stream.task = self._loop.create_task(self._admit(number, stream), name=f"admit stream {number}")
+        self._tasks.add(stream.task)
+        stream.task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("h2_failed", peer=self._door.ip, exc_info=error)
+            self._close()
+
+    async def _admit(self, number: int, stream: _Stream) -> None:
+        counts = self._site.counts
+        try:
+            source = await self._door.admit()
+            if (unwilling := self._site.unwilling) is not None:
+                raise Refusal(503, "unwilling", unwilling)
+        except Refusal as refusal:
+            counts.refused[refusal.cause] += 1
+            _log.info("refused", peer=self._door.ip, cause=refusal.cause, why=refusal.message)
+            if self._streams.get(number) is stream:
+                self._respond(number, refusal.status, refusal.message)
+                self._flush()
+            return
+        if self._streams.get(number) is not stream or self._transport is None:
+            return
+        head = [(b":status", b"200"), (b"asciicast-event-codes", EVENT_CODES.encode())]
+        if stream.intake is None:
+            self._h2.send_headers(number, head, end_stream=True)
+            self._drop(number)
+        else:
+            self._h2.send_headers(number, [*head, (b"content-type", b"application/json")])
+            stream.intake.admit(source)
+        self._flush()
+
+    def _respond(self, number: int, status: int, message: str = "") -> None:
+        body = json.dumps({"error": message}).encode() + b"\n" if message else b""
+        try:
+            self._h2.send_headers(number, [(b":status", str(status).encode())], end_stream=not body)
+            if body:
+                self._h2.send_data(number, body[: self._h2.local_flow_control_window(number)], end_stream=True)
+        except h2.exceptions.ProtocolError:
+            pass  # it is closed already
+        self._stop(number)
+
+    def _stop(self, number: int) -> None:
+        """Our half is ended: tell a sender that goes on to stop, and forget the stream."""
+        with contextlib.suppress(h2.exceptions.ProtocolError):  # both halves have ended
+            self._h2.reset_stream(number, h2.errors.ErrorCodes.NO_ERROR)
+        self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        stream = self._streams.pop(number, None)
+        self._dirty.pop(number, None)
+        self._blocked.pop(number, None)
+        if stream is None:
+            return
+        if stream.intake is not None:
+            stream.intake.close()
+        self._give_back(0, stream.credit)
+        stream.credit = 0
+        self._watch_idle()
+
+    # -- bodies
+
+    def _data(self, number: int, data: bytes, length: int) -> None:
+        stream = self._streams.get(number)
+        if stream is None or stream.intake is None:
+            self._give_back(number, length)
+            return
+        stream.intake.feed(data)
+        if stream.intake.blocked:
+            stream.credit += length
+            self._blocked[number] = None
+            if self._unblock is None:
+                self._unblock = self._loop.create_task(self._wait_unblocked(), name="wait for the store")
+                self._tasks.add(self._unblock)
+                self._unblock.add_done_callback(self._task_done)
+        else:
+            self._give_back(number, length)
+
+    async def _wait_unblocked(self) -> None:
+        try:
+            while self._blocked:
+                number = next(iter(self._blocked))
+                stream = self._streams[number]
+                live = stream.intake.live if stream.intake is not None else None
+                if live is not None and stream.intake is not None and stream.intake.blocked:
+                    await self._site.store.relieved()
+                    # Others may be let go while this one still waits.
+                for other in list(self._blocked):
+                    waiting = self._streams[other]
+                    if waiting.intake is None or not waiting.intake.blocked:
+                        del self._blocked[other]
+                        credit, waiting.credit = waiting.credit, 0
+                        self._give_back(other, credit)
+                self._flush()
+        finally:
+            self._unblock = None
+
+    def _give_back(self, number: int, length: int) -> None:
+        if not length:
+            return
+        try:
+            if number:
+                self._h2.acknowledge_received_data(length, number)
+            else:
+                self._h2.increment_flow_control_window(length)
+        except h2.exceptions.ProtocolError:
+            pass  # the stream or the connection is closed
+
+    # -- acks
+
+    def _changed(self, number: int) -> None:
+        if number in self._streams:
+            self._dirty[number] = None
+            self._tick_soon()
+
+    def _tick_soon(self) -> None:
+        if self._ticking is None and self._dirty and not self._paused and self._transport is not None:
+            seconds = min(max(1.0, len(self._streams) / ACK_STREAMS) * ACK_SECONDS, MAX_ACK_SECONDS)
+            self._ticking = self._loop.call_later(seconds, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = None
+        if self._paused or self._transport is None:
+            return
+        dirty, self._dirty = self._dirty, {}
+        try:
+            for number in dirty:
+                stream = self._streams.get(number)
+                if stream is not None and stream.intake is not None:
+                    self._tell(number, stream, stream.intake)
+            self._flush()
+        except Exception:
+            _log.exception("h2_failed", peer=self._door.ip)
+            self._close()
+
+    def _tell(self, number: int, stream: _Stream, intake: Intake) -> None:
+        acked = intake.acked
+        message, end = b"", False
+        if acked > stream.said:
+            message = b'{"ack":%d}\n' % acked
+        if intake.error is not None:
+            message += json.dumps({"error": intake.error}).encode() + b"\n"
+            end = True
+        elif intake.over:
+            end = True
+        if not message and not end:
+            return
+        if self._h2.local_flow_control_window(number) < len(message):
+            self._dirty[number] = None  # told again when the sender opens its window
+            return
+        stream.said = acked
+        if not end:
+            self._h2.send_data(number, message)
+            return
+        self._h2.send_data(number, message, end_stream=True)
+        if stream.open:
+            self._stop(number)
+        else:
+            self._drop(number)
+
+    # -- the end
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has streams."""
+        return bool(self._streams)
+
+    def drain(self) -> None:
+        """Take no more streams; close once there are none."""
+        self._going_away = True
+        if self._transport is None:
+            return
+        if not self._streams:
+            self._close()
+            return
+        # GOAWAY with the highest number says "no more, soon" (RFC 9113, 6.8), and h2 can go on receiving.
+        frame = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + (2**31 - 1).to_bytes(4, "big") + bytes(4)
+        self._transport.write(frame)
+
+    def cut(self, why: str) -> None:
+        """End every session on it, with this error."""
+        for number, stream in list(self._streams.items()):
+            if stream.intake is not None:
+                stream.intake.cut(why)
+                self._dirty[number] = None
+        self._tick()
+        self._close()
+
+    def _flush(self) -> None:
+        if self._transport is None:
+            return
+        data = self._h2.data_to_send()
+        if data:
+            self._transport.write(data)
+        if self._going_away and not self._streams:
+            self._close()
+
+    def _close(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        try:
+            self._h2.close_connection()
+            data = self._h2.data_to_send()
+            if data:
+                self._transport.write(data)
+        except h2.exceptions.ProtocolError:
+            pass
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once, whatever is not written yet."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _watch_idle(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if not self._streams and self._transport is not None:
+            self._idle = self._loop.call_later(IDLE_TIMEOUT, self._close)

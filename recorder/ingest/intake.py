@@ -1,0 +1,135 @@
+"""One session on its way in, whatever wire it comes over: first the header line, then the store's Live.
+
+Bytes that come before their sender is admitted wait here; flow control bounds them. The wire's side: `feed`, then
+`end` (a clean end of the body) or `cut` (anything else). What to tell the sender is read off: `acked`, `over`, `error`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from recorder.ingest.site import IngestSite
+from recorder.model import End, Source
+from recorder.store import StoreError
+from recorder.store.live import MAX_HEADER, Live
+
+
+class Intake:
+    """One session. changed: called whenever there may be something to tell the sender."""
+
+    def __init__(self, site: IngestSite, version: str, changed: Callable[[], None]) -> None:
+        self.live: Live | None = None
+        self.error: str | None = None
+        self._site = site
+        self._version = version
+        self._changed = changed
+        self._source: Source | None = None
+        self._early = bytearray()
+        self._ended = False
+        self._closed = False
+        site.counts.opened()
+
+    @property
+    def acked(self) -> int:
+        """Bytes that are safe."""
+        return self.live.acked if self.live is not None else 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the end of the body was reached and is safe."""
+        return self.live is not None and self.live.over and self.error is None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the sender should wait."""
+        return self.live is not None and self.live.error is None and self.live.blocked
+
+    def admit(self, source: Source) -> None:
+        """Its sender may send."""
+        self._source = source
+        self._begin()
+
+    def feed(self, data: bytes) -> None:
+        """Bytes of the body."""
+        self._site.counts.bytes += len(data)
+        if self.error is not None:
+            return
+        if self.live is None:
+            self._early += data
+            self._begin()
+            return
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        if self.live is None or not data:
+            return
+        try:
+            self.live.write(data)
+        except StoreError as error:
+            self._fail(str(error))
+
+    def _begin(self) -> None:
+        if self._source is None or self.live is not None or self.error is not None:
+            return
+        feed = self._early.find(b"\n") + 1
+        if not feed:
+            if len(self._early) > MAX_HEADER:
+                self._fail(f"the first line has more than {MAX_HEADER} bytes")
+            elif self._ended:
+                self._fail("there is no header line")
+            return
+        try:
+            self.live = self._site.store.start(bytes(self._early[:feed]), self._source)
+        except (StoreError, ValueError) as error:
+            self._early.clear()
+            self._fail(str(error))
+            return
+        self._site.counts.sessions[self._version] += 1
+        self.live.listener = self._live_changed
+        rest = bytes(self._early[feed:])
+        self._early = bytearray()
+        self._write(rest)
+        if self._ended and self.error is None:
+            self.live.end_as(End.CLEAN)
+
+    def _live_changed(self) -> None:
+        if self.live is not None and self.live.error is not None and self.error is None:
+            self.error = str(self.live.error)
+        self._changed()
+
+    def end(self) -> None:
+        """The body has ended as it should."""
+        if self._ended:
+            return
+        self._ended = True
+        if self.live is not None:
+            self.live.end_as(End.CLEAN)
+        else:
+            self._begin()
+
+    def _fail(self, why: str) -> None:
+        """Its bytes make no sense, or the store does not take them: keep what is there as CUT, and say why."""
+        self.error = why
+        if self.live is not None and not self.live.over:
+            self.live.end_as(End.CUT)
+        self._changed()
+
+    def cut(self, why: str | None = None) -> None:
+        """The sender has gone, or (why) must go."""
+        if why is not None:
+            self.error = self.error or why
+        if self.live is not None:
+            self.live.end_as(End.CUT)
+
+    def close(self) -> None:
+        """Nothing more will be told. Whatever is still open is cut."""
+        if self._closed:
+            return
+        self._closed = True
+        counts = self._site.counts
+        counts.closed()
+        if self.live is not None:
+            self.live.listener = None
+            self.live.end_as(End.CUT)
+            counts.ends["error" if self.error else self.live.asked.value] += 1
+        self._early = bytearray()
