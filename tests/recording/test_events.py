@@ -107,6 +107,7 @@ def test_a_recorder_that_hangs(hang: str) -> None:
                 await made.post_events(fake.address, EVENTS[:3])
             await fake.until(lambda: not fake.connections)
             fake.hang = ""
+            made.limits.ack_timeout = 30.0
             await made.post_events(fake.address, EVENTS[:3])
 
     run(scene())

@@ -73,13 +73,13 @@ def test_a_dial_that_fails_with_a_sentence_or_never_ends() -> None:
 )
 def test_a_recorder_that_hangs_leaves_time_for_the_next(version: int, hang: Step) -> None:
     async def scene() -> None:
-        async with FakeRecorder() as hanging, FakeRecorder() as good, recorders(dial_timeout=0.1) as made:
+        async with FakeRecorder() as hanging, FakeRecorder() as good, recorders(dial_timeout=0.25) as made:
             hanging.version = version
             hanging.hang = hang
             upload = await made.open([hanging.address, good.address])
             assert upload.recorder == good.address
             failed = made.describe()[0]
-            assert failed.state == "bad" and "did not" in failed.failure and "within 0.1 s" in failed.failure
+            assert failed.state == "bad" and "did not" in failed.failure and "within 0.25 s" in failed.failure
             # Now that it is known, it costs nothing.
             dials = hanging.dials
             assert (await made.open([hanging.address, good.address])).recorder == good.address
@@ -94,7 +94,7 @@ def test_all_hang() -> None:
     async def scene() -> None:
         async with FakeRecorder() as one, FakeRecorder() as two, FakeRecorder() as three:
             one.hang, two.hang, three.hang = "accept", "HEAD", "POST"
-            async with recorders(accept_timeout=0.3, dial_timeout=5.0) as made:
+            async with recorders(accept_timeout=0.6, dial_timeout=5.0) as made:
                 began = asyncio.get_running_loop().time()
                 attempts = await refusal(made, one.address, two.address, three.address)
                 assert [address for address, _ in attempts] == [one.address, two.address, three.address]
@@ -283,7 +283,7 @@ def test_a_session_on_a_dead_connection_tries_a_new_one() -> None:
 
 def test_a_connection_that_says_nothing_any_more_is_left() -> None:
     async def scene() -> None:
-        async with FakeRecorder() as fake, recorders(accept_timeout=0.2) as made:
+        async with FakeRecorder() as fake, recorders(accept_timeout=1.0) as made:
             first = await made.open([fake.address])
             stuck = next(iter(fake.connections))
             stuck.transport.pause_reading()
@@ -430,38 +430,36 @@ async def unconnected(fake: FakeRecorder) -> None:
     await fake.until(lambda: not fake.connections)
 
 
-Opens = Callable[[Recorders, FakeRecorder, FakeRecorder], Awaitable[Upload]]
+Opens = Callable[[Recorders, FakeRecorder], Awaitable[Upload]]
 
 
-async def open_v1(made: Recorders, fake: FakeRecorder, hanging: FakeRecorder) -> Upload:
+async def open_v1(made: Recorders, fake: FakeRecorder) -> Upload:
     fake.version = 1
     return await made.open([fake.address])
 
 
-async def open_v2(made: Recorders, fake: FakeRecorder, hanging: FakeRecorder) -> Upload:
+async def open_v2(made: Recorders, fake: FakeRecorder) -> Upload:
     return await made.open([fake.address])
 
 
-async def open_v2_again(made: Recorders, fake: FakeRecorder, hanging: FakeRecorder) -> Upload:
+async def open_v2_again(made: Recorders, fake: FakeRecorder) -> Upload:
     (await made.open([fake.address])).abort()
     return await made.open([fake.address])
 
 
-async def open_after_a_hang(made: Recorders, fake: FakeRecorder, hanging: FakeRecorder) -> Upload:
-    made.limits.dial_timeout = 0.001  # of many turns
-    hanging.hang = "accept"
-    return await made.open([hanging.address, fake.address])
+async def open_after_a_refusal(made: Recorders, fake: FakeRecorder) -> Upload:
+    return await made.open([f"127.0.0.1:{unused_port()}", fake.address])
 
 
-@pytest.mark.parametrize("opens", [open_v1, open_v2, open_v2_again, open_after_a_hang])
+@pytest.mark.parametrize("opens", [open_v1, open_v2, open_v2_again, open_after_a_refusal])
 def test_a_cancel_at_any_moment_leaves_nothing(opens: Opens) -> None:
     async def scene() -> None:
         finished = False
         rounds = 0
         while not finished:
-            async with FakeRecorder() as fake, FakeRecorder() as hanging:
+            async with FakeRecorder() as fake:
                 async with recorders() as made:
-                    opening = asyncio.ensure_future(opens(made, fake, hanging))
+                    opening = asyncio.ensure_future(opens(made, fake))
                     await turns(rounds)
                     opening.cancel()
                     try:
