@@ -21,10 +21,21 @@ import uvloop
 
 from k8sproxy import __version__
 from k8sproxy.admin import AdminSite
-from k8sproxy.assembly import Assembly, Background, StartError, Tailnet, limits_of, set_recording_limits
+from k8sproxy.assembly import (
+    Assembly,
+    Background,
+    StartError,
+    Tailnet,
+    limits_of,
+    set_event_settings,
+    set_recording_limits,
+)
 from k8sproxy.config import Config, ConfigError, load
 from k8sproxy.dataplane.listener import Server, raise_file_limit
 from k8sproxy.dataplane.site import Site
+from k8sproxy.errors import Refusal
+from k8sproxy.recording.apievents import ApiEvents
+from k8sproxy.recording.events import Events, EventSettings
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.recording.sessions import Sessions
 from k8sproxy.telemetry import LOG, RequestLog, Telemetry, configure_logging
@@ -33,6 +44,8 @@ _log = structlog.get_logger("k8sproxy")
 
 # Seconds between looks at the configuration file. Kubelet itself takes up to a minute to bring a changed ConfigMap.
 _LOOK_SECONDS = 2.0
+# Seconds between two questions about the own node, whatever happens on the tailnet.
+_OWN_NODE_SECONDS = 5.0
 
 
 def run(path: Path, config: Config) -> int:
@@ -73,9 +86,13 @@ class App:
         self._recorders = Recorders(self._dial)
         set_recording_limits(self._recorders, config)
         self._sessions = Sessions(self._recorders)
+        queues = ApiEvents(self._recorders.post_events, self._recorders.probe_events, queue=config.events.queue)
+        self._events = Events(queues, EventSettings())
+        set_event_settings(self._events, config)
         self._site = Site(
             whois=self._tailnet.whois,
             sessions=self._sessions,
+            events=self._events,
             limits=limits_of(config),
             telemetry=self._telemetry,
             requests=RequestLog(
@@ -109,6 +126,7 @@ class App:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._background.run("reload", self.reload("SIGHUP")))
         self._background.run("clock", self._server.run_clock())
         self._background.run("configuration file", self._follow_file())
+        self._background.run("own node", self._follow_own_node())
         _log.info(
             "started", version=__version__, config=str(self._path), admin=self._admin.address if self._admin else None
         )
@@ -146,7 +164,7 @@ class App:
     def _use(self, assembly: Assembly) -> None:
         self._assembly = assembly
         self._config = assembly.config
-        self._telemetry.gauges = [assembly.metrics, self._sessions.metrics]
+        self._telemetry.gauges = [assembly.metrics, self._sessions.metrics, self._events.metrics]
         documents = {}
         if assembly.ca_pem() is not None:
             documents["ca.pem"] = lambda: (b"application/x-pem-file", assembly.ca_pem() or b"")
@@ -155,6 +173,17 @@ class App:
     async def _dial(self, host: str, port: int) -> socket.socket:
         """A connection to a recorder, by the daemon that is used now."""
         return await self._tailnet.dialer(host, port)
+
+    async def _follow_own_node(self) -> None:
+        """Keep the name and id of the proxy's own node, which events are told with."""
+        while True:
+            bus = self._tailnet.whois.bus
+            seen = bus.generation
+            with contextlib.suppress(Refusal):
+                status = await self._tailnet.localapi.status()
+                self._events.settings.node_name, self._events.settings.node_id = status.name, status.stable_id
+                await bus.wait_changed(seen)
+            await asyncio.sleep(_OWN_NODE_SECONDS)
 
     async def _open_admin(self, config: Config) -> AdminSite:
         admin = AdminSite(
@@ -228,6 +257,8 @@ class App:
         self._site.requests = RequestLog(config.log.format, enabled=requests)
         self._site.limits = assembly.limits
         set_recording_limits(self._recorders, config)
+        set_event_settings(self._events, config)
+        set_event_settings(self._events, config)
         tailnet.whois.ttl = config.tailnet.whois_ttl
         self._tailnet, self._site.whois = tailnet, tailnet.whois
         if new_admin is not None:
@@ -276,6 +307,7 @@ class App:
         if self._admin is not None:
             await self._admin.close()
         await self._background.cancel()
+        await self._events.queues.aclose()
         await self._sessions.aclose()
         if self._assembly is not None:
             await self._assembly.close()

@@ -25,6 +25,7 @@ from k8sproxy.dataplane.localca import GeneratedCertificate
 from k8sproxy.dataplane.site import Gate, Route
 from k8sproxy.dataplane.upstream import Endpoint, Upstream
 from k8sproxy.errors import Refusal
+from k8sproxy.recording.events import Events
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.tailnet.dial import Dialer
 from k8sproxy.tailnet.localapi import LocalAPI
@@ -389,6 +390,13 @@ def set_recording_limits(recorders: Recorders, config: Config) -> None:
     limits.ack_timeout = recording.ack_timeout
     limits.finish_timeout = recording.finish_timeout
     limits.buffer = recording.buffer
+
+
+def set_event_settings(events: Events, config: Config) -> None:
+    """Give events the configuration's settings; they hold for the next request."""
+    settings, wanted = events.settings, config.events
+    settings.body_bytes, settings.redact = wanted.body_bytes, wanted.redact
+    events.queues.limit = wanted.queue
 
 
 def _certificate_names(listen: Listen, node: Iterable[str]) -> tuple[str, ...]:

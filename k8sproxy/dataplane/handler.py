@@ -32,6 +32,7 @@ from k8sproxy.policy.requestinfo import RequestInfo, request_info
 from k8sproxy.policy.rewrite import offered_protocols, rewrite
 from k8sproxy.protocol.http1 import RequestHead
 from k8sproxy.recording.facts import STREAMING
+from k8sproxy.recording.requestevent import RequestEvent
 from k8sproxy.recording.session import Session
 from k8sproxy.recording.tap import NO_TAP
 from k8sproxy.tailnet.whois import ClientKey
@@ -59,6 +60,7 @@ class Connection:
         "_info",
         "_key",
         "_last_known",
+        "_origin",
         "_route",
         "_running",
         "_seen",
@@ -80,6 +82,7 @@ class Connection:
         self._route: Route | None = None  # the one that _authority and _fields are of
         self._answering = False  # whether something of an answer to the current request has been sent
         self._fields = '"peer":null'
+        self._origin = ""  # what API events of this connection have in common
         self._counted = ""
         self._exchange: Exchange | None = None
         self._running: Decision | None = None
@@ -176,6 +179,9 @@ class Connection:
         closing = fields.close or site.draining or gate.ended
         tap = session or NO_TAP
         exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing)
+        event = await self._tell(head, info, decision, session) if decision.events else None
+        if event is not None and event.body is not None:
+            exchange.body_seen = event.body.feed
         self._running, self._last_known = decision, started
         connection: UpstreamConnection | None = None
         try:
@@ -201,6 +207,8 @@ class Connection:
                 upstream.release(connection, reusable=exchange.reusable)
             self._answering = exchange.status > 0
             self._exchange = self._running = None
+            if event is not None:
+                site.events.tell(decision.grants, event)
             if session is not None:
                 await session.close()
         self._record(info, exchange, perf_counter() - started)
@@ -223,6 +231,32 @@ class Connection:
             user_agent=fields.get(b"user-agent"),
             offered=offered_protocols(fields),
         )
+
+    async def _tell(
+        self, head: RequestHead, info: RequestInfo, decision: Decision, session: Session | None
+    ) -> RequestEvent | None:
+        """Tell recorders of a request. What is returned is still to be told, once its body has been seen.
+
+        Raises Refusal where it must be told and can't be.
+        """
+        events, fields = self._site.events, head.fields
+        if not events.admit(decision.grants):
+            await events.wait(decision.grants)
+        if not self._origin:
+            self._origin = events.origin(decision.peer, decision.impersonation)
+        body = fields.chunked or bool(fields.content_length)
+        event = events.begin(
+            info,
+            self._origin,
+            user_agent=fields.get(b"user-agent"),
+            body=body,
+            chunked=fields.chunked,
+            session_id=session.facts.id if session is not None else "",
+        )
+        if body:
+            return event
+        events.tell(decision.grants, event)
+        return None
 
     def _record(self, info: RequestInfo, exchange: Exchange, seconds: float) -> None:
         """Count a request that was forwarded, and write its line. A refusal is counted where it is answered."""
@@ -288,6 +322,7 @@ class Connection:
         self._count(peer)
         self._authority = authority
         self._route = route
+        self._origin = ""
         identity = authority.impersonation
         self._fields = encode_fields(
             {
@@ -397,7 +432,10 @@ class Connection:
 def _covers(now: Decision, before: Decision) -> bool:
     """Whether a request that runs by `before` could run by `now`: the same user, at least the groups, no recording
     demanded that it has not got."""
-    if now.recording is not None and now.recording != before.recording:
+    if now.recording is not None and (
+        # A session keeps the recorder that it has, also where the grant's list of them has changed.
+        before.recording is None or before.recording.failure_mode is not now.recording.failure_mode
+    ):
         return False
     if now.impersonation is None or before.impersonation is None:
         return now.impersonation is before.impersonation

@@ -17,6 +17,7 @@ What each end means:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import perf_counter
 
 from k8sproxy.dataplane.client import Client
@@ -39,7 +40,8 @@ class Exchange:
 
     head_limit: bytes accepted for a response head. closing: whether the client was told that its connection ends with
     this response. status: of the final response, 0 before it. received, sent: bytes from and to the client, without
-    request heads. proxy_seconds: time spent between reading and writing heads, both ways: the latency added here.
+    request heads. body_seen: is shown the request's body as it passes. proxy_seconds: time spent between reading and
+    writing heads, both ways: the latency added here.
     """
 
     # Defaults that most exchanges never change stand here; what is set per exchange is set once.
@@ -49,6 +51,7 @@ class Exchange:
     status = 0
     reusable = False
     upgraded = False
+    body_seen: Callable[[memoryview], None] | None = None
     finished = False  # ended as it should
     proxy_seconds = 0.0
     _pending = b""
@@ -116,6 +119,8 @@ class Exchange:
             raise Refusal(error.status, "bad_request", error.message, close=True) from None
         if self._body_up.done:
             self._client.wire.receiver = self._client.keep
+        if self.body_seen is not None:
+            self.body_seen(memoryview(held)[:size])
         self.received += size
         return size
 
@@ -175,6 +180,8 @@ class Exchange:
             self._fail_request(error)
             return
         self.received += size
+        if self.body_seen is not None:
+            self.body_seen(view[:size])
         upstream = self._connection.wire
         upstream.write(view[:size])
         if self._body_up.done:
@@ -360,6 +367,7 @@ class Exchange:
         """Count what it moved; it and the exchange hold each other, which would keep both until a late collection."""
         switched, self._switched = self._switched, None
         if switched is not None:
+            switched.let_go()
             self.received += switched.received
             self.sent += switched.sent
 

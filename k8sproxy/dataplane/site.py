@@ -14,6 +14,7 @@ from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.upstream import Upstream
 from k8sproxy.errors import Refusal
 from k8sproxy.policy.decision import Authority
+from k8sproxy.recording.events import Events
 from k8sproxy.recording.sessions import Sessions
 from k8sproxy.tailnet.whois import WhoIs
 from k8sproxy.telemetry import RequestLog, Telemetry
@@ -30,6 +31,7 @@ class Site:
     limits: Limits
     telemetry: Telemetry
     sessions: Sessions
+    events: Events
     requests: RequestLog
     documents: Mapping[str, Callable[[], tuple[bytes, bytes]]] = field(default_factory=dict)
     per_peer: dict[str, int] = field(default_factory=dict)

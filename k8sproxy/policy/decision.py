@@ -5,10 +5,11 @@
 
 A Decision can only come from decide(), and rewrite and upstream take nothing else: what was not decided can't be sent.
 
-Recording is demanded of exec and attach (the kubelet's own behind nodes/proxy too) where the grants name a recorder or enforce one. `enforceRecorder` is the
-failure mode: closed, the session must not start without a recorder (none named: none to be had); open, it goes on.
-What leads to a shell and can't be recorded as a session is refused under `enforceRecorder` and passed otherwise; an
-ephemeral container is put in place without a recording, since it is reached by attach or exec.
+Recording is demanded of exec and attach (the kubelet's own behind nodes/proxy too) where the grants name a recorder
+or enforce one. `enforceRecorder` is the failure mode: closed, the session must not start without a recorder (none
+named: none to be had); open, it goes on. What leads to a shell and can't be recorded as a session is refused under
+`enforceRecorder` and passed otherwise; an ephemeral container is put in place without a recording, since it is
+reached by attach or exec.
 """
 
 from __future__ import annotations

@@ -101,12 +101,17 @@ class Sessions:
 
     def _recorder_metrics(self) -> Iterable[Metric]:
         states = self.recorders.describe()
-        label = ("recorder",)
-        up = GaugeMetricFamily("k8sproxy_recorder_up", "1 while a recorder is not known to be bad.", labels=label)
-        uploads = GaugeMetricFamily("k8sproxy_recorder_uploads", "Sessions on their way to a recorder.", labels=label)
-        sent = CounterMetricFamily("k8sproxy_recorder_sent_bytes", "Bytes of recordings sent.", labels=label)
-        seconds = CounterMetricFamily("k8sproxy_recorder_ack_seconds", "Sum of sampled ack latencies.", labels=label)
-        acks = CounterMetricFamily("k8sproxy_recorder_acks", "Sampled acks.", labels=label)
+        up = GaugeMetricFamily(
+            "k8sproxy_recorder_up", "1 while a recorder is not known to be bad.", labels=("recorder",)
+        )
+        uploads = GaugeMetricFamily(
+            "k8sproxy_recorder_uploads", "Sessions on their way to a recorder.", labels=("recorder",)
+        )
+        sent = CounterMetricFamily("k8sproxy_recorder_sent_bytes", "Bytes of recordings sent.", labels=("recorder",))
+        seconds = CounterMetricFamily(
+            "k8sproxy_recorder_ack_seconds", "Sum of sampled ack latencies.", labels=("recorder",)
+        )
+        acks = CounterMetricFamily("k8sproxy_recorder_acks", "Sampled acks.", labels=("recorder",))
         for state in states:
             at = (state.address,)
             up.add_metric(at, 0 if state.state == "bad" else 1)

@@ -36,6 +36,8 @@ from k8sproxy.dataplane.site import Gate, Route, Site
 from k8sproxy.dataplane.upstream import Endpoint, Upstream
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
+from k8sproxy.recording.apievents import ApiEvents
+from k8sproxy.recording.events import Events, EventSettings
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.recording.sessions import Sessions
 from k8sproxy.tailnet.localapi import LocalAPI
@@ -332,7 +334,10 @@ class Stage:
         self.whois = WhoIs(localapi or self.daemon, clock=lambda: self.now)
         self.recorders = Recorders(_dial)
         self.sessions = Sessions(self.recorders)
-        self.site = Site(self.whois, self.limits, Telemetry(), self.sessions, RequestLog("json", enabled=False))
+        queues = ApiEvents(self.recorders.post_events, self.recorders.probe_events)
+        self.events = Events(queues, EventSettings())
+        requests = RequestLog("json", enabled=False)
+        self.site = Site(self.whois, self.limits, Telemetry(), self.sessions, self.events, requests)
         self.server = Server(self.site)
         self.rejected = 0
         endpoint = Endpoint(
@@ -409,6 +414,7 @@ class Stage:
         clock = asyncio.ensure_future(self._run_clock())
         await self.server.drain(0.0 if error else 5.0)
         clock.cancel()
+        await self.events.queues.aclose(1.0)
         await self.sessions.aclose()
         self.upstream.close()
         await self.whois.aclose()

@@ -1,0 +1,102 @@
+"""API requests told to recorders: what the request's path needs of it, and no more.
+
+    events.admit(grants)            before upstream is contacted; Refusal where it must be told and can't be
+    begun = events.begin(..)        what is noted of the request; its body is collected by begun.seen while it passes
+    events.tell(begun)              once, whatever became of the request: the attempt is what is told
+
+The queues behind it are apievents'; a request without a body is told at once, so that a watch is told when it begins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from k8sproxy.errors import Refusal
+from k8sproxy.peer import Peer
+from k8sproxy.policy.grants import Grants, Impersonation
+from k8sproxy.policy.requestinfo import RequestInfo
+from k8sproxy.protocol.apievent import origin_fragment
+from k8sproxy.recording.apievents import ApiEvents, NoEventRecorder
+from k8sproxy.recording.requestevent import BodyKeeper, RequestEvent
+
+
+@dataclass(slots=True)
+class EventSettings:
+    """What a reload may change. body_bytes: kept of a body. redact: whether secrets are taken out. node_name, node_id:
+    of the proxy's own node, "" while not known."""
+
+    body_bytes: int = 64 * 1024
+    redact: bool = True
+    node_name: str = ""
+    node_id: str = ""
+
+
+class Events:
+    """One for the process. queues: closed with it."""
+
+    def __init__(self, queues: ApiEvents, settings: EventSettings) -> None:
+        self.queues = queues
+        self.settings = settings
+
+    def origin(self, peer: Peer, impersonation: Impersonation | None) -> str:
+        """What events of one connection have in common, to be kept with it."""
+        settings = self.settings
+        if impersonation is None:
+            return origin_fragment(peer, settings.node_name, settings.node_id)
+        return origin_fragment(peer, settings.node_name, settings.node_id, impersonation.user, impersonation.groups)
+
+    def admit(self, grants: Grants) -> bool:
+        """Whether the request may go on at once; if not, `wait` says more. Where it may, `tell` has to follow."""
+        return self.queues.admit(grants.recorders, grants.enforce_recorder)
+
+    async def wait(self, grants: Grants) -> None:
+        """Look for a recorder that lives. Raises Refusal 403 (event_recorder_unavailable) where none does."""
+        try:
+            await self.queues.revive(grants.recorders)
+        except NoEventRecorder as error:
+            raise _unavailable(str(error)) from None
+        if not self.admit(grants):
+            raise _unavailable("the queue of events is full")
+
+    def begin(
+        self, info: RequestInfo, origin: str, *, user_agent: bytes, body: bool, chunked: bool, session_id: str
+    ) -> RequestEvent:
+        """What is noted of an admitted request. body: whether it has one."""
+        settings = self.settings
+        return RequestEvent(
+            info,
+            origin,
+            time.time(),
+            user_agent.decode("latin-1"),
+            BodyKeeper(settings.body_bytes, chunked=chunked) if body else None,
+            session_id,
+            settings.redact,
+        )
+
+    def tell(self, grants: Grants, event: RequestEvent) -> None:
+        """Queue it."""
+        self.queues.add(grants.recorders, event, enforced=grants.enforce_recorder)
+
+    def metrics(self) -> Iterable[Metric]:
+        """The queues."""
+        queues = self.queues
+        yield GaugeMetricFamily("k8sproxy_events_queued", "API events that wait for a recorder.", queues.queued)
+        yield CounterMetricFamily("k8sproxy_events_sent", "API events that a recorder has taken.", queues.sent)
+        dropped = CounterMetricFamily("k8sproxy_events_dropped", "API events that none has taken.", labels=("reason",))
+        dropped.add_metric(("full",), queues.dropped)
+        dropped.add_metric(("failed",), queues.failed)
+        dropped.add_metric(("stopped",), queues.lost)
+        yield dropped
+
+
+def _unavailable(why: str) -> Refusal:
+    return Refusal(
+        403,
+        "event_recorder_unavailable",
+        f"this request must be told to a recorder (enableEvents, enforceRecorder) and none takes it: {why}",
+    )
