@@ -7,6 +7,7 @@ import zlib
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as untimed
 from hypothesis import strategies as st
 
 from k8sproxy.errors import ProtocolError
@@ -107,6 +108,7 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, Seen]:
 
 
 @given(st.data(), conversations())
+@untimed(deadline=None)
 def test_frames_in_any_pieces(data: st.DataObject, conversation: tuple[bytes, Seen]) -> None:
     text, frames = conversation
     for parts in ([text], [text[at : at + 1] for at in range(len(text))], data.draw(splits(text)) if text else []):
@@ -116,6 +118,7 @@ def test_frames_in_any_pieces(data: st.DataObject, conversation: tuple[bytes, Se
 
 
 @given(st.data(), conversations())
+@untimed(deadline=None)
 def test_mutated_frames_give_frames_or_a_protocol_error(data: st.DataObject, conversation: tuple[bytes, Seen]) -> None:
     text = data.draw(mutations(conversation[0]))
     reader = FrameReader()

@@ -76,6 +76,7 @@ def written(frames: Seen, mask: bytes | None) -> tuple[bytes, list[int]]:
 
 
 @given(st.data(), conversations(), st.sampled_from((None, MASK, b"\0\0\0\0")))
+@settings(deadline=None)
 def test_frames_in_any_pieces(data: st.DataObject, frames: Seen, mask: bytes | None) -> None:
     text, starts = written(frames, mask)
     for parts in ([text], [text[at : at + 1] for at in range(len(text))], data.draw(splits(text)) if text else []):
@@ -85,6 +86,7 @@ def test_frames_in_any_pieces(data: st.DataObject, frames: Seen, mask: bytes | N
 
 
 @given(st.data(), conversations())
+@settings(deadline=None)
 def test_only_between_frames_is_a_boundary(data: st.DataObject, frames: Seen) -> None:
     text, starts = written(frames, None)
     reader = FrameReader(masked=False)
@@ -94,6 +96,7 @@ def test_only_between_frames_is_a_boundary(data: st.DataObject, frames: Seen) ->
 
 
 @given(st.data(), conversations(), st.booleans())
+@settings(deadline=None)
 def test_mutated_frames_give_frames_or_a_protocol_error(data: st.DataObject, frames: Seen, masked: bool) -> None:
     text = data.draw(mutations(written(frames, MASK if masked else None)[0]))
     reader = FrameReader(masked=masked)
@@ -108,6 +111,7 @@ def test_mutated_frames_give_frames_or_a_protocol_error(data: st.DataObject, fra
 
 
 @given(st.lists(st.tuples(st.sampled_from((TEXT, BINARY, PING, PONG)), st.binary(max_size=125)), max_size=5))
+@settings(deadline=None)
 def test_the_same_as_the_python_client_writes(frames: list[tuple[int, bytes]]) -> None:
     text = b"".join(ABNF(1, 0, 0, 0, opcode, 1, payload).format() for opcode, payload in frames)
     found, _ = seen(FrameReader(masked=True), [text])
@@ -193,6 +197,7 @@ def test_empty_frames_cost_little() -> None:
 
 
 @given(st.binary(max_size=40), st.binary(min_size=4, max_size=4), st.integers(0, 9))
+@settings(deadline=None)
 def test_unmask(payload: bytes, mask: bytes, offset: int) -> None:
     expected = bytes(byte ^ mask[(offset + index) % 4] for index, byte in enumerate(payload))
     assert unmask(memoryview(payload), mask, offset) == expected
@@ -208,7 +213,7 @@ def test_close_codes() -> None:
 
 
 @given(st.data(), conversations())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_any_cut_can_be_completed(data: st.DataObject, frames: Seen) -> None:
     frames = [item for item in frames if item[0] != CLOSE]
     # Kubernetes' messages begin with a channel.
