@@ -66,6 +66,13 @@ def test_marks_and_sessions() -> None:
     assert marked["sessionID"] == "s1"
 
 
+def test_half_a_character_is_a_question_mark() -> None:
+    fragments = request_fragments(INFO, "/\ud800", {"\udc80": ["\udfff"]})
+    event = json.loads(event_document("", 0, "\ud83d", fragments, origin_fragment(ANN, "p", "n")).decode())
+    assert event["userAgent"] == "?" and event["request"]["path"] == "/?"
+    assert event["request"]["queryParameters"] == {"?": ["?"]}
+
+
 def test_a_tagged_node_has_tags_and_no_user() -> None:
     origin = json.loads("{" + origin_fragment(ROBOT, "proxy", "n1") + "}")
     assert origin == {

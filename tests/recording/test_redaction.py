@@ -229,6 +229,7 @@ def test_numbers_count_and_switches_do_not() -> None:
         b"k8s\x00 \n\x06Secret\x12",
         b"\x1f\x8b\x08 no words at all \xff",
         b'{"spec":{"password":"hunter2"',
+        b'{"spec":{"password":"hunter2","x":NaN}}',
         b'{"password":"hunter2","password":1}',
         b'{"p\\u0061ssword":"hunter2","p\\u0061ssword":1}',
     ],
