@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.bed import Bed, Node
+from tests.bed import Bed, Node, kubernetes_grant
 from tests.system.beds import STANDARD_GRANTS, own_address, require_bed
 from tests.system.kubectl import Kubectl, write_kubeconfig
-from tests.system.proxy import REPORTED, Proxy, reported
+from tests.system.proxy import REPORTED, Proxy, reported, wait_until
+from tests.system.raw import Connection
+from tests.system.recorders import Recorder, Sink
+
+_serial = itertools.count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -110,3 +115,45 @@ def web(bed: Bed) -> str:
     """A pod with a shell."""
     bed.pod("web")
     return "web"
+
+
+@pytest.fixture
+def record(bed: Bed, shared_proxy: Proxy, grants: Callable[..., None]) -> Callable[..., None]:
+    """alice's grant for this test: cluster-admin, with these recorders.
+
+    record("IP:PORT", .., enforce=False, proxy=shared_proxy, who="alice", **rule) returns when the proxy goes by it,
+    which shows in a group that the grant has besides.
+    """
+
+    def change(
+        *addresses: str, enforce: bool = False, proxy: Proxy | None = None, who: str = "alice", **rule: Any
+    ) -> None:
+        group = f"grant-{next(_serial)}"
+        if addresses:
+            rule["recorderAddrs"] = list(addresses)
+        whom = {"alice": "alice@example.com", "ci": "tag:ci"}[who]
+        grants([kubernetes_grant(whom, ["system:masters", group], enforceRecorder=enforce, **rule)])
+        to = proxy or shared_proxy
+        with Connection.open(to.node.dns_name, to.port, through=bed.nodes[who], ca=to.ca) as connection:
+
+            def known() -> bool:
+                answer = connection.ask("GET", "/.well-known/k8sproxy/whoami")
+                return group in (json.loads(answer.body)["impersonation"] or {}).get("groups", ())
+
+            wait_until(known, "the grant in the proxy")
+
+    return change
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    """A recorder of the wire's first version, independent of the product."""
+    with Sink() as sink:
+        yield sink
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    """A recorder of the second version."""
+    with Recorder() as recorder:
+        yield recorder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -17,10 +18,13 @@ from collections.abc import Mapping, Sequence
 
 
 class Terminal:
-    """rows, columns: its size at the start. Everything the program has written is kept in `screen`."""
+    """rows, columns: its size at the start. Everything the program has written is kept: its bytes in `raw`, and as
+    text in `screen`."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], *, rows: int = 24, columns: int = 80) -> None:
+        self.raw = bytearray()
         self.screen = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._read = 0
         self._master, slave = pty.openpty()
         self._set(rows, columns)
@@ -65,7 +69,8 @@ class Terminal:
             return False
         with contextlib.suppress(OSError):  # EIO: the program has ended
             data = os.read(self._master, 64 * 1024)
-            self.screen += data.decode(errors="replace")
+            self.raw += data
+            self.screen += self._decoder.decode(data)
             return bool(data)
         return False
 
