@@ -210,6 +210,8 @@ class Connection:
             if event is not None:
                 site.events.tell(decision.grants, event)
             if session is not None:
+                if decision.events and session.ports:
+                    site.events.tell_ports(decision.grants, info, self._origin, session.facts.id, session.ports)
                 await session.close()
         self._record(info, exchange, perf_counter() - started)
         if exchange.status == 401 and route.impersonate:

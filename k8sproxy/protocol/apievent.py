@@ -109,18 +109,20 @@ def event_document(
     truncated: bool = False,
     redacted: bool = False,
     session_id: str = "",
+    extra: str = "",
 ) -> bytes:
     """The document, without a line feed.
 
     event_id: the recorder may put its own in its place. timestamp: unix seconds. body: what of it may be told.
-    truncated: there was more of it. redacted: something in the body or the query was taken out.
+    truncated: there was more of it. redacted: something in the body or the query was taken out. extra: one more JSON
+    member, `"name":value`.
     """
     encoded = b2a_base64(body, newline=False).decode("ascii") if body else ""
     marks = (',"truncated":true' if truncated else "") + (',"redacted":true' if redacted else "")
     session = f',"sessionID":{_quoted(session_id)}' if session_id else ""
     return (
         f'{{"type":"{EVENT_TYPE}","id":{_quoted(event_id)},"timestamp":{timestamp},"userAgent":{_quoted(user_agent)}'
-        f',{request.request},"body":"{encoded}"{marks}}},{request.kubernetes},{origin}{session}}}'
+        f',{request.request},"body":"{encoded}"{marks}}},{request.kubernetes},{origin}{session}{"," if extra else ""}{extra}}}'
     ).encode("utf-8", "replace")
 
 

@@ -9,8 +9,9 @@ The queues behind it are apievents'; a request without a body is told at once, s
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -81,6 +82,14 @@ class Events:
     def tell(self, grants: Grants, event: RequestEvent) -> None:
         """Queue it."""
         self.queues.add(grants.recorders, event, enforced=grants.enforce_recorder)
+
+    def tell_ports(
+        self, grants: Grants, info: RequestInfo, origin: str, session_id: str, ports: Mapping[str, Mapping[str, int]]
+    ) -> None:
+        """Tell what a port-forward came to, beside the event of its opening; as far as there is room."""
+        extra = f'"portForward":{json.dumps(ports, separators=(",", ":"))}'
+        event = RequestEvent(info, origin, time.time(), session_id=session_id, redact=self.settings.redact, extra=extra)
+        self.queues.add(grants.recorders, event, enforced=False)
 
     def metrics(self) -> Iterable[Metric]:
         """The queues."""

@@ -97,6 +97,7 @@ class RequestEvent:
 
     origin: apievent.origin_fragment's text, made once a connection. timestamp: unix seconds. user_agent: as received,
     one character a byte. session_id: "" where the request is no session. redact: whether secrets are taken out.
+    extra: one more JSON member of the document.
     """
 
     info: RequestInfo
@@ -106,6 +107,7 @@ class RequestEvent:
     body: BodyKeeper | None = None
     session_id: str = ""
     redact: bool = True
+    extra: str = ""
 
     def document(self, event_id: str) -> bytes:
         """The redacted document (protocol.apievent)."""
@@ -135,6 +137,7 @@ class RequestEvent:
             truncated=truncated,
             redacted=redacted,
             session_id=self.session_id,
+            extra=self.extra,
         )
 
 

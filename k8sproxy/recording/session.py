@@ -39,7 +39,7 @@ from k8sproxy.policy.decision import FailureMode, RecordingDemand
 from k8sproxy.policy.rewrite import Streaming
 from k8sproxy.recording.capture import Capture
 from k8sproxy.recording.facts import Facts
-from k8sproxy.recording.streams import Streams, negotiated, readable
+from k8sproxy.recording.streams import ForwardedPorts, Streams, negotiated, open_streams, readable
 from k8sproxy.recording.tap import Tap
 from k8sproxy.recording.upload import NoRecorder, Upload, UploadError
 
@@ -98,13 +98,13 @@ class Session(Tap):
         self.lost = 0  # bytes of output that are not in the recording
         self.cause = ""  # why it was ended, where it did not end by itself
         self._lost_words = ""  # what its user is told where its recording failed and it must not go on
-        self.ports: dict[int, int] = {}  # of a port-forward: port -> connections
         self._registry = registry
         self._closed_mode = demand is not None and demand.failure_mode is FailureMode.CLOSED
         self._loop = asyncio.get_running_loop()
         self._upload: Upload | None = None
         self._capture: Capture | None = None
-        self._streams: Streams | None = None
+        self._streams: Streams | ForwardedPorts | None = None
+        self._ports: ForwardedPorts | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._settling: asyncio.Task[None] | None = None
         self._holds_end = self._closed_mode  # whether the end has to wait for the last ack
@@ -124,6 +124,11 @@ class Session(Tap):
                 f"offers can be recorded: {', '.join(offered)[:200]}",
             )
         self.streaming = Streaming(facts.id, known if demand is not None and can_be_read else None)
+
+    @property
+    def ports(self) -> dict[str, dict[str, int]]:
+        """Of a port-forward, by port: connections, bytes received and sent."""
+        return self._ports.ports() if self._ports is not None else {}
 
     def end(self, cause: str, message: str) -> None:
         """End it from outside. message: for its user."""
@@ -163,7 +168,7 @@ class Session(Tap):
             # It was accepted, and failed while upstream was asked: there was nobody yet to tell.
             raise Refusal(403, "recorder_failed", self._lost_words, close=True)
         try:
-            self._streams = Streams(self.facts, upgrade, negotiated(upgrade, fields))
+            self._streams = open_streams(self.facts, upgrade, negotiated(upgrade, fields))
         except ProtocolError as error:
             if self._closed_mode:
                 raise Refusal(
@@ -173,6 +178,8 @@ class Session(Tap):
                     close=True,
                 ) from None
             self._unreadable(error)
+        if isinstance(self._streams, ForwardedPorts):
+            self._ports = self._streams
         self.began = True
         self._registry.begun(self)
         upload, facts = self._upload, self.facts
@@ -218,9 +225,6 @@ class Session(Tap):
                 now = self._loop.time()
                 for width, height in said.sizes:
                     self._keep(self._capture.resize(width, height, now))
-        for port in said.ports:
-            self.ports[port] = self.ports.get(port, 0) + 1
-            self._say("port_forwarded", port=port)
         return b"".join(said.replies) if self.blocked and not self._torn else b""
 
     def from_upstream(self, view: memoryview) -> int:
@@ -240,7 +244,7 @@ class Session(Tap):
         self.sent += size
         return size
 
-    def _look(self, streams: Streams, size: int, between: bool) -> int:
+    def _look(self, streams: Streams | ForwardedPorts, size: int, between: bool) -> int:
         """Keep what upstream has said; how many of the `size` bytes that the relay has may go on. between: whether the
         client, which has none of them, stands between two frames."""
         if self.demand is None:
@@ -266,7 +270,7 @@ class Session(Tap):
             self.blocked = streams.at_boundary
         return size
 
-    def _keep_output(self, streams: Streams) -> None:
+    def _keep_output(self, streams: Streams | ForwardedPorts) -> None:
         capture = self._capture
         if capture is None:
             return
@@ -413,6 +417,7 @@ class Session(Tap):
                     sent=self.sent,
                     recorded=self.recorded,
                     lost=self.lost or None,
+                    ports=self.ports or None,
                     cause=self.cause or None,
                 )
 

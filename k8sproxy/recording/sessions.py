@@ -185,5 +185,5 @@ def _values(session: Session) -> dict[str, Any]:
         "recorder": session.recorder or None,
         "failureMode": demand.failure_mode.value if demand else None,
         "lost": session.lost,
-        "ports": {str(port): count for port, count in session.ports.items()},
+        "ports": session.ports,
     }

@@ -7,8 +7,10 @@ here, so that a Session has no business with protocols.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from k8sproxy.errors import ProtocolError
+from k8sproxy.protocol.portforward import PortForward, PortOpened
 from k8sproxy.protocol.remotecommand import (
     SPDY_PROTOCOLS,
     STDERR,
@@ -51,15 +53,13 @@ def negotiated(upgrade: str, fields: bytes) -> str:
 
 
 class Said:
-    """What a client has said in one piece. sizes: (columns, rows). replies: frames that answer its pings. ports: that
-    it has opened connections to."""
+    """What a client has said in one piece. sizes: (columns, rows). replies: frames that answer its pings."""
 
-    __slots__ = ("ports", "replies", "sizes")
+    __slots__ = ("replies", "sizes")
 
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []
         self.replies: list[bytes] = []
-        self.ports: list[int] = []
 
 
 class Streams:
@@ -119,3 +119,54 @@ class Streams:
     def farewell(self, status: bytes, message: str, *, held: bool) -> bytes | None:
         """What ends the session for its client with an error: remotecommand.RemoteCommand.farewell."""
         return self._session.farewell(status, message, held=held)
+
+
+class ForwardedPorts:
+    """The streams of a port-forward: nothing of them is kept, their ports and bytes are counted.
+
+    connections: by port. What Streams has besides is here too, with nothing in it.
+    """
+
+    __slots__ = ("_session", "connections")
+
+    stdout: Sequence[memoryview] = ()
+    stderr: Sequence[memoryview] = ()
+    end_at: int | None = None
+    border: int | None = None
+    at_boundary = False
+
+    def __init__(self, upgrade: str, subprotocol: str) -> None:
+        self.connections: dict[int, int] = {}
+        self._session = PortForward(upgrade, subprotocol)
+
+    def from_client(self, view: memoryview) -> Said | None:
+        """Count; nothing that a client says here is of interest."""
+        self._opened(self._session.from_client(view))
+        return None
+
+    def from_upstream(self, view: memoryview) -> None:
+        """Count."""
+        self._opened(self._session.from_upstream(view))
+
+    def _opened(self, events: Sequence[PortOpened]) -> None:
+        for event in events:
+            self.connections[event.port] = self.connections.get(event.port, 0) + 1
+
+    def farewell(self, status: bytes, message: str, *, held: bool) -> bytes | None:
+        """A port-forward has no channel on which its user could be told anything."""
+        return None
+
+    def ports(self) -> dict[str, dict[str, int]]:
+        """JSON values by port: its connections, bytes from (received) and to (sent) the client."""
+        sent, received = self._session.sent, self._session.received
+        return {
+            str(port): {"connections": count, "received": received.get(port, 0), "sent": sent.get(port, 0)}
+            for port, count in self.connections.items()
+        }
+
+
+def open_streams(facts: Facts, upgrade: str, subprotocol: str) -> Streams | ForwardedPorts:
+    """The streams of a session. Raises ProtocolError for a protocol that is not known."""
+    if facts.kind == "portforward":
+        return ForwardedPorts(upgrade, subprotocol)
+    return Streams(facts, upgrade, subprotocol)
