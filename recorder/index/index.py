@@ -38,22 +38,22 @@ class Index(Questions):
     ) -> None:
         super().__init__(_database(url))
         self._limits = (text_limit, cast_limit)
-        self._intake = Intake(self._database, text_limit=text_limit, cast_limit=cast_limit, waiting=waiting)
+        self._intake = Intake(self.database, text_limit=text_limit, cast_limit=cast_limit, waiting=waiting)
 
     async def open(self) -> None:
         """Connect, and bring the schema up to date. Raises IndexFailure, also for an index from the future."""
-        await self._database.open()
+        await self.database.open()
 
     def watch(self, store: Readable) -> None:
         """Begin to write what this observer is told; the store is where texts are read from."""
-        self._intake.start(store, lambda: catch_up(self._database, store, self._intake))
+        self._intake.start(store, lambda: catch_up(self.database, store, self._intake))
 
     async def aclose(self) -> None:
         """Stop writing and let go. What was told and isn't written is found by the next catch_up."""
         try:
             await self._intake.stop()
         finally:
-            await self._database.aclose()
+            await self.database.aclose()
 
     # --- how it is
 
@@ -102,13 +102,13 @@ class Index(Questions):
 
     async def catch_up(self, store: Readable, report: Report | None = None) -> None:
         """Compare with the store and write what is missing; texts follow (see `settled`). Raises IndexFailure."""
-        async for _ in catch_up(self._database, store, self._intake, report):
+        async for _ in catch_up(self.database, store, self._intake, report):
             await asyncio.sleep(0)
 
     async def rebuild(self, store: Readable, report: Report | None = None) -> Progress:
         """Make it anew from the store; who looked at what stays. All or nothing. Raises IndexFailure."""
         text_limit, cast_limit = self._limits
-        return await rebuild(self._database, store, self._intake, report, text_limit=text_limit, cast_limit=cast_limit)
+        return await rebuild(self.database, store, self._intake, report, text_limit=text_limit, cast_limit=cast_limit)
 
     async def add_look(
         self,
@@ -135,7 +135,7 @@ class Index(Questions):
         )
         for attempt in range(1, _TRIES + 1):
             try:
-                await self._database.write(await put_look(self._database, look))
+                await self.database.write(await put_look(self.database, look))
                 break
             except IndexFailure as error:
                 if error.passing or attempt == _TRIES:

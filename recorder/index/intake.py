@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from itertools import islice
@@ -56,8 +57,8 @@ class Readable(Protocol):
 class Intake:
     """What the store tells, and the two tasks that work it off.
 
-    failure: why nothing is written at present, None while all is well. dropped: rows and texts given up. missed: the
-    queue was full. text_limit: characters, cast_limit: bytes of cast, a recording.
+    dropped: rows and texts given up. missed: the queue was full. text_limit: characters, cast_limit: bytes of cast, a
+    recording.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Intake:
         waiting: int = WAITING,
         refresh: float = _REFRESH,
     ) -> None:
-        self.failure: str | None = None
+        self._failures: dict[str, str] = {}  # task -> why its last step failed
         self.dropped = 0
         self.missed = False
         # Held while something is read and then written on its grounds, and all the while that a rebuild goes on.
@@ -134,6 +135,11 @@ class Intake:
     # --- for catch_up, and for who waits
 
     @property
+    def failure(self) -> str | None:
+        """Why nothing is written at present, None while all is well."""
+        return next(iter(self._failures.values()), None)
+
+    @property
     def waiting(self) -> int:
         """Rows and texts that are due and not written."""
         return len(self._recordings) + len(self._events) + self._at_work + len(self._due())
@@ -160,7 +166,7 @@ class Intake:
         self._store = store
         self._catch_up = catch_up
         for name, work in (("rows", self._write_rows), ("texts", self._make_texts)):
-            self._tasks.append(asyncio.create_task(self._guarded(work), name=f"index-{name}"))
+            self._tasks.append(asyncio.create_task(self._guarded(name, work), name=f"index-{name}"))
 
     async def stop(self) -> None:
         """End the tasks; what waits is found again by catch_up."""
@@ -171,7 +177,7 @@ class Intake:
                 await task
         self._tasks = []
 
-    async def _guarded(self, work: Callable[[], AsyncGenerator[None, None]]) -> None:
+    async def _guarded(self, name: str, work: Callable[[], AsyncGenerator[None, None]]) -> None:
         """Run steps for ever; a fault in one is waited out and told."""
         wait = _LEAST_WAIT
         while True:
@@ -179,17 +185,18 @@ class Intake:
                 async with aclosing(work()) as steps:
                     async for _ in steps:
                         wait = _LEAST_WAIT
-                        if self.failure is not None:
-                            _log.info("index_recovered")
-                        self.failure = None
+                        if self._failures.pop(name, None) is not None:
+                            _log.info("index_recovered", task=name)
                         async with self._step:
                             self._step.notify_all()
             except Exception as error:
                 if not isinstance(error, IndexFailure):
-                    _log.exception("index_fault")
-                elif self.failure is None:
-                    _log.error("index_failed", error=str(error))
-                self.failure = str(error) if isinstance(error, IndexFailure) else type(error).__name__
+                    # Without the values of variables: they are what people typed.
+                    trace = "".join(traceback.format_tb(error.__traceback__))
+                    _log.error("index_fault", error=type(error).__name__, trace=trace)
+                elif name not in self._failures:
+                    _log.error("index_failed", task=name, error=str(error))
+                self._failures[name] = str(error) if isinstance(error, IndexFailure) else type(error).__name__
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, _MOST_WAIT)
 
@@ -304,6 +311,9 @@ class Intake:
             return
         self._tries.pop(identifier, None)
         async with self.writing:
+            if identifier in self._recordings:  # its row is still to come, or failed just now
+                self._texts.setdefault(identifier, asyncio.get_running_loop().time())
+                return
             await self._database.write(await put_text(self._database, recording, segments, truncated=truncated))
         if recording.end is End.RUNNING:
             # One that is beyond the limits has all the text that it will ever have.

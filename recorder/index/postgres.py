@@ -223,5 +223,7 @@ async def _mapped(work: Callable[[], Awaitable[T]]) -> T:
         # Classes 22 and 23 of SQLSTATE: the data, and constraints.
         at_fault = str(error.sqlstate or "").startswith(("22", "23"))
         raise IndexFailure(f"the index's database refused: {error}", passing=not at_fault) from error
+    except asyncpg.DataError as error:  # found out on this side, before anything is sent
+        raise IndexFailure(f"the index can't hold it: {error}", passing=False) from error
     except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise IndexFailure(f"the index's database can't be reached: {type(error).__name__}") from error

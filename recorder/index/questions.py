@@ -35,7 +35,7 @@ class Questions:
     """What can be asked. All of it raises IndexFailure, and ValueError for a question that can't be one."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     async def recordings(
         self, asked: Filter, scope: Scope, *, limit: int = 50, cursor: str | None = None, hits: int = _HITS
@@ -45,8 +45,8 @@ class Questions:
         searched = terms(asked.text)
         if asked.text.strip() and not searched:
             return Page()  # of signs alone, which are not kept
-        where = Where(self._database.dialect)
-        having = self._database.having(searched, where.parameters) if searched else _NO_TEXT
+        where = Where(self.database.dialect)
+        having = self.database.having(searched, where.parameters) if searched else _NO_TEXT
         where.add(having.condition)
         conditions.recordings(where, asked, having.number)
         where.scope(scope, "r")
@@ -55,11 +55,11 @@ class Questions:
             f"SELECT {RECORDING_COLUMNS} FROM {having.source} JOIN recording_documents d ON d.number = r.number"
             f" WHERE {where} ORDER BY {having.number} DESC LIMIT {_limit(limit) + 1}"
         )
-        found = await self._database.fetch(sql, where.parameters) if scope else []
+        found = await self.database.fetch(sql, where.parameters) if scope else []
         numbers = [row[0] for row in found[:limit]]
         rows = [recording_row(row) for row in found[:limit]]
         if searched and hits and numbers:
-            places = await self._database.hits(numbers, searched, hits)
+            places = await self.database.hits(numbers, searched, hits)
             rows = [replace(row, hits=places.get(number, ())) for number, row in zip(numbers, rows, strict=True)]
         return Page(tuple(rows), _cursor(numbers, len(found) > limit))
 
@@ -74,13 +74,13 @@ class Questions:
         if not searched:
             return ()
         number: int = row[0]
-        return (await self._database.hits([number], searched, most)).get(number, ())
+        return (await self.database.hits([number], searched, most)).get(number, ())
 
     async def events(
         self, asked: EventFilter, scope: Scope, *, limit: int = 50, cursor: str | None = None
     ) -> Page[EventRow]:
         """Those that fit, newest first."""
-        where = Where(self._database.dialect)
+        where = Where(self.database.dialect)
         conditions.events(where, asked)
         where.scope(scope, "e")
         self._after(where, "e.number", cursor)
@@ -88,17 +88,17 @@ class Questions:
             f"SELECT {EVENT_COLUMNS} FROM events e JOIN event_documents d ON d.number = e.number"
             f" WHERE {where} ORDER BY e.number DESC LIMIT {_limit(limit) + 1}"
         )
-        found = await self._database.fetch(sql, where.parameters) if scope else []
+        found = await self.database.fetch(sql, where.parameters) if scope else []
         numbers = [row[0] for row in found[:limit]]
         return Page(tuple(map(event_row, found[:limit])), _cursor(numbers, len(found) > limit))
 
     async def event(self, identifier: str, scope: Scope) -> EventRow:
         """One. Raises KeyError, also where it is out of scope."""
-        where = Where(self._database.dialect)
+        where = Where(self.database.dialect)
         where.add(f"e.id = {where.value(identifier)}")
         where.scope(scope, "e")
         sql = f"SELECT {EVENT_COLUMNS} FROM events e JOIN event_documents d ON d.number = e.number WHERE {where}"
-        found = await self._database.fetch(sql, where.parameters)
+        found = await self.database.fetch(sql, where.parameters)
         if not found:
             raise KeyError(identifier)
         return event_row(found[0])
@@ -108,7 +108,7 @@ class Questions:
         while it ran. Those too are only told inside the scope. Raises KeyError."""
         row = await self.get(identifier, scope)
         recording = row.recording
-        where = Where(self._database.dialect)
+        where = Where(self.database.dialect)
         where.scope(scope, "e")
         ended = recording.ended if recording.ended is not None else recording.started + recording.duration
         ways = []
@@ -127,7 +127,7 @@ class Questions:
             f"SELECT {EVENT_COLUMNS} FROM events e JOIN event_documents d ON d.number = e.number"
             f" WHERE {where} ORDER BY e.number LIMIT {_limit(limit)}"
         )
-        return tuple(map(event_row, await self._database.fetch(sql, where.parameters)))
+        return tuple(map(event_row, await self.database.fetch(sql, where.parameters)))
 
     async def activity(
         self, scope: Scope, start: float, end: float, buckets: int, *, asked: Filter | None = None
@@ -139,11 +139,11 @@ class Questions:
         width = max(1, -(-(last - first) // buckets))  # rounded up: the last one may be shorter
         counts: list[dict[int, int]] = []
         for table, alias in (("recordings", "r"), ("events", "e")):
-            where = Where(self._database.dialect)
+            where = Where(self.database.dialect)
             having = _NO_TEXT
             if alias == "r" and asked is not None:
                 if searched := terms(asked.text):
-                    having = self._database.having(searched, where.parameters)
+                    having = self.database.having(searched, where.parameters)
                     where.add(having.condition)
                 conditions.recordings(where, asked, having.number)
             number = having.number if alias == "r" else "e.number"
@@ -152,7 +152,7 @@ class Questions:
             place = f"({number} - {where.value(first)}) / {where.value(width)}"
             where.add(f"{number} >= {where.value(first)} AND {number} < {where.value(last)}")
             sql = f"SELECT {place} AS place, count(*) FROM {source} WHERE {where} GROUP BY 1"
-            counts.append(dict(await self._database.fetch(sql, where.parameters)) if scope else {})
+            counts.append(dict(await self.database.fetch(sql, where.parameters)) if scope else {})
         edges = [min(start + width * place / 1e6, end) for place in range(buckets + 1)]
         return tuple(
             Bucket(edges[place], edges[place + 1], counts[0].get(place, 0), counts[1].get(place, 0))
@@ -169,38 +169,38 @@ class Questions:
             ("node", "node"),
             ("session_type", "session_type"),
         ):
-            where = Where(self._database.dialect)
+            where = Where(self.database.dialect)
             where.add(f"r.{column} <> ''")
             where.scope(scope, "r")
             sql = (
                 f"SELECT r.{column}, count(*) FROM recordings r WHERE {where}"
                 f" GROUP BY r.{column} ORDER BY count(*) DESC, r.{column} LIMIT {_VALUES}"
             )
-            found = await self._database.fetch(sql, where.parameters) if scope else []
+            found = await self.database.fetch(sql, where.parameters) if scope else []
             answer[name] = [(value, count) for value, count in found]
         return answer
 
     async def looks(self, asked: LookFilter, scope: Scope, *, limit: int = 50, cursor: str | None = None) -> Page[Look]:
         """Who looked, newest first: at recordings in scope. What is about no recording, or about one that is gone, is
         told where the scope is everything."""
-        where = Where(self._database.dialect)
+        where = Where(self.database.dialect)
         conditions.looks(where, asked)
         if not is_unrestricted(scope):
-            inner = Where(self._database.dialect, where.parameters)
+            inner = Where(self.database.dialect, where.parameters)
             inner.add("r.id = l.recording")
             inner.scope(scope, "r")
             where.add(f"EXISTS (SELECT 1 FROM recordings r WHERE {inner})")
         self._after(where, "l.number", cursor)
         sql = f"SELECT {LOOK_COLUMNS} FROM looks l WHERE {where} ORDER BY l.number DESC LIMIT {_limit(limit) + 1}"
-        found = await self._database.fetch(sql, where.parameters) if scope else []
+        found = await self.database.fetch(sql, where.parameters) if scope else []
         numbers = [row[0] for row in found[:limit]]
         return Page(tuple(map(look_row, found[:limit])), _cursor(numbers, len(found) > limit))
 
     async def _one(self, identifier: str, scope: Scope) -> tuple[Any, ...]:
-        where = Where(self._database.dialect)
+        where = Where(self.database.dialect)
         where.add(f"r.id = {where.value(identifier)}")
         where.scope(scope, "r")
-        found = await self._database.fetch(
+        found = await self.database.fetch(
             f"SELECT {RECORDING_COLUMNS} FROM recordings r JOIN recording_documents d ON d.number = r.number"
             f" WHERE {where}",
             where.parameters,

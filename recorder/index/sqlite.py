@@ -52,6 +52,7 @@ class _Connection:
         self._pragmas = pragmas
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"index-{name}")
         self._connection: sqlite3.Connection | None = None
+        self._closed = False
         self._deadline = 0.0
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -60,8 +61,12 @@ class _Connection:
 
     async def close(self) -> None:
         """Close the connection and end the thread."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self.disconnect)
-        self._thread.shutdown(wait=False)
+        if not self._closed:
+            self._closed = True
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._thread, self.disconnect)
+            finally:
+                self._thread.shutdown(wait=False)
 
     def submit(self, work: Callable[[], T]) -> T:
         """Do something else in the thread, waited for by another thread."""
@@ -92,6 +97,8 @@ class _Connection:
         self._deadline = time.monotonic() + _PATIENCE
         try:
             return work(self.connect())
+        except (OverflowError, UnicodeError) as error:  # a number or a text that SQLite can't hold
+            raise IndexFailure(f"the index can't hold it: {error}", passing=False) from error
         except sqlite3.Error as error:
             if "interrupted" in str(error):
                 raise IndexFailure(f"the search took longer than {_PATIENCE:g} s and was given up") from error

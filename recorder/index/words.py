@@ -31,6 +31,7 @@ _BODY = 1024 * 1024  # bytes: far more than a segment has; what claims more is n
 
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\u0e00-\u0e7f"
 _WORDS = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+")
+_IS_ALONE = re.compile(f"[{_ALONE}]")
 _TERMS = re.compile(r'"([^"]*)"?|(\S+?)(?=["\s]|$)')
 
 
@@ -61,35 +62,16 @@ def terms(question: str) -> tuple[Term, ...]:
     return tuple(found)
 
 
-def pattern(asked: Iterable[Term]) -> re.Pattern[str]:
-    """What finds any of the terms in a text as it was on the screen."""
-    alone = re.compile(f"[{_ALONE}]")
-    ways = []
-    for term in asked:
-        way = "" if alone.match(term.words[0]) else r"(?<![^\W" + _ALONE + "])"
-        for number, word in enumerate(term.words):
-            # Between two words there is something, unless one of them is a character that stands alone.
-            if number:
-                way += r"\W*" if alone.match(word) or alone.match(term.words[number - 1]) else r"\W+"
-            way += re.escape(word) + (r"\w*" if len(word) == WORD else "")
-        if term.prefix:
-            way += "" if alone.match(term.words[-1]) else rf"[^\W{_ALONE}]*"
-        elif not alone.match(term.words[-1]):
-            way += rf"(?![^\W{_ALONE}])"
-        ways.append(way)
-    return re.compile("|".join(ways), re.IGNORECASE)
-
-
 def pack(segment: Segment) -> bytes:
     """A segment as it is kept: its times (JSON), a line feed and its text, compressed."""
     times = json.dumps([round(time, 3) for time, _ in segment.lines], separators=(",", ":"))
     return zstandard.compress(f"{times}\n{segment.text}".encode("utf-8", "replace"))
 
 
-def unpack(body: bytes) -> tuple[list[float], str]:
-    """Its times, and its text with a line for each."""
+def unpack(body: bytes) -> tuple[str, str]:
+    """Its times as JSON, and its text with a line for each."""
     times, _, text = zstandard.decompress(body, max_output_size=_BODY).decode().partition("\n")
-    return json.loads(times), text
+    return times, text
 
 
 def lines_of_words(body: bytes) -> Iterator[list[str]]:
@@ -104,16 +86,77 @@ def hits(bodies: Iterable[bytes], asked: tuple[Term, ...], most: int) -> tuple[H
 
 
 def _hits(bodies: Iterable[bytes], asked: tuple[Term, ...]) -> Iterator[Hit]:
-    search = pattern(asked)
-    sure = [term.words[0] for term in asked]
+    finders = [_Finder(term) for term in asked]
     for body in bodies:
-        times, text = unpack(body)
-        folded = text.lower()
-        if not any(word in folded for word in sure):  # many times faster than the pattern, and says no to most
-            continue
-        for time, line in zip(times, text.split("\n"), strict=False):
-            if match := search.search(line):
-                yield Hit(time, _snippet(line, match.start(), match.end()))
+        packed, text = unpack(body)
+        folded = _fold(text)
+        times: list[float] = []
+        for number, start, end in _candidates(folded, [finder.first for finder in finders]):
+            line = text[start:end]
+            if places := [place for finder in finders if (place := finder.find(line, folded[start:end]))]:
+                times = times or json.loads(packed)
+                yield Hit(times[number], _snippet(line, *min(places)))
+
+
+class _Finder:
+    """Finds one term in a line. Its first word is searched plainly and the rest matched there: a pattern for all of it,
+    with classes of characters at its ends, takes longer to compile than a page of lines to look through."""
+
+    def __init__(self, term: Term) -> None:
+        self.first = term.words[0]
+        self._term = term
+        way = ""
+        for number, word in enumerate(term.words):
+            if number:  # something is between two words, unless one of them is a character that stands alone
+                way += r"\W*" if _IS_ALONE.match(word) or _IS_ALONE.match(term.words[number - 1]) else r"\W+"
+            way += re.escape(word)
+        open_end = (term.prefix and not _IS_ALONE.match(term.words[-1])) or len(term.words[-1]) == WORD
+        self._rest = re.compile(way + (r"\w*" if open_end else ""), re.IGNORECASE)
+        self._whole = not open_end
+
+    def find(self, line: str, folded: str) -> tuple[int, int] | None:
+        """From where to where it is in the line."""
+        at = folded.find(self.first)
+        while at >= 0:
+            match = None if _joined(line, at) else self._rest.match(line, at)
+            if match and not (self._whole and _joined(line, match.end())):
+                return match.span()
+            at = folded.find(self.first, at + 1)
+        return None
+
+
+def _joined(line: str, at: int) -> bool:
+    """Whether the characters on both sides belong to one word."""
+    if not 0 < at < len(line):
+        return False
+    return all((side.isalnum() or side == "_") and not _IS_ALONE.match(side) for side in line[at - 1 : at + 1])
+
+
+def _fold(text: str) -> str:
+    """In lower case, each character where it was; a few are longer in lower case, and stay."""
+    folded = text.lower()
+    if len(folded) == len(text):
+        return folded
+    return "".join(small if len(small := character.lower()) == 1 else character for character in text)
+
+
+def _candidates(folded: str, first: list[str]) -> Iterator[tuple[int, int, int]]:
+    """Lines that hold one of the words in whatever way: number, start and end."""
+    number, at = 0, 0
+    ahead = {word: folded.find(word) for word in first}
+    while True:
+        for word, place in ahead.items():
+            if 0 <= place < at:
+                ahead[word] = folded.find(word, at)
+        nearest = min((place for place in ahead.values() if place >= 0), default=-1)
+        if nearest < 0:
+            return
+        start = folded.rfind("\n", 0, nearest) + 1
+        number += folded.count("\n", at, start)
+        end = folded.find("\n", nearest)
+        end = len(folded) if end < 0 else end
+        yield number, start, end
+        at, number = end + 1, number + 1
 
 
 def _snippet(line: str, start: int, end: int) -> tuple[tuple[str, bool], ...]:
