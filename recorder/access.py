@@ -73,6 +73,7 @@ class Place:
         )
 
 
+ANYWHERE = Place()
 Scope = tuple[Place, ...]  # what at least one of them holds for; the empty one is nothing
 
 
@@ -103,7 +104,8 @@ class Access:
 
     def scope(self, action: Action = Action.VIEW) -> Scope:
         """Where that is allowed; () is nowhere."""
-        return tuple(dict.fromkeys(rule.place for rule in self.rules if rule.allows(action)))
+        places = dict.fromkeys(rule.place for rule in self.rules if rule.allows(action))
+        return (ANYWHERE,) if ANYWHERE in places else tuple(places)
 
     def may(self, recording: Recording, action: Action = Action.VIEW) -> bool:
         """Whether that is allowed on this recording."""
@@ -211,7 +213,8 @@ class _Fields:
             self._refuse(field, f"must be a list of strings, not {_kind(value)}")
         if len(value) > MAX_GLOBS:
             self._refuse(field, f"has {len(value)} entries; at most {MAX_GLOBS} are taken")
-        return tuple(self._each(value, field))
+        globs = tuple(self._each(value, field))
+        return None if "*" in globs else globs
 
     def _each(self, values: Iterable[object], field: str) -> Iterable[str]:
         for position, value in enumerate(values, 1):

@@ -75,13 +75,18 @@ async def stream(request: web.Request, pieces: AsyncIterator[bytes], headers: di
                 held = b""
         await response.write(held)
         await response.write_eof()
-    except (ConnectionError, asyncio.CancelledError):
-        raise
+    except (ConnectionError, TimeoutError):
+        cut(request)  # nobody is there any more
     except Exception:
         _log.exception("stream_failed", path=request.path)
-        if request.transport is not None:
-            request.transport.abort()
+        cut(request)
     return response
+
+
+def cut(request: web.Request) -> None:
+    """End a connection in the middle of an answer."""
+    if request.transport is not None:
+        request.transport.abort()
 
 
 async def openapi_document(request: web.Request) -> web.Response:
@@ -176,12 +181,21 @@ async def watch(request: web.Request) -> web.StreamResponse:
     await response.prepare(request)
     if request.method == "HEAD":
         return response
-    async with aclosing(live.watched(site.store, recording)) as pieces, aclosing(live.told(pieces, still)) as told:
-        async for piece in told if as_lines else live.messages(told):
-            if piece:
-                async with asyncio.timeout(live.TAKE):
-                    await response.write(piece)
-    await response.write_eof()
+    try:
+        async with (
+            aclosing(live.watched(site.store, recording)) as pieces,
+            aclosing(live.told(pieces, still, beat=live.KEEP_ALIVE, recheck=live.RECHECK)) as told,
+        ):
+            async for piece in told if as_lines else live.messages(told):
+                if piece:
+                    async with asyncio.timeout(live.TAKE):
+                        await response.write(piece)
+        await response.write_eof()
+    except (ConnectionError, TimeoutError):
+        cut(request)
+    except Exception:
+        _log.exception("watch_failed", recording=recording.id)
+        cut(request)
     return response
 
 

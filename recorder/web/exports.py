@@ -13,43 +13,99 @@ from collections.abc import AsyncIterator
 
 from recorder.web.windows import lines
 
-_SEQUENCE = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]{0,256}[ -/]{0,16}[@-~]"  # CSI (ECMA-48, 5.4)
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\x18\x1a]*(?:\x07|\x1b\\|\x9c|\x18|\x1a)"  # OSC, DCS, ..
-    r"|\x1b[ -/]{0,16}[0-Z\\^_`a-~]"  # two characters, or more with intermediates
-)
-_UNDONE = re.compile(r"(?:\x1b|\x9b|\x9d|\x90|\x98|\x9e|\x9f).*\Z", re.DOTALL)
-_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff\U0010fe80-\U0010feff]")
-# Characters of a sequence that may wait for their end. An inline image's is longer; then it is text, and harmless.
-_PENDING = 64 * 1024
+# What is text, up to the next character that does something.
+_RUN = re.compile("[^\x00-\x1f\x7f-\x9f]+")
+_ODD = re.compile("[\ud800-\udfff\U0010fe80-\U0010feff]")
+_STRING_END = re.compile("[\x07\x18\x1a\x1b\x9c]")
+_STRINGS = frozenset("\x90\x98\x9d\x9e\x9f")
+# Characters of a string sequence (a title, an image) that are left out; one that goes on is text, and harmless.
+_MOST_STRING = 1024 * 1024
 
 
 class PlainText:
-    """Text out of output that comes in pieces."""
+    """Text out of output that comes in pieces of any size; a parser of the sequences' outer shape (ECMA-48, 5)."""
 
     def __init__(self) -> None:
-        self._pending = ""
+        self._state = self._ground
+        self._skipped = 0
+        self._return = False  # a carriage return whose line feed may come
+        self._fresh = True  # nothing is on this line
+        self._text: list[str] = []
 
     def feed(self, output: str) -> str:
         """The text that is done."""
-        text = _SEQUENCE.sub("", self._pending + output)
-        self._pending = ""
-        undone = _UNDONE.search(text)
-        if undone is not None and len(text) - undone.start() <= _PENDING:
-            text, self._pending = text[: undone.start()], text[undone.start() :]
-        elif text.endswith("\r"):
-            text, self._pending = text[:-1], "\r"
-        return _clean(text)
+        position = 0
+        while position < len(output):
+            position = self._state(output, position)
+        return self._taken()
 
     def finish(self) -> str:
         """The rest."""
-        text, self._pending = self._pending, ""
-        return _clean(text)
+        self._end_return()
+        return self._taken()
 
+    def _taken(self) -> str:
+        text = "".join(self._text)
+        self._text.clear()
+        return text
 
-def _clean(text: str) -> str:
-    text = re.sub("\r+\n", "\n", text).replace("\r", "\n")
-    return _CONTROLS.sub(lambda match: "\t" if match[0] == "\t" else "\ufffd" if match[0] >= "\ud800" else "", text)
+    def _end_return(self) -> None:
+        if self._return and not self._fresh:
+            self._text.append("\n")
+            self._fresh = True
+        self._return = False
+
+    def _ground(self, output: str, position: int) -> int:
+        run = _RUN.match(output, position)
+        character = output[position]
+        if run is not None or character == "\t":
+            self._end_return()
+            self._text.append(_ODD.sub("\ufffd", run.group()) if run is not None else "\t")
+            self._fresh = False
+            return run.end() if run is not None else position + 1
+        if character == "\n":
+            self._text.append("\n")
+            self._return, self._fresh = False, True
+        elif character == "\r":
+            self._return = True
+        elif character == "\x1b":
+            self._state = self._escape
+        elif character == "\x9b":
+            self._state = self._csi
+        elif character in _STRINGS:
+            self._skipped, self._state = 0, self._string
+        return position + 1
+
+    def _escape(self, output: str, position: int) -> int:
+        character = output[position]
+        if " " <= character <= "/":
+            return position + 1  # intermediate: the end is yet to come
+        self._state = self._ground
+        if character == "[":
+            self._state = self._csi
+        elif character in "]PX^_":
+            self._skipped, self._state = 0, self._string
+        elif not "0" <= character <= "~":
+            return position  # a control within: the sequence is dropped, the control counts
+        return position + 1
+
+    def _csi(self, output: str, position: int) -> int:
+        character = output[position]
+        if " " <= character <= "?":
+            return position + 1
+        self._state = self._ground
+        return position + 1 if "@" <= character <= "~" else position
+
+    def _string(self, output: str, position: int) -> int:
+        end = _STRING_END.search(output, position)
+        self._skipped += (end.start() if end is not None else len(output)) - position
+        if end is None:
+            if self._skipped > _MOST_STRING:
+                self._state = self._ground
+            return len(output)
+        # The string's end is ESC and a backslash, or another sequence has begun: either way ESC has begun one.
+        self._state = self._escape if end.group() == "\x1b" else self._ground
+        return end.end()
 
 
 def output_of(line: bytes) -> str | None:

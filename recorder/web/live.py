@@ -50,7 +50,7 @@ async def follow(store: Reading, identifier: str, start: float) -> AsyncGenerato
 
 
 async def told(
-    pieces: AsyncIterator[bytes], still: Still, *, beat: float = KEEP_ALIVE, recheck: float = RECHECK
+    pieces: AsyncIterator[bytes], still: Still, *, beat: float, recheck: float
 ) -> AsyncGenerator[bytes | None, None]:
     """The pieces, and None for every `beat` seconds without one. Ends when `still` says no, which it is asked every
     `recheck` seconds however much there is to show."""

@@ -64,7 +64,7 @@ def activity(buckets: Sequence[Bucket]) -> Activity:
         )
         for number, bucket in enumerate(buckets)
     ]
-    counts = sorted({0, top // 2, top})
+    counts = (0, top) if top % 2 else (0, top // 2, top)
     return Activity(
         bars,
         [(round(HEIGHT - HEIGHT * count / top, 2), count) for count in counts],

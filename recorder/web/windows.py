@@ -33,7 +33,7 @@ MOST_LEAD = 8 * 1024 * 1024  # bytes read for a lead-in; where the rate was that
 WINDOW = 256 * 1024  # bytes after it: minutes at a shell, and a second or so of a build's log
 
 _TIME = re.compile(rb"\[\s*(-?\d{1,12}(?:\.\d{0,30})?(?:[eE][+-]?\d{1,2})?)\s*,")
-_POSITION = re.compile(r"(\d{1,12}(?:\.\d{1,30})?(?:e-?\d{1,2})?)~(\d{1,9})\Z")
+_POSITION = re.compile(r"(\d{1,12}(?:\.\d{1,30})?(?:e-?\d{1,3})?)~(\d{1,9})\Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recorder.index import IndexFailure
+from recorder.model import End, new_id
+from recorder.web.routes import BASE
+from tests.recorder.web.schema import check
+from tests.recorder.web.stage import EVERYTHING, Stage, api_event, cast_header, machine, person
+
+EVENTS: list[object] = [[0.5, "o", "hello \x1b[1mneedle\x1b[0m\r\n"], [1.5, "r", "100x30"], [2.0, "o", "bye\r\n"]]
+
+
+def test_every_route_is_described_and_answers_as_described(tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            identifier = await stage.record(cast_header(), EVENTS)
+            event = await stage.event(api_event())
+            description = (await stage.get(f"{BASE}/openapi.json")).json()
+            routes = {
+                resource.canonical
+                for resource in stage.app.router.resources()
+                if resource.canonical.startswith("/api/")
+            }
+            assert routes == set(description["paths"])
+            for path, methods in description["paths"].items():
+                operation = methods["get"]
+                address = path.replace("{id}", event if path.startswith(f"{BASE}/events") else identifier)
+                if path.endswith("/window"):
+                    address += "?at=1"
+                answer = await stage.get(address)
+                assert answer.status == 200, (address, answer.text)
+                kind = answer.headers["Content-Type"].partition(";")[0]
+                content = operation["responses"]["200"]["content"]
+                assert kind in content, (path, kind)
+                if kind == "application/json":
+                    check(answer.json(), content[kind]["schema"], description["components"]["schemas"])
+                for parameter in operation["parameters"]:
+                    if parameter["in"] == "query" and parameter["schema"].get("type") in ("number", "integer"):
+                        wrong = await stage.get(f"{address.partition('?')[0]}?{parameter['name']}=x")
+                        assert wrong.status == 400, parameter
+                        check(
+                            wrong.json(), {"$ref": "#/components/schemas/Problem"}, description["components"]["schemas"]
+                        )
+                unknown = await stage.get(f"{address.partition('?')[0]}?unknown=1")
+                assert unknown.status == 400 or path.endswith(("openapi.json", "whoami", "text", "json", "live")), path
+                assert (await stage.get(address, method="HEAD")).status == 200
+
+    asyncio.run(ask())
+
+
+def test_refusals_are_problems(tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            for path, status in (
+                ("/sessions/x", 404),
+                (f"/sessions/{new_id()}", 404),
+                (f"/sessions/{new_id()}/cast", 404),
+                (f"/events/{new_id()}", 404),
+                ("/nothing", 404),
+                ("/sessions?state=dead", 400),
+            ):
+                answer = await stage.get(BASE + path)
+                assert answer.status == status
+                assert answer.headers["Content-Type"] == "application/problem+json"
+                assert answer.json()["status"] == status and answer.json()["detail"]
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                assert "sandbox" in answer.headers["Content-Security-Policy"]
+
+    asyncio.run(ask())
+
+
+def test_pages_of_a_list_join(tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            kept = [await stage.record(cast_header(pod=f"web-{number}"), EVENTS) for number in range(7)]
+            found: list[str] = []
+            cursor = ""
+            while True:
+                answer = (await stage.get(f"{BASE}/sessions?limit=3{cursor}")).json()
+                found += [item["id"] for item in answer["items"]]
+                if answer["cursor"] is None:
+                    break
+                cursor = f"&cursor={answer['cursor']}"
+            assert found == kept[::-1]
+
+    asyncio.run(ask())
+
+
+def test_downloads(tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            identifier = await stage.record(cast_header(), [*EVENTS, b"not json\n", [3.0, "x", float("nan")]])
+            cast = await stage.get(f"{BASE}/sessions/{identifier}/cast")
+            assert json.loads(cast.text.splitlines()[0])["version"] == 2
+            assert cast.headers["Content-Disposition"] == f'attachment; filename="{identifier}.cast"'
+            assert [json.loads(line) for line in cast.text.splitlines()[1:4]] == EVENTS
+            text = await stage.get(f"{BASE}/sessions/{identifier}/text")
+            assert text.text == "hello needle\nbye\n" and text.headers["Content-Type"].startswith("text/plain")
+            document = (await stage.get(f"{BASE}/sessions/{identifier}/json")).json()
+            assert document["events"] == EVENTS and document["session"]["id"] == identifier
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("right", ["export", "live", "audit"])
+def test_what_is_seen_and_not_allowed_is_forbidden(tmp_path: Path, right: str) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            over = await stage.record(cast_header(), EVENTS)
+            running = await stage.record(cast_header(), EVENTS, end=None)
+            stage.peer = person("ben@example.com", {**EVERYTHING, right: False})
+            expected = {
+                f"/sessions/{over}/cast": right == "export",
+                f"/sessions/{over}/text": right == "export",
+                f"/sessions/{over}/json": right == "export",
+                f"/sessions/{over}/window?at=0": False,
+                f"/sessions/{running}/window?at=0": right == "live",
+                f"/sessions/{running}/cast": right in ("live", "export"),
+                "/looks": right == "audit",
+            }
+            for path, refused in expected.items():
+                answer = await stage.get(BASE + path)
+                assert answer.status == (403 if refused else 200), path
+            if right == "live":
+                assert (await stage.get(f"{BASE}/sessions/{running}/live")).status == 403
+                listed = (await stage.get(f"{BASE}/sessions?q=needle")).json()["items"]
+                assert [item["hits"] == [] for item in listed if item["id"] == running] in ([], [True])
+                assert "data-live" not in (await stage.get(f"/sessions/{running}")).text
+            await stage.writer.finish(End.CLEAN)
+
+    asyncio.run(ask())
+
+
+def test_every_look_is_written_down(tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            identifier = await stage.record(cast_header(), EVENTS)
+            event = await stage.event(api_event())
+            stage.peer = person("ben@example.com", {"view": True, "export": True})
+            for path in (
+                "/sessions?q=needle",
+                f"/sessions/{identifier}",
+                f"/sessions/{identifier}/window?at=0",
+                f"/sessions/{identifier}/window?at=1",
+                f"/sessions/{identifier}/cast",
+                f"/sessions/{identifier}/cast",
+                f"/sessions/{identifier}/text",
+                f"/events/{event}",
+            ):
+                assert (await stage.get(BASE + path)).status == 200
+            stage.peer = machine("auditor.tail1234.ts.net", {"audit": True})
+            looks = (await stage.get(f"{BASE}/looks")).json()["items"]
+            assert [(look["kind"], look["detail"]) for look in looks[::-1]] == [
+                ("search", "needle"),
+                ("view", ""),
+                ("export", "cast"),
+                ("export", "cast"),
+                ("export", "text"),
+                ("event", event),
+            ]
+            assert {look["user"] for look in looks} == {"ben@example.com"}
+            assert (await stage.get(f"{BASE}/sessions")).json()["items"] == []  # may audit, may not view
+            assert (await stage.get("/looks")).status == 200
+
+    asyncio.run(ask())
+
+
+def test_what_can_not_be_written_down_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            identifier = await stage.record(cast_header(), EVENTS)
+            event = await stage.event(api_event())
+
+            async def fails(*_: Any, **__: Any) -> None:
+                raise IndexFailure("the disk is full")
+
+            monkeypatch.setattr(stage.index, "add_look", fails)
+            for path in (
+                f"/sessions/{identifier}",
+                f"/events/{event}",
+                "/sessions?q=needle",
+                f"{BASE}/sessions?q=needle",
+                f"{BASE}/sessions/{identifier}",
+                f"{BASE}/sessions/{identifier}/window?at=0",
+                f"{BASE}/sessions/{identifier}/cast",
+                f"{BASE}/sessions/{identifier}/text",
+                f"{BASE}/sessions/{identifier}/json",
+                f"{BASE}/sessions/{identifier}/live",
+                f"{BASE}/events/{event}",
+            ):
+                answer = await stage.get(path)
+                assert answer.status == 503 and "write down" in answer.text, path
+                assert "hello" not in answer.text and "web-0" not in answer.text
+
+    asyncio.run(ask())
