@@ -198,3 +198,20 @@ def test_a_cancel_at_any_moment_leaves_nothing() -> None:
         await fake.until(lambda: not fake.connections)
 
     run(scene())
+
+
+def test_a_recorder_that_announces_the_end_of_the_connection() -> None:
+    async def scene() -> None:
+        async with FakeRecorder() as fake, recorders() as made:
+            await made.probe_events(fake.address)
+            fake.hang = "POST"
+            for number in (1, 2):
+                posting = asyncio.ensure_future(made.post_events(fake.address, EVENTS[:1]))
+                await fake.until(lambda number=number: len(fake.events) == number)  # type: ignore[misc]  # a lambda's
+                for connection in fake.connections:
+                    connection.write(b"HTTP/1.1 202 X\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+                await posting
+                await fake.until(lambda: not fake.connections)  # ours to close: nothing may follow there
+            assert fake.dials == 2
+
+    run(scene())

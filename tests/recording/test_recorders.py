@@ -496,3 +496,20 @@ def test_a_cancel_of_an_idle_wait_for_acceptance(version: int) -> None:
             assert state(made, fake.address) != "bad"  # it is not the recorder's fault
 
     run(scene())
+
+
+def test_a_cancel_of_one_leaves_the_connection_to_the_others() -> None:
+    async def scene() -> None:
+        async with FakeRecorder() as fake, recorders() as made:
+            fake.hang = "HEAD"
+            first = asyncio.ensure_future(made.open([fake.address]))
+            second = asyncio.ensure_future(made.open([fake.address]))
+            await fake.until(lambda: fake.probes)
+            first.cancel()
+            await turns()
+            fake.hang = ""
+            next(iter(fake.connections)).respond(1, 200, {}, end=True)
+            assert (await second).version == 2
+            assert first.cancelled() and fake.dials == 1
+
+    run(scene())
