@@ -49,7 +49,7 @@ Sample = dict[str, float]
 Samples = dict[str, list[Sample]]
 
 _USER, _GROUP = "alice@example.com", "system:masters"
-_TAILSCALE_PORT = 80
+TAILSCALE_PORT = 80
 _CONNECTIONS = (1, 16)
 _WARM_UP = "--count=1000"
 
@@ -121,11 +121,11 @@ def contenders(stack: ExitStack, bed: Bed, peers: Path) -> dict[str, Contender]:
     proxy = _k8sproxy(stack, bed, plain, secured)
     found["k8sproxy"] = Contender(loadgen, f"http://127.0.0.1:{plain}", (source,), proxy)
     found["k8sproxy, TLS"] = Contender(loadgen, f"https://127.0.0.1:{secured}", (source, ca), proxy)
-    if why := _port_taken():
-        say(f"tailscale is left out: 127.0.0.1:{_TAILSCALE_PORT}: {why}")
+    if why := port_taken():
+        say(f"tailscale is left out: 127.0.0.1:{TAILSCALE_PORT}: {why}")
     else:
-        tailscale = _tailscale(stack, bed, peers)
-        found["tailscale"] = Contender(loadgen, f"http://127.0.0.1:{_TAILSCALE_PORT}", (source,), tailscale)
+        tailscale = start_tailscale(stack, bed, peers)
+        found["tailscale"] = Contender(loadgen, f"http://127.0.0.1:{TAILSCALE_PORT}", (source,), tailscale)
     for name, contender in found.items():
         say(f"bench: warming up {name}")
         contender.get("/api/v1/secrets", "--connections=1", "--count=1")  # what only the group may see
@@ -152,7 +152,7 @@ def _k8sproxy(stack: ExitStack, bed: Bed, plain: int, secured: int) -> Measured:
     return stack.enter_context(Measured("k8sproxy", command, bed.directory / "logs" / "k8sproxy.log", port=secured))
 
 
-def _tailscale(stack: ExitStack, bed: Bed, peers: Path) -> Measured:
+def start_tailscale(stack: ExitStack, bed: Bed, peers: Path) -> Measured:
     directory = bed.directory / "ts-apiproxy"
     directory.mkdir()
     # env(1) becomes the program: its CPU is the program's.
@@ -160,14 +160,14 @@ def _tailscale(stack: ExitStack, bed: Bed, peers: Path) -> Measured:
     command += [str(peers / "ts-apiproxy"), f"--control-url={bed.tailnet.control_url}", f"--dir={directory}"]
     command += [f"--kubeconfig={bed.proxy_account_kubeconfig}"]
     log = bed.directory / "logs" / "ts-apiproxy.log"
-    return stack.enter_context(Measured("ts-apiproxy", command, log, port=_TAILSCALE_PORT))
+    return stack.enter_context(Measured("ts-apiproxy", command, log, port=TAILSCALE_PORT))
 
 
-def _port_taken() -> str | None:
+def port_taken() -> str | None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", _TAILSCALE_PORT))
+            probe.bind(("127.0.0.1", TAILSCALE_PORT))
         except OSError as error:
             return str(error)
     return None

@@ -120,9 +120,11 @@ def event_document(
     encoded = b2a_base64(body, newline=False).decode("ascii") if body else ""
     marks = (',"truncated":true' if truncated else "") + (',"redacted":true' if redacted else "")
     session = f',"sessionID":{_quoted(session_id)}' if session_id else ""
+    if extra:
+        extra = f",{extra}"
     return (
         f'{{"type":"{EVENT_TYPE}","id":{_quoted(event_id)},"timestamp":{timestamp},"userAgent":{_quoted(user_agent)}'
-        f',{request.request},"body":"{encoded}"{marks}}},{request.kubernetes},{origin}{session}{"," if extra else ""}{extra}}}'
+        f',{request.request},"body":"{encoded}"{marks}}},{request.kubernetes},{origin}{session}{extra}}}'
     ).encode("utf-8", "replace")
 
 

@@ -72,6 +72,9 @@ func main() {
 	if err != nil || u.Host == "" {
 		log.Fatalf("--url: not an address: %q", *target)
 	}
+	if *source != "" {
+		u.Host = front(u.Host, *source)
+	}
 	config := &rest.Config{Host: u.Scheme + "://" + u.Host}
 	if u.Scheme == "https" {
 		config.TLSClientConfig = rest.TLSClientConfig{CAFile: *ca, Insecure: *ca == ""}
@@ -80,7 +83,6 @@ func main() {
 		name, value, _ := strings.Cut(header, ": ")
 		config.Wrap(withHeader(name, value))
 	}
-	config.Dial = dialer(*source)
 	l := &load{config: config, url: u, spdy: *spdy, command: flag.Args()}
 	var result Result
 	switch *mode {
@@ -98,28 +100,53 @@ func main() {
 	json.NewEncoder(os.Stdout).Encode(result)
 }
 
-func dialer(source string) func(context.Context, string, string) (net.Conn, error) {
-	var plain net.Dialer
-	if source == "" {
-		return plain.DialContext
+// front is a listener of our own that begins every connection to the target
+// with a PROXY header: remotecommand's transports make their connections
+// themselves. What is copied in the kernel (splice) costs little.
+func front(target, source string) string {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
 	}
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := plain.DialContext(ctx, network, address)
-		if err != nil {
-			return nil, err
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				log.Fatal(err)
+			}
+			go forward(client.(*net.TCPConn), target, source)
 		}
-		local := conn.LocalAddr().(*net.TCPAddr)
-		header := append([]byte("\r\n\r\n\x00\r\nQUIT\n"), 0x21, 0x11, 0, 12)
-		header = append(header, netip.MustParseAddr(source).AsSlice()...)
-		header = append(header, 100, 64, 255, 1)
-		header = binary.BigEndian.AppendUint16(header, uint16(local.Port))
-		header = binary.BigEndian.AppendUint16(header, 443)
-		if _, err := conn.Write(header); err != nil {
-			conn.Close()
-			return nil, err
-		}
-		return conn, nil
+	}()
+	return listener.Addr().String()
+}
+
+func forward(client *net.TCPConn, target, source string) {
+	defer client.Close()
+	conn, err := net.Dial("tcp", target)
+	if err != nil {
+		log.Print(err)
+		return
 	}
+	server := conn.(*net.TCPConn)
+	defer server.Close()
+	local := server.LocalAddr().(*net.TCPAddr)
+	header := append([]byte("\r\n\r\n\x00\r\nQUIT\n"), 0x21, 0x11, 0, 12)
+	header = append(header, netip.MustParseAddr(source).AsSlice()...)
+	header = append(header, 100, 64, 255, 1)
+	header = binary.BigEndian.AppendUint16(header, uint16(local.Port))
+	header = binary.BigEndian.AppendUint16(header, 443)
+	if _, err := server.Write(header); err != nil {
+		return
+	}
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		io.Copy(server, client)
+		server.CloseWrite()
+	}()
+	io.Copy(client, server)
+	client.CloseWrite()
+	<-over
 }
 
 func (l *load) executor(stdin bool) (remotecommand.Executor, error) {
