@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -19,6 +19,7 @@ from k8sproxy.errors import Refusal
 from k8sproxy.peer import is_tailnet
 from k8sproxy.tailnet.whois import WhoIs
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Checks = Callable[[], Mapping[str, str | None]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -27,10 +28,13 @@ _PROBES = frozenset({"/healthz", "/readyz"})
 
 class AdminSite:
     """checks: what readiness means: name -> None where it is well, else what is wrong. whois: asks who comes from
-    loopback; None where there is no tailnet."""
+    loopback. trusted: networks that nobody is asked about, as where there is no tailnet at all."""
 
-    def __init__(self, registry: CollectorRegistry, *, checks: Checks, whois: WhoIs | None) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, *, checks: Checks, whois: WhoIs, trusted: Sequence[Network] = ()
+    ) -> None:
         self.whois = whois
+        self._trusted = tuple(trusted)
         self._registry = registry
         self._checks = checks
         self._runner: web.AppRunner | None = None
@@ -63,11 +67,13 @@ class AdminSite:
 
     async def _is_peer(self, request: web.Request) -> bool:
         name = request.transport.get_extra_info("peername") if request.transport else None
-        if not isinstance(name, tuple) or self.whois is None:
+        if not isinstance(name, tuple):
             return False
         address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(name[0])
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
+        if any(address in network for network in self._trusted):
+            return False
         if not address.is_loopback and not is_tailnet(address):
             return False
         key = self.whois.open(name[0], name[1])

@@ -15,6 +15,7 @@ import gc
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,6 +40,9 @@ _log = structlog.get_logger("recorder")
 
 # Connections that the kernel keeps for us while we are busy.
 _BACKLOG = 512
+# Seconds after which a thread lets another one run: threads that sync and pack need the interpreter for some
+# microseconds between two long calls, and should not wait 5 ms for it each time.
+_SWITCH = 0.001
 
 
 class StartError(Exception):
@@ -50,6 +54,7 @@ def run(path: Path, config: Config) -> int:
     configure_logging(config.log.level, config.log.format)
     LOG.start()
     raise_file_limit()
+    sys.setswitchinterval(_SWITCH)
     gc.collect()
     gc.freeze()
     try:
@@ -180,7 +185,9 @@ class App:
                 addresses=[str(network) for network in config.ingest.insecure_allow],
                 meaning="whoever connects from there may send recordings, and nobody is asked who they are",
             )
-        self._admin = AdminSite(self._metrics.registry, checks=self._checks, whois=self._whois)
+        self._admin = AdminSite(
+            self._metrics.registry, checks=self._checks, whois=self._whois, trusted=config.ingest.insecure_allow
+        )
         admin = self._bind(config.admin.address)
         self.admin_address = _name(admin)
         await self._admin.start(admin)

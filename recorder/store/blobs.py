@@ -206,7 +206,7 @@ def write_file(root: Path, path: Path, data: bytes) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         try:
-            write_all(descriptor, [data])
+            write_all(descriptor, data)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -217,18 +217,11 @@ def write_file(root: Path, path: Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def write_all(descriptor: int, pieces: list[bytes]) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
     """Write all of it, however much the kernel takes at a time. Raises OSError."""
-    # IOV_MAX of Linux (uio(7)).
-    for start in range(0, len(pieces), 1024):
-        group: list[bytes | memoryview] = list(pieces[start : start + 1024])
-        while group:
-            written = os.writev(descriptor, group)
-            while group and written >= len(group[0]):
-                written -= len(group[0])
-                del group[0]
-            if written:
-                group[0] = memoryview(group[0])[written:]
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def _pread(descriptor: int, start: int, size: int) -> bytes:

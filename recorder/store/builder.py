@@ -13,20 +13,21 @@ It decides by four rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from itertools import islice
 
 import structlog
 
 from recorder.store.blobs import Blobs
-from recorder.store.chunk import FRAME, ChunkRow, Frame, assemble, cut_frames
+from recorder.store.chunk import FRAME, ChunkRow, Frame, assemble, cut_frames, pack_frames
 from recorder.store.errors import StoreError
-from recorder.store.live import Live
+from recorder.store.live import Live, Pressure
 from recorder.store.manifest import chunk_key, manifest_key, write_manifest
 
 _log = structlog.get_logger(__name__)
 
-# Bytes of all tails. With 500 recordings each may have a whole frame.
-TAILS = 64 << 20
+# Bytes of all tails. With 500 recordings each may have 80 KiB.
+TAILS = 40 << 20
 MIN_FRAME = 16 << 10
 # Bytes of a chunk, compressed. One of this size is some minutes of a busy terminal; an object store takes about as long
 # to put a small one.
@@ -34,7 +35,7 @@ CHUNK = 4 << 20
 # Bytes of a chunk's text: bounds what its trailer and its reading cost where the text compresses a thousandfold.
 CHUNK_TEXT = 64 << 20
 # Bytes of all frames that are in no chunk yet.
-PACKED = 32 << 20
+PACKED = 16 << 20
 # Segments of the journal.
 LAG = 4
 # Chunks put at once.
@@ -53,7 +54,8 @@ class Builder:
         self,
         blobs: Blobs,
         *,
-        lives: Callable[[], list[Live]],
+        lives: Callable[[], Collection[Live]],
+        pressure: Pressure,
         segment: Callable[[], int],
         released: Callable[[Live], None],
         trim: Callable[[], Awaitable[None]],
@@ -61,6 +63,7 @@ class Builder:
         self.fault: str | None = None
         self._blobs = blobs
         self._lives = lives
+        self._pressure = pressure
         self._segment = segment
         self._released = released
         self._trim = trim
@@ -68,7 +71,7 @@ class Builder:
         self._puts: dict[Live, asyncio.Task[None]] = {}
         self._wanting: dict[Live, None] = {}
         self._wake = asyncio.Event()
-        self._trimmed = 0
+        self._aged = 0
 
     def look(self, live: Live, count: int) -> None:
         """It has grown; `count` recordings are live."""
@@ -131,10 +134,12 @@ class Builder:
             work.append((live.building, live.framed, live.last, live.inside, live.over or self._is_old(live)))
 
         def cut() -> list[tuple[list[Frame], bytes]]:
-            return [
+            parts = [
                 cut_frames(text, offset=offset, before=before, inside=inside, final=final, size=size)
                 for text, offset, before, inside, final in work
             ]
+            frames = iter(pack_frames([cut for cuts, _ in parts for cut in cuts]))
+            return [(list(islice(frames, len(cuts))), rest) for cuts, rest in parts]
 
         for live, (frames, rest) in zip(batch, await asyncio.to_thread(cut), strict=True):
             if frames:
@@ -151,6 +156,9 @@ class Builder:
         return pin is not None and pin <= self._segment() - LAG
 
     def _force_old(self) -> None:
+        if self._aged == self._segment():
+            return
+        self._aged = self._segment()
         for live in self._lives():
             if self._is_old(live) and not live.over:
                 if live.tail:
@@ -161,10 +169,9 @@ class Builder:
     # -- chunks
 
     def _choose(self) -> None:
-        lives = self._lives()
-        packed = sum(live.packed for live in lives)
+        packed = self._pressure.packed
         if packed > PACKED:
-            for live in sorted(lives, key=lambda live: live.packed, reverse=True):
+            for live in sorted(self._lives(), key=lambda live: live.packed, reverse=True):
                 if packed <= PACKED // 2:
                     break
                 packed -= live.packed

@@ -140,12 +140,17 @@ def origin(identifier: str, header_line: bytes) -> str:
     return hashlib.sha256(b"recorder chain 1\n" + identifier.encode() + b"\n" + header_line).hexdigest()
 
 
-def pack(text: bytes) -> bytes:
-    """One zstd frame, with its length and a checksum."""
+def _compressor() -> zstandard.ZstdCompressor:
+    """This thread's own."""
     compressor = getattr(_local, "compressor", None)
     if compressor is None:
         compressor = _local.compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True)
-    packed: bytes = compressor.compress(text)
+    return compressor
+
+
+def pack(text: bytes) -> bytes:
+    """One zstd frame, with its length and a checksum."""
+    packed: bytes = _compressor().compress(text)
     return packed
 
 
@@ -163,37 +168,49 @@ def unpack(packed: bytes, size: int) -> bytes:
     return text
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A frame that is not packed yet. See Frame."""
+
+    text: bytes
+    first: float
+    last: float
+    events: int
+    inside: bool
+    damaged: bool
+
+
 def cut_frames(
     text: bytes, *, offset: int, before: float, inside: bool, final: bool, size: int = FRAME
-) -> tuple[list[Frame], bytes]:
+) -> tuple[list[Cut], bytes]:
     """Frames out of text, and what is left of it for the next time.
 
     offset: of the text in the recording; the header line is at 0. before: seconds, of the last event before this text.
     inside: the text begins inside of a line. final: nothing follows, so leave nothing. size: bytes of a frame.
     """
-    frames: list[Frame] = []
+    cuts: list[Cut] = []
     position = 0
     while len(text) - position >= size or (final and position < len(text)):
         if len(text) - position <= size and final:
             end = len(text)
         else:
             end = text.rfind(b"\n", position, position + size) + 1 or position + size
-        frame = _frame(text[position:end], has_header=offset + position == 0, before=before, inside=inside)
-        before = frame.last
+        cut = _cut(text[position:end], has_header=offset + position == 0, before=before, inside=inside)
+        before = cut.last
         inside = text[end - 1] != _LINE_FEED
-        frames.append(frame)
+        cuts.append(cut)
         position = end
-    return frames, text[position:]
+    return cuts, text[position:]
 
 
-def _frame(text: bytes, *, has_header: bool, before: float, inside: bool) -> Frame:
+def _cut(text: bytes, *, has_header: bool, before: float, inside: bool) -> Cut:
     """One frame; see the top of this file for what is looked at."""
     start = (text.find(b"\n") + 1 or len(text)) if has_header or inside else 0
     end = text.rfind(b"\n") + 1
     events = text.count(b"\n", start if has_header else 0)
-    lines = text.count(b"\n", start)
-    if lines == 0:  # only a part of a line, or the rest of one and a part of the next
-        return Frame(pack(text), len(text), before, before, events, inside=inside)
+    lines = events - (inside and not has_header and start <= end and start > 0)
+    if lines <= 0:  # only a part of a line, or the rest of one and a part of the next
+        return Cut(text, before, before, events, inside, damaged=False)
     first = line_time(text[start : start + 64])
     last = line_time(text[max(start, text.rfind(b"\n", 0, end - 1) + 1) : end][:64])
     sound = (
@@ -206,7 +223,24 @@ def _frame(text: bytes, *, has_header: bool, before: float, inside: bool) -> Fra
     )
     latest = max(before, first or 0.0, last or 0.0)
     earliest = before if first is None or inside else first
-    return Frame(pack(text), len(text), earliest, latest, events, inside=inside, damaged=not sound)
+    return Cut(text, earliest, latest, events, inside, damaged=not sound)
+
+
+def pack_frames(cuts: Sequence[Cut]) -> list[Frame]:
+    """Pack many at once. In one call of the library where it can: a thread that asks for the interpreter's lock after
+    each frame waits for it each time, while the loop is busy."""
+    if not cuts:
+        return []
+    compressor = _compressor()
+    if len(cuts) > 1 and hasattr(compressor, "multi_compress_to_buffer"):
+        buffers = compressor.multi_compress_to_buffer([cut.text for cut in cuts])
+        packed = [buffers[number].tobytes() for number in range(len(cuts))]
+    else:
+        packed = [compressor.compress(cut.text) for cut in cuts]
+    return [
+        Frame(data, len(cut.text), cut.first, cut.last, cut.events, cut.inside, cut.damaged)
+        for data, cut in zip(packed, cuts, strict=True)
+    ]
 
 
 def _is_utf8(text: bytes) -> bool:

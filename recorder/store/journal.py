@@ -32,8 +32,8 @@ _log = structlog.get_logger(__name__)
 SEGMENT = 64 << 20
 # Seconds after which it is, too, so that a quiet recorder's last words become chunks within the hour.
 SEGMENT_AGE = 600.0
-# Bytes taken for one commit: 0.2 s of a slow disk. More waits for the next.
-BATCH = 16 << 20
+# Bytes taken for one commit: 0.1 s of a slow disk. More waits for the next.
+BATCH = 8 << 20
 # Seconds from the beginning of one commit to that of the next: fifty a second cost little, and an ack may wait 200 ms.
 PACE = 0.02
 # Seconds between attempts to write after a failure.
@@ -93,6 +93,7 @@ class Journal:
         self._born = 0.0
         self._sizes: dict[int, int] = {}
         self._closing = False
+        self._trimming = asyncio.Lock()
 
     def mark(self, source: Source) -> None:
         """It has something to keep."""
@@ -117,15 +118,10 @@ class Journal:
             pieces.append(head(item.kind, item.id, item.offset, item.size))
             pieces.extend(item.pieces)
         self._number += 1
-        size = sum(map(len, pieces))
-        pieces.insert(0, b"")
+        number, size = self._number, sum(map(len, pieces))
         started = time.monotonic()
-        if size < 1 << 16:  # not worth a thread
-            pieces[0] = seal(self._number, pieces[1:])
-        else:
-            pieces[0] = await asyncio.to_thread(seal, self._number, pieces[1:])
         try:
-            await self._log.append(pieces)
+            await self._log.append(lambda: seal(number, pieces))
         except BaseException:
             self._number -= 1
             raise
@@ -230,11 +226,12 @@ class Journal:
 
     async def trim(self) -> None:
         """Delete the segments that nothing needs. Raises StoreError."""
-        needed = min([self.segment, *self._pins()])
-        for segment in [number for number in self.segments if number < needed]:
-            await self._log.delete(segment)
-            self.segments.remove(segment)
-            self._sizes.pop(segment, None)
+        async with self._trimming:
+            needed = min([self.segment, *self._pins()])
+            for segment in [number for number in self.segments if number < needed]:
+                await self._log.delete(segment)
+                self.segments.remove(segment)
+                self._sizes.pop(segment, None)
 
     @property
     def size(self) -> int:

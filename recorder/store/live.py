@@ -33,17 +33,18 @@ MAX_QUEUED = 4 << 20
 class Pressure:
     """How much all recordings together hold in memory, and who waits for it to become less.
 
-    queued: bytes on their way into the journal. held: those, plus tails, plus frames that are in no chunk yet.
+    queued: bytes on their way into the journal. packed: of frames that are in no chunk yet. held: both, plus tails.
     """
 
     # Bytes. Twice a commit's.
-    MAX_QUEUED = 32 << 20
-    # Bytes. Queue, tails (64 MiB, see the builder) and frames (32 MiB), and some.
-    MAX_HELD = 160 << 20
+    MAX_QUEUED = 16 << 20
+    # Bytes. Queue, tails (40 MiB, see the builder) and frames (16 MiB), and some.
+    MAX_HELD = 96 << 20
 
     def __init__(self) -> None:
         self.queued = 0
         self.held = 0
+        self.packed = 0
         self._waiters: set[asyncio.Future[None]] = set()
 
     @property
@@ -358,6 +359,7 @@ class Live:
             self.events += sum(frame.events for frame in frames)
             self.damaged = self.damaged or any(frame.damaged for frame in frames)
         self.room.pressure.held -= size - packed
+        self.room.pressure.packed += packed
 
     def chunked(self, row: ChunkRow, count: int) -> None:
         """The first `count` frames are in a chunk, safe."""
@@ -365,6 +367,7 @@ class Live:
         del self.frames[:count]
         self.packed -= packed
         self.room.pressure.held -= packed
+        self.room.pressure.packed -= packed
         self.chunks.append(row)
         self.head = row.sha256
         self.durable = row.offset + row.size

@@ -43,8 +43,9 @@ class Log(Protocol):
     async def begin(self, segment: int) -> None:
         """Appends go to this new segment from now on. Raises StoreError."""
 
-    async def append(self, pieces: list[bytes]) -> None:
-        """Safe on return. Raises StoreError, and then nothing has been appended."""
+    async def append(self, make: Callable[[], bytes]) -> None:
+        """Append what `make` gives, called in a thread; safe on return. Raises StoreError, and then nothing has been
+        appended."""
 
     async def delete(self, segment: int) -> None:
         """Remove a segment that is not the current one. Raises StoreError."""
@@ -142,14 +143,14 @@ class FolderLog:
         self._size = 0
         self.broken = False
 
-    async def append(self, pieces: list[bytes]) -> None:
+    async def append(self, make: Callable[[], bytes]) -> None:
         """See Log."""
-        await self._run(lambda: self._append(pieces))
+        await self._run(lambda: self._append(make()))
 
-    def _append(self, pieces: list[bytes]) -> None:
-        descriptor, size = self._descriptor, sum(map(len, pieces))
+    def _append(self, data: bytes) -> None:
+        descriptor = self._descriptor
         try:
-            write_all(descriptor, pieces)
+            write_all(descriptor, data)
             os.fdatasync(descriptor)
         except BaseException:
             # After a failed sync the kernel may forget the failure, so only a cut that is itself synced mends it.
@@ -160,7 +161,7 @@ class FolderLog:
                 os.fdatasync(descriptor)
                 self.broken = False
             raise
-        self._size += size
+        self._size += len(data)
 
     async def delete(self, segment: int) -> None:
         """See Log."""
@@ -210,11 +211,12 @@ class ObjectLog:
         self._segment, self._count = segment, 0
         self.broken = False
 
-    async def append(self, pieces: list[bytes]) -> None:
+    async def append(self, make: Callable[[], bytes]) -> None:
         """See Log."""
         self._count += 1
+        data = await asyncio.to_thread(make)
         try:
-            await self._blobs.put(f"{self._prefix}/{self._segment:010d}/{self._count:010d}", b"".join(pieces))
+            await self._blobs.put(f"{self._prefix}/{self._segment:010d}/{self._count:010d}", data)
         except BaseException:
             # It may be there all the same: what follows must not share its segment, or a replay could stop before it.
             self.broken = True

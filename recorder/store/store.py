@@ -76,7 +76,8 @@ class Store:
         self._journal_task: asyncio.Task[None] | None = None
         self.builder = Builder(
             blobs,
-            lives=lambda: list(self.lives.values()),
+            lives=self.lives.values,
+            pressure=self._room.pressure,
             segment=self._segment,
             released=self._released,
             trim=self._trim,
