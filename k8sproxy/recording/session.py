@@ -249,7 +249,7 @@ class Session(Tap):
         client, which has none of them, stands between two frames."""
         if self.demand is None:
             return size
-        if streams.stdout or streams.stderr:
+        if streams.output:
             if self._capture is None and self._closed_mode:
                 self._ahead, self._torn = size, not between
                 self._failed("there was output behind the end of the session")
@@ -275,9 +275,7 @@ class Session(Tap):
         if capture is None:
             return
         now = self._loop.time()
-        for stderr, pieces in ((False, streams.stdout), (True, streams.stderr)):
-            if not pieces:
-                continue
+        for stderr, pieces in streams.output:
             if self._slow and not self._closed_mode:
                 self._gap += sum(map(len, pieces))
             else:

@@ -66,16 +66,16 @@ class Streams:
     """Both directions of one session. Raises ProtocolError for a protocol that is not known, as all its methods do for
     bytes that can't be read.
 
-    Of the last piece from upstream: stdout, stderr: what was written, as views of that piece. end_at: where the frame
-    begins that says how the session ended, None where none does; negative where that was in an earlier piece. border:
-    where the first frame begins that began in it, None where none did.
+    Of the last piece from upstream: output: what was written, in its order, as (whether to stderr, views of that
+    piece), neighbours of one kind together. end_at: where the frame begins that says how the session ended, None where
+    none does; negative where that was in an earlier piece. border: where the first frame begins that began in it, None
+    where none did.
     """
 
-    __slots__ = ("_session", "border", "end_at", "stderr", "stdout")
+    __slots__ = ("_session", "border", "end_at", "output")
 
     def __init__(self, facts: Facts, upgrade: str, subprotocol: str) -> None:
-        self.stdout: list[memoryview] = []
-        self.stderr: list[memoryview] = []
+        self.output: Sequence[tuple[bool, list[memoryview]]] = ()
         self.end_at: int | None = None
         self.border: int | None = None
         self._session = RemoteCommand(upgrade, subprotocol, tty=facts.tty)
@@ -99,15 +99,16 @@ class Streams:
 
     def from_upstream(self, view: memoryview) -> None:
         """Sort what upstream has said into the attributes."""
-        self.stdout = stdout = []
-        self.stderr = []
+        output: list[tuple[bool, list[memoryview]]] = []
+        self.output = output
         self.end_at = self.border = None
         for event in self._session.from_upstream(view):
             if type(event) is Output:
-                if event.channel == STDERR:
-                    self.stderr.append(event.data)
+                stderr = event.channel == STDERR
+                if output and output[-1][0] is stderr:
+                    output[-1][1].append(event.data)
                 else:
-                    stdout.append(event.data)
+                    output.append((stderr, [event.data]))
             elif type(event) is ErrorData or type(event) is Closing:
                 if self.end_at is None:
                     self.end_at = event.start
@@ -129,8 +130,7 @@ class ForwardedPorts:
 
     __slots__ = ("_session", "connections")
 
-    stdout: Sequence[memoryview] = ()
-    stderr: Sequence[memoryview] = ()
+    output: Sequence[tuple[bool, list[memoryview]]] = ()
     end_at: int | None = None
     border: int | None = None
     at_boundary = False
