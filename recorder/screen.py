@@ -26,7 +26,9 @@ from dataclasses import dataclass, field
 SEGMENT_CHARACTERS = 8192  # about two full screens: small enough to be looked through for a snippet at once
 SEGMENT_SECONDS = 300.0  # a line that is shown again after that long is worth a hit of its own
 TEXT_LIMIT = 2 * 1024 * 1024  # characters a session: hours of work at a shell; beyond that it is a log, not a session
-CAST_LIMIT = 64 * 1024 * 1024  # bytes of cast read for a session's text: some seconds of CPU
+CAST_LIMIT = (
+    16 * 1024 * 1024
+)  # bytes of cast read for a session's text: a minute of CPU where they mean harm, else seconds
 
 _LINE = 4096  # characters: no screen is that wide; a longer line is output that was never meant to be read, and is cut
 _ROWS = 256  # rows laid aside at once: more than any screen has
@@ -36,12 +38,12 @@ _STRING = (
     1024 * 1024
 )  # characters of an OSC, DCS, APC, PM or SOS that are skipped: an inline image; then it is text again
 _STOOD = 1.0  # seconds that a row must have stood before it is drawn over, to count as seen
+_LAST_SECOND = 1e9  # no session takes thirty years: not a number, or not a time
 _CAST_LINE = 4 * 1024 * 1024  # bytes of one line of a cast; a longer one is skipped
 
 _PRINTABLE = re.compile("[^\x00-\x1f\x7f-\x9f]+")
-_WHOLE_LINE = re.compile("([^\x00-\x1f\x7f-\x9f]*)\r?\n")
+_RUN = re.compile("[^\x00-\x1f\x7f-\x9f]*(?:\x1b\\[[0-9;:]{0,48}m[^\x00-\x1f\x7f-\x9f]*)*")
 _COLOURS = re.compile("\x1b\\[[0-9;:]{0,48}m")
-_STRING_START = re.compile("\x1b[PX\\]^_]|[\x90\x98\x9d-\x9f]")
 _CSI_BODY = re.compile("[ -?]*")
 _STRING_END = re.compile("[\x07\x18\x1a\x1b\x9c]")
 _GAPS = re.compile(" {3,}")
@@ -89,6 +91,7 @@ class Screen:
         self._lines: list[tuple[float, str]] = []
         self._seen: set[str] = set()
         self._gathered = 0
+        self._last = 0.0
         self._now = 0.0
         self._state: Callable[[str, int], int] = self._ground
         self._parameters = ""
@@ -113,19 +116,23 @@ class Screen:
         if self.full:
             return
         self._now = max(self._now, time)
-        # Colours are most of the sequences. They mean nothing here and may go first, unless a string is about, which
-        # the ESC of a colour would end.
-        if "\x1b" in text and self._state == self._ground and not _STRING_START.search(text):
-            text = _COLOURS.sub("", text)
         position, end = 0, len(text)
         while position < end:
-            if self._state == self._ground and (line := _WHOLE_LINE.match(text, position)):
-                if line[1]:
-                    self._write(line[1])
-                self._line_feed()
-                position = line.end()
-            else:
+            if self._state != self._ground:
                 position = self._state(text, position)
+                continue
+            # Nearly all of it is text with colours and line feeds, and this is its short way.
+            start = position
+            position = _RUN.match(text, start).end()  # type: ignore[union-attr]  # it matches nothing too
+            if position > start:
+                run = text[start:position]
+                if run := _COLOURS.sub("", run) if "\x1b" in run else run:
+                    self._write(run)
+            if text.startswith("\r\n", position):
+                self._line_feed()
+                position += 2
+            elif position < end:
+                position = self._ground(text, position)
 
     def finish(self) -> None:
         """The end of the output: what is open goes out."""
@@ -370,17 +377,18 @@ class Screen:
             text = _ODD.sub(lambda match: "\ufffd" if match[1] else "", text)
         if "   " in text:
             text = _GAPS.sub("  ", text)
+        time = max(row.touched, self._last)
+        if self._lines and time - self._lines[0][0] > SEGMENT_SECONDS:
+            self._cut()
         if not text or text in self._seen or self.full:
             return
         if len(text) + 1 > self._left:
             self.full = True
             return
-        self._left -= len(text) + 1
-        time = max(row.touched, self._lines[-1][0]) if self._lines else row.touched
-        if self._lines and (
-            self._gathered + len(text) > SEGMENT_CHARACTERS or time - self._lines[0][0] > SEGMENT_SECONDS
-        ):
+        if self._gathered + len(text) > SEGMENT_CHARACTERS:
             self._cut()
+        self._left -= len(text) + 1
+        self._last = time
         self._lines.append((time, text))
         self._seen.add(text)
         self._gathered += len(text) + 1
@@ -453,7 +461,7 @@ class CastText:
     def _line(self, line: bytes) -> None:
         try:
             match json.loads(line):
-                case [int() | float() as time, "o" | "e", str(text)]:
+                case [int() | float() as time, "o" | "e", str(text)] if time < _LAST_SECOND:
                     self.screen.feed(float(time), text)
                 case [int() | float(), "r", str(size)]:
                     columns, _, rows = size.partition("x")

@@ -221,7 +221,7 @@ async def measure(index: Index, writer: Writer, rounds: int) -> dict[str, tuple[
                 spent.setdefault(name, []).append((time.process_time() - before) * 1e3)
                 times.setdefault(name, []).append((time.perf_counter() - began) * 1e3)
                 found[name] = found.get(name, 0) + rows
-    figures = {
+    figures: dict[str, tuple[float, ...]] = {
         name: (_at(some, 50), _at(some, 95), _at(spent[name], 50), _at(spent[name], 95), found[name] / rounds)
         for name, some in times.items()
     }
