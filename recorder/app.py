@@ -27,7 +27,9 @@ from k8sproxy.tailnet.localapi import LocalAPI
 from k8sproxy.tailnet.whois import WhoIs
 from recorder import __version__
 from recorder.admin import AdminSite
+from recorder.assembly import Finding, WebServer, index_url
 from recorder.config import Address, Config, ConfigError, load
+from recorder.index import IndexFailure
 from recorder.ingest.admission import Admission
 from recorder.ingest.server import IngestServer
 from recorder.ingest.site import IngestSite
@@ -123,10 +125,11 @@ def raise_file_limit() -> None:
 
 
 class App:
-    """One running recorder. addresses: where ingest listens, once it does."""
+    """One running recorder. addresses, web_addresses, admin_address: where it listens, once it does."""
 
     def __init__(self, path: Path, config: Config) -> None:
         self.addresses: list[str] = []
+        self.web_addresses: list[str] = []
         self.admin_address = ""
         self.started = asyncio.Event()
         self._path = path
@@ -136,6 +139,8 @@ class App:
         self._commits = Histogram()
         self._store: Store | None = None
         self._server: IngestServer | None = None
+        self._finding: Finding | None = None
+        self._web: WebServer | None = None
         self._admin: AdminSite | None = None
         self._site: IngestSite | None = None
         self._metrics = Metrics(self._read_metrics)
@@ -161,7 +166,12 @@ class App:
             await self._close()
             raise
         _log.info(
-            "started", version=__version__, config=str(self._path), ingest=self.addresses, admin=self.admin_address
+            "started",
+            version=__version__,
+            config=str(self._path),
+            ingest=self.addresses,
+            web=self.web_addresses,
+            admin=self.admin_address,
         )
         self.started.set()
         await self._stop.wait()
@@ -192,16 +202,47 @@ class App:
         self.admin_address = _name(admin)
         await self._admin.start(admin)
         self._store = open_store(config, commits=self._commits)
+        if (url := index_url(config)) is not None:
+            try:
+                self._finding = Finding(url)
+            except IndexFailure as error:
+                raise StartError(f"index: {error}") from None
+            self._store.observers.append(self._finding.index)
         try:
             await self._store.open()
         except StoreError as error:
             raise StartError(f"store: {error}") from error
+        if self._finding is not None:
+            self._run("index", self._finding.run(self._store))
         self._run("bus", self._whois.watch_changes())
         self._site = IngestSite(self._store, self._admission(config), config.ingest.sessions)
         self._server = IngestServer(self._site)
         for sock in await self._sockets(config.ingest.listen):
             self.addresses.append(_name(sock))
             await self._server.listen(sock)
+        await self._start_web(config, self._store)
+
+    async def _start_web(self, config: Config, store: Store) -> None:
+        if not config.web.listen:
+            return
+        if self._finding is None:
+            raise StartError("web needs an index: configure index.url")
+        if config.web.insecure_allow:
+            _log.warning(
+                "insecure_viewers",
+                addresses=[str(network) for network in config.web.insecure_allow],
+                meaning="whoever connects from there sees everything, and nobody is asked who they are",
+            )
+        names: list[str] = []
+        if not config.web.hosts:
+            try:
+                names = [(await self._localapi.status()).name.removesuffix(".").lower()]
+            except Refusal as refusal:
+                _log.warning("web_without_names", why=refusal.message)
+        self._web = WebServer(config, store, self._finding.index, self._whois, list(filter(None, names)))
+        sockets = await self._sockets(config.web.listen)
+        self.web_addresses = [_name(sock) for sock in sockets]
+        await self._web.start(sockets)
 
     def _admission(self, config: Config) -> Admission:
         return Admission(
@@ -302,6 +343,13 @@ class App:
                 yield counter("recorder_commits", "Commits of the journal.", journal.commits)
                 yield counter("recorder_committed_bytes", "Bytes made safe by the journal.", journal.synced)
                 yield gauge("recorder_journal_segments", "Segments of the journal.", len(journal.segments))
+        if self._finding is not None:
+            index = self._finding.index
+            yield gauge(
+                "recorder_index_healthy", "1 while the index takes what it is told.", self._finding.fault is None
+            )
+            yield gauge("recorder_index_waiting", "Rows and texts that wait for the index.", index.waiting)
+            yield counter("recorder_index_dropped", "Rows and texts that the index did not take.", index.dropped)
         if site is not None:
             counts = site.counts
             yield counter("recorder_ingest_bytes", "Bytes of cast text that have come in.", counts.bytes)
@@ -336,6 +384,8 @@ class App:
     async def _close(self) -> None:
         if self._server is not None:
             await self._server.aclose()
+        if self._web is not None:
+            await self._web.close()
         if self._store is not None:
             await self._store.aclose()
         if self._admin is not None:
@@ -344,6 +394,8 @@ class App:
             task.cancel()
         if self._tasks:
             await asyncio.wait(tuple(self._tasks))
+        if self._finding is not None:
+            await self._finding.aclose()
         await self._whois.aclose()
         await self._localapi.aclose()
 

@@ -274,11 +274,15 @@ class Web(Section):
     listen: tuple[ListenAddress, ...] = Field(
         default=(), description="Addresses of the web site and its JSON API (default none: it is off)."
     )
-    public_url: str | None = Field(
-        default=None, alias="publicURL", description="How people reach it, for links (default: as they asked)."
+    hosts: tuple[Annotated[str, _matching(_DOMAIN, "a host name in lower case, without a port")], ...] = Field(
+        default=(),
+        description="Names under which the site is reached; requests for others are refused (default: this node's own "
+        "name on the tailnet). IP addresses are always fine.",
     )
+    title: str = Field(default="Recorder", min_length=1, max_length=100, description="What the site calls itself.")
     insecure_allow: tuple[Network, ...] = Field(
-        default=(), description="For development only: addresses that may see everything without being asked."
+        default=(),
+        description="For development only: addresses that may see everything without being asked who they are.",
     )
 
 

@@ -1,0 +1,120 @@
+"""The parts of a recorder that look at what the store keeps: the index and the web site. Each may be absent.
+
+index    an observer of the store; it may lag or fail, and nothing that comes in waits for it
+web      reads the store and asks the index; without an index there is no site
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+import structlog
+from aiohttp import web
+
+from k8sproxy.peer import Peer
+from k8sproxy.tailnet.whois import WhoIs
+from recorder.config import Config, Network
+from recorder.index import Index, IndexFailure
+from recorder.store import Store
+from recorder.web.app import make_app
+from recorder.web.guard import whois_finder
+from recorder.web.site import Find, WebConfig
+
+_log = structlog.get_logger(__name__)
+
+# Seconds between attempts to open an index that is away at the start.
+_RETRY = 5.0
+
+
+def index_url(config: Config) -> str | None:
+    """Where the index is: as configured, else in the store's folder, else nowhere."""
+    if not config.index.enabled:
+        return None
+    if config.index.url is not None:
+        return config.index.url
+    return f"sqlite:{config.store.folder / 'index.db'}" if config.store.folder is not None else None
+
+
+class Finding:
+    """The index, opened in the background: a database that is away must not keep sessions from being taken."""
+
+    def __init__(self, url: str) -> None:
+        self.index = Index(url)
+        self.opened = False
+        self._fault: str | None = "the index is not open yet"
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with it."""
+        return self.index.healthy if self.opened else self._fault
+
+    async def run(self, store: Store) -> None:
+        """Open it, then write what was missed. What is told meanwhile waits, within bounds."""
+        while not self.opened:
+            try:
+                await self.index.open()
+            except IndexFailure as error:
+                if str(error) != self._fault:
+                    _log.error("index_fault", fault=str(error))
+                self._fault = str(error)
+                if not error.passing:
+                    return
+                await asyncio.sleep(_RETRY)
+            else:
+                self.opened = True
+        self.index.watch(store)
+        try:
+            await self.index.catch_up(store)
+        except IndexFailure as error:
+            _log.error("index_fault", fault=str(error))
+
+    async def aclose(self) -> None:
+        """Let go of it."""
+        await self.index.aclose()
+
+
+class WebServer:
+    """The site, on its own sockets."""
+
+    def __init__(self, config: Config, store: Store, index: Index, whois: WhoIs, names: Sequence[str]) -> None:
+        """names: of this node, where no hosts are configured."""
+        domain = config.tailnet.capability_domain
+        site = WebConfig(domain=domain, hosts=config.web.hosts or tuple(names), title=config.web.title)
+        find = _finder(whois, config.web.insecure_allow, domain)
+        self._runner = web.AppRunner(make_app(store, index, find, site), access_log=None, shutdown_timeout=1.0)
+
+    async def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Serve on listening sockets."""
+        await self._runner.setup()
+        for sock in sockets:
+            await web.SockSite(self._runner, sock).start()
+
+    async def close(self) -> None:
+        """Stop serving."""
+        await self._runner.cleanup()
+
+
+def _finder(whois: WhoIs, insecure: Sequence[Network], domain: str) -> Find:
+    """Who asks, by WhoIs; whoever comes from an `insecure` address may see everything: development only."""
+    find = whois_finder(whois)
+    if not insecure:
+        return find
+    rule = {"users": ["*"], "view": True, "live": True, "export": True, "audit": True}
+    anyone = Peer(
+        address="",
+        stable_id="insecure",
+        node_name="insecure.",
+        login_name="insecure@localhost",
+        capabilities={f"{domain}/cap/recorder": (rule,)},
+    )
+
+    async def find_or_believe(request: web.Request) -> Peer:
+        name = request.transport.get_extra_info("peername") if request.transport is not None else None
+        if isinstance(name, tuple) and any(ipaddress.ip_address(name[0]) in network for network in insecure):
+            return anyone
+        return await find(request)
+
+    return find_or_believe
