@@ -127,6 +127,8 @@ class Postgres:
                 for table in schema.DERIVED:
                     await _mapped(partial(connection.execute, f"DELETE FROM {table}"))
                 yield _Inside(connection)
+                for table in schema.DERIVED:  # or the next searches are planned for empty tables
+                    await _mapped(partial(connection.execute, f"ANALYZE {table}"))
             except BaseException:
                 await transaction.rollback()
                 raise

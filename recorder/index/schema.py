@@ -88,7 +88,7 @@ CREATE INDEX looks_user ON looks (user_name, number)
 
 # Full text. SQLite keeps one document a recording in an FTS5 table without content: the words of all its lines, which
 # `segments` can give again when it has to be taken out. PostgreSQL's tsvector holds positions up to 16383 only, so
-# there each segment has its own.
+# there each segment has its own; without fastupdate, as nobody waits for a write here and everybody for a search.
 _FIRST_SQLITE = """
 CREATE TABLE segments (
     number INTEGER NOT NULL, place INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (number, place)
@@ -102,7 +102,7 @@ CREATE TABLE segments (
     number BIGINT NOT NULL, place INTEGER NOT NULL, body BYTEA NOT NULL, words TSVECTOR NOT NULL,
     PRIMARY KEY (number, place)
 );
-CREATE INDEX segments_words ON segments USING gin (words)
+CREATE INDEX segments_words ON segments USING gin (words) WITH (fastupdate = off)
 """
 
 MIGRATIONS: tuple[tuple[str, str], ...] = ((_FIRST + ";" + _FIRST_SQLITE, _FIRST + ";" + _FIRST_POSTGRES),)
