@@ -201,9 +201,9 @@ class EventLog:
         """Whether every event is in a chunk."""
         return not self._kept
 
-    async def drain(self) -> None:
-        """Put all there is; returns without it where a put fails."""
-        while self._kept and self.fault is None:
+    async def drain(self, before: str = "~") -> None:
+        """Put all there is, or what has ids before that; returns without it where a put fails."""
+        while self._kept and self._kept[0][0] < before and self.fault is None:
             self.poke(flush=True)
             self._looked = asyncio.get_running_loop().create_future()
             await self._looked
