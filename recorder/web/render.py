@@ -61,6 +61,7 @@ class Renderer:
         self._environment.globals.update(title=title, static=self._static, query=query_string)
         self._environment.filters.update(
             clock=words.clock,
+            instant=words.instant,
             length=words.length,
             size=words.size,
             ago=words.ago,

@@ -28,9 +28,9 @@ from recorder.model import Recording
 from recorder.store import Reading
 
 SMALL = 2 * 1024 * 1024  # bytes of cast text that the player's terminal takes in some 50 ms: read from the beginning
-LEAD = 256 * 1024  # bytes before a moment: ten full redraws of a large colourful screen
+LEAD = 96 * 1024  # bytes before a moment: several full redraws of a large colourful screen; twice that is kept
 MOST_LEAD = 8 * 1024 * 1024  # bytes read for a lead-in; where the rate was that far above its average, it is cut short
-WINDOW = 256 * 1024  # bytes after it: minutes at a shell, and a second or so of a build's log
+WINDOW = 128 * 1024  # bytes after it: minutes at a shell, and half a second of a build's log
 
 _TIME = re.compile(rb"\[\s*(-?\d{1,12}(?:\.\d{0,30})?(?:[eE][+-]?\d{1,2})?)\s*,")
 _POSITION = re.compile(r"(\d{1,12}(?:\.\d{1,30})?(?:e-?\d{1,3})?)~(\d{1,9})\Z")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from datetime import UTC, datetime
+from math import ceil
 
 MAX_SHOWN = 300  # characters of a recorded name or command in a page; all of it is in the JSON
 
@@ -44,6 +45,11 @@ def clock(seconds: float) -> str:
     whole = int(max(0.0, seconds))
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def instant(seconds: float) -> str:
+    """A time within a session for an address, in tenths and never before it: what came then is on the screen."""
+    return f"{ceil(round(seconds * 10, 6)) / 10:.1f}"
 
 
 def length(seconds: float) -> str:

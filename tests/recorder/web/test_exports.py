@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recorder.web.exports import PlainText, document
-from recorder.web.words import clock, length, size, visible
+from recorder.web.words import clock, instant, length, size, visible
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,14 @@ def test_words() -> None:
     assert visible("e" + "\u0301" * 50) == "e" + "\u0301" * 3
     assert visible("x" * 500) == "x" * 300 + "…"
     assert [clock(seconds) for seconds in (0, 7.9, 754, 3723)] == ["0:00", "0:07", "12:34", "1:02:03"]
+    assert [instant(seconds) for seconds in (0, 0.1, 0.3, 61.5, 48.24, 48.201)] == [
+        "0.0",
+        "0.1",
+        "0.3",
+        "61.5",
+        "48.3",
+        "48.3",
+    ]
     assert [length(seconds) for seconds in (0.44, 12, 200, 180, 7500)] == [
         "0.4 s",
         "12 s",

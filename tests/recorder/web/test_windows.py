@@ -95,7 +95,7 @@ def test_a_large_recording_is_entered_in_its_middle() -> None:
     shelf = Shelf([[float(number), "o", "x" * 1000] for number in range(20000)], 20)
     events, position = asyncio.run(window(around(shelf, shelf.recording, 15000.0)))
     assert shelf.read < 4 * windows.LEAD
-    assert events[0][0] < 15000 - 100 and events[-1][0] > 15000 + 100 and position is not None
+    assert events[0][0] < 15000 - 50 and events[-1][0] > 15000 + 50 and position is not None
     assert [event[0] for event in events] == [float(n) for n in range(int(events[0][0]), int(events[-1][0]) + 1)]
 
 
