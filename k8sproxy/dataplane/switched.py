@@ -146,7 +146,8 @@ class Switched:
         self._pass_upstream_end()
 
     def _pass_upstream_end(self) -> None:
-        self._end_waits = bool(self._held) or not self._tap.upstream_ended()
+        # Held while the tap is blocked: to be shown again first. Otherwise it is a frame that will never be whole.
+        self._end_waits = (bool(self._held) and self._tap.blocked) or not self._tap.upstream_ended()
         if self._end_waits:
             return
         self._upstream_ended = True

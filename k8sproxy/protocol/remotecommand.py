@@ -117,6 +117,12 @@ class RemoteCommand:
         """Whether upstream's bytes so far end between two frames, so that one could be put in."""
         return self._transport.at_boundary
 
+    @property
+    def undecided(self) -> int:
+        """Bytes so far of upstream's unfinished frame, while it may be one that ends the session; else 0. Who may have
+        to say a farewell there keeps them back: servers write a SPDY frame's header apart from what it heads."""
+        return self._transport.undecided
+
     def farewell(self, status: bytes, message: str, *, held: bool = False) -> bytes | None:
         """The bytes that end the session for the client, behind exactly the upstream bytes given so far.
 

@@ -70,6 +70,13 @@ class SpdySession:
     def at_boundary(self) -> bool:
         return self._upstream.at_boundary
 
+    @property
+    def undecided(self) -> int:
+        upstream = self._upstream
+        if upstream.data_left and self._types.get(upstream.stream) in (STDOUT, STDERR):
+            return 0
+        return upstream.unfinished
+
     def from_client(self, data: memoryview) -> list[Event]:
         events: list[Event] = []
         if self._client_closed:

@@ -71,6 +71,13 @@ class WebSocketSession:
     def at_boundary(self) -> bool:
         return self._upstream.at_boundary
 
+    @property
+    def undecided(self) -> int:
+        upstream = self._upstream
+        if upstream.payload_begun and self._upstream_channel in (STDOUT, STDERR):
+            return 0
+        return upstream.unfinished
+
     def from_client(self, data: memoryview) -> list[Event]:
         events: list[Event] = []
         if self._client_closed:

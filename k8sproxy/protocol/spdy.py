@@ -144,6 +144,11 @@ class FrameReader:
         return not self._left and not self._held
 
     @property
+    def unfinished(self) -> int:
+        """Bytes so far of the frame that is not whole yet; 0 between two frames."""
+        return 0 if self.at_boundary else -self._start
+
+    @property
     def data_left(self) -> int:
         """Bytes of an open DATA frame's payload still to come."""
         return self._left

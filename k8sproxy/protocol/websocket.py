@@ -105,6 +105,16 @@ class FrameReader:
         """Whether the bytes so far end between two frames (which may be two fragments of one message)."""
         return not self._left and not self._head and self._control is None
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes so far of the frame that is not whole yet; 0 between two frames."""
+        return 0 if self.at_boundary else -self._start
+
+    @property
+    def payload_begun(self) -> bool:
+        """Whether part of a data frame's payload has come, and not all of it."""
+        return 0 < self._left < self._length and self._control is None
+
     def receive_data(self, data: memoryview) -> list[Piece | Control]:
         """What the next bytes hold, in order. Raises ProtocolError, and again on every later call."""
         if self._failure is not None:

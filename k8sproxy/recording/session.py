@@ -21,7 +21,8 @@ both pass over.
 
 Reading may be ahead of what has been passed on: a piece is read whole, and where output has to wait, what lies behind
 the first border between two frames is left with the relay. So a client that waits stands between two frames, and can be
-sent a pong or a farewell there.
+sent a pong or a farewell there. For the same reason CLOSED leaves a frame with the relay of which so little has come
+that it may yet be the one with the exit status: servers write the header of a SPDY frame apart from its payload.
 
 Every session is read, recorded or not, so that one that is ended from outside can be told why in its own protocol.
 """
@@ -260,15 +261,16 @@ class Session(Tap):
         if self._holds_end and streams.end_at is not None:
             self._settle()
             border = self._ahead + streams.end_at
-            # Its first bytes may have gone already, where they came by themselves.
+            # Output that ends its stream may end the session too, and its first bytes have gone.
             self._torn = border < 0
             return max(border, 0)
+        undecided = streams.undecided if self._holds_end else 0
         if self._slow and self._closed_mode:
             if streams.border is not None:
                 self.blocked = True
                 return self._ahead + streams.border
-            self.blocked = streams.at_boundary
-        return size
+            self.blocked = streams.at_boundary or undecided > 0
+        return size - undecided
 
     def _keep_output(self, streams: Streams | ForwardedPorts) -> None:
         capture = self._capture

@@ -85,6 +85,11 @@ class Streams:
         """Whether upstream's bytes so far end between two frames."""
         return self._session.at_boundary
 
+    @property
+    def undecided(self) -> int:
+        """Bytes at their end of a frame that may turn out to end the session: remotecommand.RemoteCommand.undecided."""
+        return self._session.undecided
+
     def from_client(self, view: memoryview) -> Said | None:
         """What the client has said, None where nothing of interest."""
         said: Said | None = None
@@ -134,6 +139,7 @@ class ForwardedPorts:
     end_at: int | None = None
     border: int | None = None
     at_boundary = False
+    undecided = 0
 
     def __init__(self, upgrade: str, subprotocol: str) -> None:
         self.connections: dict[int, int] = {}
