@@ -43,6 +43,12 @@ class Postgres:
     def dialect(self) -> Dialect:
         return POSTGRES
 
+    @property
+    def _connections(self) -> Any:
+        if self._pool is None:
+            raise IndexFailure("the index is not open")
+        return self._pool
+
     async def open(self) -> None:
         async def work() -> None:
             self._pool = await asyncpg.create_pool(
@@ -53,7 +59,7 @@ class Postgres:
                 command_timeout=_WRITING,
                 server_settings={"application_name": "recorder"},
             )
-            async with self._pool.acquire() as connection, connection.transaction():
+            async with self._connections.acquire() as connection, connection.transaction():
                 if await connection.fetchval("SHOW server_encoding") != "UTF8":
                     raise IndexFailure("the index's database is not in UTF8: make one with ENCODING 'UTF8'")
                 await _migrate(connection)
@@ -76,7 +82,9 @@ class Postgres:
                 raise
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
-        return [tuple(row) for row in await _mapped(lambda: self._pool.fetch(sql, *parameters, timeout=_PATIENCE))]
+        return [
+            tuple(row) for row in await _mapped(lambda: self._connections.fetch(sql, *parameters, timeout=_PATIENCE))
+        ]
 
     async def known(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         return await self.fetch(sql, parameters)
@@ -85,7 +93,7 @@ class Postgres:
         texts = await asyncio.to_thread(_prepare, changes)
 
         async def work() -> None:
-            async with self._pool.acquire() as connection, connection.transaction():
+            async with self._connections.acquire() as connection, connection.transaction():
                 await _write(connection, changes, texts)
 
         await _mapped(work)
@@ -118,7 +126,7 @@ class Postgres:
     @asynccontextmanager
     async def replacement(self) -> AsyncIterator[Writing]:
         # One transaction: until it is over everybody else reads what was there, and a crash leaves that.
-        connection = await _mapped(lambda: self._pool.acquire())
+        connection = await _mapped(lambda: self._connections.acquire())
         try:
             transaction = connection.transaction()
             await _mapped(transaction.start)
@@ -134,7 +142,7 @@ class Postgres:
                 raise
             await _mapped(transaction.commit)
         finally:
-            await self._pool.release(connection)
+            await self._connections.release(connection)
 
 
 class _Inside:

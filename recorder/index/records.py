@@ -234,7 +234,7 @@ def _event(event: ApiEvent) -> Iterable[Any]:
     yield _text(source, "node").removesuffix(".")
     tags = source.get("nodeTags")
     yield _tags([tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else ())
-    yield _text(kubernetes, "Cluster") or _text(destination, "cluster")
+    yield _text(kubernetes, "Cluster") or _text(document, "cluster") or _text(destination, "cluster")
     for name in ("Verb", "Resource", "Subresource", "APIGroup", "Namespace", "Name"):
         yield _text(kubernetes, name)
     yield _text(kubernetes, "Path") or _text(request, "path")

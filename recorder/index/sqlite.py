@@ -50,26 +50,34 @@ class _Connection:
         self._path = path
         self._patient = patient
         self._pragmas = pragmas
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"index-{name}")
+        self._name = name
+        self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection | None = None
-        self._closed = False
         self._deadline = 0.0
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do it in the thread. Once begun it is done whole, also where nobody waits for it any longer."""
+        if self._thread is None:
+            raise IndexFailure("the index is not open")
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._work, work)
+
+    def open(self) -> None:
+        """Start the thread; the connection is made when it is needed."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"index-{self._name}")
 
     async def close(self) -> None:
         """Close the connection and end the thread."""
-        if not self._closed:
-            self._closed = True
+        if self._thread is not None:
+            thread, self._thread = self._thread, None
             try:
-                await asyncio.get_running_loop().run_in_executor(self._thread, self.disconnect)
+                await asyncio.get_running_loop().run_in_executor(thread, self.disconnect)
             finally:
-                self._thread.shutdown(wait=False)
+                thread.shutdown(wait=False)
 
     def submit(self, work: Callable[[], T]) -> T:
         """Do something else in the thread, waited for by another thread."""
+        if self._thread is None:
+            raise IndexFailure("the index is not open")
         return self._thread.submit(work).result()
 
     def connect(self) -> sqlite3.Connection:
@@ -130,6 +138,8 @@ class Sqlite:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self._writer.open()
+            self._reader.open()
             await self._writer.run(_migrate)
         except BlockingIOError:
             await self.aclose()
@@ -192,6 +202,7 @@ class Sqlite:
                 patient=True,
                 pragmas=("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536"),
             )
+            fresh.open()
             try:
                 await fresh.run(_migrate)
                 yield _Fresh(fresh)

@@ -145,6 +145,26 @@ def test_two_that_start_at_once(url: str) -> None:
     asyncio.run(main())
 
 
+def test_opening_may_be_tried_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        index = Index(url)
+        with pytest.raises(IndexFailure, match="not open"):
+            await found(index)
+        with monkeypatch.context() as broken:
+            broken.setattr(schema, "MIGRATIONS", (("NONSENSE",) * 2,))
+            for _ in range(2):
+                with pytest.raises(IndexFailure):
+                    await index.open()
+        await index.open()
+        assert await found(index) == []
+        await index.aclose()
+        with pytest.raises(IndexFailure, match="not open"):
+            await index.add_look(ANN, "view", "", START)
+        await index.aclose()
+
+    asyncio.run(main())
+
+
 def test_an_index_from_the_future_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def opening() -> None:
         index = Index(url)
