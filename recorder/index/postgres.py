@@ -61,7 +61,9 @@ class Postgres:
             )
             async with self._connections.acquire() as connection, connection.transaction():
                 if await connection.fetchval("SHOW server_encoding") != "UTF8":
-                    raise IndexFailure("the index's database is not in UTF8: make one with ENCODING 'UTF8'")
+                    raise IndexFailure(
+                        "the index's database is not in UTF8: make one with ENCODING 'UTF8'", passing=False
+                    )
                 await _migrate(connection)
 
         try:

@@ -116,7 +116,8 @@ def steps(dialect: Dialect, version: int) -> list[str]:
     if version > VERSION:
         raise IndexFailure(
             f"the index was made by a newer recorder (its schema is {version}, this one knows {VERSION}):"
-            " run that version, or give this one another index and rebuild it from the store"
+            " run that version, or give this one another index and rebuild it from the store",
+            passing=False,
         )
     return [
         statement.strip().format(key=dialect.key, real=dialect.real, text=dialect.text)
