@@ -48,6 +48,8 @@ _ACCEPTS = 64
 # Seconds without accepting when the process is out of descriptors; accepting on would spin.
 _OUT_OF_FILES = 0.5
 _CLOCK_SECONDS = 1.0
+# Seconds in which the users of sessions that a drain ends are told, and their recordings brought to an end.
+_FAREWELLS = 2.0
 # Ticks of the clock between looks for sides that are gone without a word (Wire.unheard): one system call a wire.
 _UNHEARD_TICKS = 8
 
@@ -319,18 +321,23 @@ class Server:
             self._rechecking.discard(connection)
 
     async def drain(self, grace: float) -> int:
-        """Let what runs end within `grace` seconds, then close it; how many were closed so."""
+        """Let what runs end within `grace` seconds, then close it, sessions with a word; how many were closed so."""
         self.site.draining = True
         for connection in tuple(self._connections):
             connection.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._empty.wait()
+        count = len(self._tasks)
+        if self.site.sessions.end_all("stopping", "the proxy is being stopped"):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELLS):
+                    await self._empty.wait()
         left = tuple(self._tasks)
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        return len(left)
+        return count
 
 
 def raise_file_limit() -> int:

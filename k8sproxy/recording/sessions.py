@@ -75,10 +75,12 @@ class Sessions:
         _log.warning("session_ending", session=session.facts.id, by=by, reason=reason)
         session.end("session_ended", f"the session was ended by an administrator: {reason}")
 
-    def end_all(self, cause: str, message: str) -> None:
-        """End all of them, as at the end of a drain."""
-        for session in tuple(self._running.values()):
+    def end_all(self, cause: str, message: str) -> int:
+        """End all of them, as at the end of a drain; how many there were."""
+        running = tuple(self._running.values())
+        for session in running:
             session.end(cause, message)
+        return len(running)
 
     def metrics(self) -> Iterable[Metric]:
         """Sessions, failed recordings, recorders."""
