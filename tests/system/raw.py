@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
+import os
 import socket
 import ssl
 import threading
@@ -85,6 +87,117 @@ class Connection:
             response.begin()
             content = b"" if response.status == 101 else response.read()
             return Answer(response.status, content, dict(response.getheaders()))
+
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+
+
+def frame(opcode: int, payload: bytes = b"", *, final: bool = True) -> bytes:
+    """One frame of a client: masked (RFC 6455, 5.2)."""
+    size = len(payload)
+    if size < 126:
+        length = bytes((0x80 | size,))
+    elif size < 1 << 16:
+        length = bytes((0x80 | 126,)) + size.to_bytes(2, "big")
+    else:
+        length = bytes((0x80 | 127,)) + size.to_bytes(8, "big")
+    mask = os.urandom(4)
+    masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+    return bytes((0x80 * final | opcode,)) + length + mask + masked
+
+
+class WebSocket:
+    """A WebSocket that is asked for over a connection; whatever comes back, as it comes.
+
+    protocols: what is offered, in the order and spelling given; None for no such field. status, headers: of the answer;
+    body: where that is no 101.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        target: str,
+        protocols: str | None = "v4.channel.k8s.io",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.sock = connection.sock
+        fields = {
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+            **({"Sec-WebSocket-Protocol": protocols} if protocols is not None else {}),
+            **(headers or {}),
+        }
+        connection.send("GET", target, fields)
+        self._got = b""
+        lines = self._take(self._until(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        self.status = int(lines[0].split()[1])
+        self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:-2])}
+        self.body = b"" if self.status == 101 else self._take_exactly(int(self.headers.get("content-length", 0)))
+
+    @property
+    def protocol(self) -> str | None:
+        """The one that was chosen."""
+        return self.headers.get("sec-websocket-protocol")
+
+    def send(self, opcode: int, payload: bytes = b"") -> None:
+        self.sock.sendall(frame(opcode, payload))
+
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """(opcode, payload), until the connection ends. A time-out leaves an unfinished frame to the next call."""
+        while self._more(2):
+            opcode, size = self._got[0] & 15, self._got[1] & 127
+            assert not self._got[1] & 128, "a server's frame is not masked"
+            behind = 2 + {126: 2, 127: 8}.get(size, 0)
+            if behind > 2 and self._more(behind):
+                size = int.from_bytes(self._got[2:behind], "big")
+            yield opcode, self._take_exactly(behind + size)[behind:]
+
+    def until(self, wanted: int) -> tuple[bytes, bytes]:
+        """The payload of the next frame with that opcode, and those of the data frames before it, one after another."""
+        before = bytearray()
+        for opcode, payload in self.frames():
+            if opcode == wanted:
+                return payload, bytes(before)
+            if opcode < CLOSE:
+                before += payload
+        raise AssertionError(f"no frame with opcode {wanted}, but {bytes(before)!r}")
+
+    def channels(self) -> dict[int, bytes]:
+        """What came on each channel, until the connection ends. (A message is one frame, as these servers write.)"""
+        said: dict[int, bytes] = {}
+        for opcode, payload in self.frames():
+            if opcode < CLOSE and payload:
+                text = opcode == TEXT and payload[:1].isdigit()
+                number = int(payload[:1]) if text else payload[0]
+                said[number] = said.get(number, b"") + (base64.b64decode(payload[1:]) if text else payload[1:])
+        return said
+
+    def _more(self, count: int) -> bool:
+        """Whether `count` bytes came before the end."""
+        while len(self._got) < count:
+            try:
+                data = self.sock.recv(64 * 1024)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return False
+            self._got += data
+        return True
+
+    def _until(self, mark: bytes) -> int:
+        while mark not in self._got:
+            assert self._more(len(self._got) + 1), f"the connection ended behind {self._got!r}"
+        return self._got.index(mark) + len(mark)
+
+    def _take(self, count: int) -> bytes:
+        taken, self._got = self._got[:count], self._got[count:]
+        return taken
+
+    def _take_exactly(self, count: int) -> bytes:
+        assert self._more(count), f"the connection ended within a frame: {self._got[:80]!r}"
+        return self._take(count)
 
 
 @contextlib.contextmanager
