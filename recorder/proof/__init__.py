@@ -1,0 +1,17 @@
+"""That nothing was changed, cut or taken away unseen: a signed manifest for each day, and what checks it.
+
+keys        Ed25519: the recorder's own key, the public keys to check with
+documents   the signed forms: manifests of days, removals (pure)
+chain       all manifests of a store, in order, checked
+parts       what is stored of a recording, hashed; whether its chunks hang together
+sealer      the task that seals the days that are over
+removal     a removal, written down before the bytes go
+verify      the answer to "is everything there, as it was?"
+
+docs/recorder-proof.md says all of it in so many words that somebody else could check a store without this program.
+"""
+
+from recorder.proof.keys import KeyFault, PublicKeys, Signer
+from recorder.proof.sealer import Sealer
+
+__all__ = ["KeyFault", "PublicKeys", "Sealer", "Signer"]

@@ -1,0 +1,122 @@
+"""All manifests of a store, in the order of their days, and what is wrong with them.
+
+Each must be signed, stand under its own day, follow the day before without a gap, have the number behind the one before
+and its hash as `previous`. A manifest that fails its signature is not believed, and its file's hash is still what the
+next one is held against: so one that was replaced is told at both places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from recorder.proof.documents import (
+    DAYS,
+    KEYS,
+    NOTHING,
+    REMOVALS,
+    ForgedError,
+    Manifest,
+    Removal,
+    digest,
+    is_day,
+    manifest_file,
+    next_day,
+    read_manifest,
+    read_removal,
+)
+from recorder.proof.keys import Anchor, KeyFault, PublicKeys, parse_public_key
+from recorder.store.blobs import Blobs
+from recorder.store.errors import StoreError
+
+
+@dataclass(slots=True)
+class Chain:
+    """manifests: those that are believed. faults: a sentence each. last: the last file's number and hash, None without
+    any. first_day, last_day: of the files that are there, "" without any. hashes: of all files, by number.
+    removals: those that wait for the next manifest, by subject."""
+
+    manifests: list[Manifest] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    last: Anchor | None = None
+    first_day: str = ""
+    last_day: str = ""
+    hashes: dict[int, str] = field(default_factory=dict)
+    removals: dict[str, Removal] = field(default_factory=dict)
+
+    def holds(self, anchor: Anchor) -> bool:
+        """Whether the manifest that was sealed then is here now."""
+        return self.hashes.get(anchor.number) == anchor.sha256
+
+
+async def read_chain(raw: Blobs, keys: PublicKeys) -> Chain:
+    """All of it. raw: the blobs as stored. Raises StoreError."""
+    chain = Chain()
+    names = [name async for name, _ in raw.names(DAYS)]
+    for name in names:
+        day = name.removesuffix(".json")
+        if not name.endswith(".json") or not is_day(day):
+            chain.faults.append(f"{DAYS}/{name!a} is none of the recorder's")
+            continue
+        await _read_day(raw, keys, chain, day)
+    chain.removals, faults = await read_removals(raw, keys)
+    chain.faults += faults
+    return chain
+
+
+async def _read_day(raw: Blobs, keys: PublicKeys, chain: Chain, day: str) -> None:
+    try:
+        data = await raw.get(manifest_file(day))
+    except KeyError:
+        raise StoreError("a manifest has vanished while it was to be read") from None
+    faults = chain.faults
+    expected = (chain.last.number if chain.last else 0) + 1
+    previous = chain.last.sha256 if chain.last else NOTHING
+    if chain.last_day and (missing := next_day(chain.last_day)) != day:
+        until = "" if next_day(missing) == day else f" to the day before {day}"
+        faults.append(f"the manifest of {missing}{until} is missing")
+    number = expected
+    try:
+        manifest = read_manifest(data, keys)
+    except ForgedError as error:
+        faults.append(f"the manifest of {day} is not to be believed: {error}")
+    else:
+        number = manifest.number
+        if manifest.day != day:
+            faults.append(f"the manifest that stands under {day} is that of {manifest.day}")
+        if manifest.number != expected:
+            faults.append(f"the manifest of {day} has the number {manifest.number}, expected {expected}")
+        if manifest.previous != previous:
+            before = "the manifest before it is not the one" if chain.last else "a manifest before it is missing"
+            faults.append(f"the chain is broken at {day}: {before} that it was sealed after")
+        chain.manifests.append(manifest)
+    chain.last = Anchor(number, digest(data))
+    chain.hashes[number] = chain.last.sha256
+    chain.first_day = chain.first_day or day
+    chain.last_day = day
+
+
+async def read_removals(raw: Blobs, keys: PublicKeys) -> tuple[dict[str, Removal], list[str]]:
+    """Removals that stand as files, by subject, and what is wrong with others. Raises StoreError."""
+    removals: dict[str, Removal] = {}
+    faults: list[str] = []
+    for name in [name async for name, _ in raw.names(REMOVALS)]:
+        try:
+            removal = read_removal(await raw.get(f"{REMOVALS}/{name}"), keys)
+        except KeyError:
+            continue  # sealed meanwhile
+        except ForgedError as error:
+            faults.append(f"the removal {name!a} is not to be believed: {error}")
+            continue
+        removals[removal.subject] = removal
+    return removals, faults
+
+
+async def stored_keys(raw: Blobs) -> PublicKeys:
+    """The public keys that the recorder has left in the store. Whoever can change the store can change them."""
+    keys = []
+    for name in [name async for name, _ in raw.names(KEYS)]:
+        try:
+            keys.append(parse_public_key(await raw.get(f"{KEYS}/{name}"), f"{KEYS}/{name}"))
+        except (KeyError, KeyFault):
+            continue
+    return PublicKeys(keys)

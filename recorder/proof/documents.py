@@ -1,0 +1,278 @@
+"""What is signed, as bytes: manifests of days, and removals. Pure.
+
+Both are files of two lines. The first is a JSON object, and these very bytes, with their line feed, are what is signed;
+nothing has to be made canonical. The second is {"key": NAME, "signature": BASE64}. `type` keeps the one from standing
+for the other. The hash of a manifest, which the next one has as `previous`, is that of the whole file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+from recorder.model import is_id
+from recorder.proof.keys import PublicKeys, Signer
+
+MANIFEST_TYPE = "recorder manifest"
+REMOVAL_TYPE = "recorder removal"
+# `previous` of the first manifest.
+NOTHING = "0" * 64
+# Where they are, in the store.
+DAYS = "proof/days"
+REMOVALS = "proof/removals"
+KEYS = "proof/keys"
+
+_DAY = re.compile(r"\d{4}-\d\d-\d\d\Z", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_SECONDS = 86400
+
+
+class ForgedError(Exception):
+    """A document that is not signed by a key that is trusted, or makes no sense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that is stored. name: behind the folder it is in; size: bytes; sha256: hex, of the bytes as stored."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A recording that was over. ended: unix seconds; end: its state; size: bytes of cast text. header, head: SHA-256
+    of the header line, and of the last chunk, "" where the recording is encrypted. parts: everything in its folder.
+    fault: what was wrong with it already when it was sealed, "" if nothing."""
+
+    id: str
+    ended: float
+    end: str
+    size: int
+    header: str
+    head: str
+    parts: tuple[Part, ...]
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What was taken away on purpose. subject: a recording's id, or "events DAY". at: unix seconds. by: who did it;
+    why: the rule or reason."""
+
+    subject: str
+    at: float
+    by: str
+    why: str
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"subject": self.subject, "at": self.at, "by": self.by, "why": self.why}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One day, sealed. number: 1, 2, ..; previous: SHA-256 of the file before; sealed: unix seconds, when."""
+
+    number: int
+    day: str
+    previous: str
+    sealed: float
+    recordings: tuple[Sealed, ...] = ()
+    events: tuple[Part, ...] = ()
+    removals: tuple[Removal, ...] = ()
+
+
+def is_day(text: str) -> bool:
+    """Whether it is a day as "yyyy-mm-dd"."""
+    if not _DAY.match(text):
+        return False
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def day_of(seconds: float) -> str:
+    """The day (UTC) of a moment in unix seconds; of what no calendar has, the first there is."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+    except (OverflowError, ValueError, OSError):
+        return "1970-01-01"
+
+
+def day_end(day: str) -> float:
+    """When a day is over, in unix seconds."""
+    return datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() + _SECONDS
+
+
+def next_day(day: str) -> str:
+    """The day behind it."""
+    return day_of(day_end(day))
+
+
+def digest(data: bytes) -> str:
+    """SHA-256, as hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def manifest_file(day: str) -> str:
+    """The key of a day's manifest."""
+    return f"{DAYS}/{day}.json"
+
+
+def removal_file(subject: str) -> str:
+    """The key of a removal."""
+    return f"{REMOVALS}/{subject.replace(' ', '-')}.json"
+
+
+def write_manifest(manifest: Manifest, signer: Signer) -> bytes:
+    """The signed file."""
+    return _sign(
+        {
+            "type": MANIFEST_TYPE,
+            "version": 1,
+            "number": manifest.number,
+            "day": manifest.day,
+            "previous": manifest.previous,
+            "sealed": manifest.sealed,
+            "recordings": [_sealed_values(sealed) for sealed in manifest.recordings],
+            "events": _part_values(manifest.events),
+            "removals": [removal.values() for removal in manifest.removals],
+        },
+        signer,
+    )
+
+
+def read_manifest(data: bytes, keys: PublicKeys) -> Manifest:
+    """A signed file. Raises ForgedError."""
+    value = _open(data, keys, MANIFEST_TYPE)
+    try:
+        manifest = Manifest(
+            number=_whole(value["number"]),
+            day=_text(value["day"]),
+            previous=_sha256(value["previous"]),
+            sealed=float(value["sealed"]),
+            recordings=tuple(map(_read_sealed, value["recordings"])),
+            events=_read_parts(value["events"]),
+            removals=tuple(map(_read_removal, value["removals"])),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ForgedError("it is signed and makes no sense") from None
+    if not is_day(manifest.day):
+        raise ForgedError("it is signed and makes no sense")
+    return manifest
+
+
+def write_removal(removal: Removal, signer: Signer) -> bytes:
+    """The signed file."""
+    return _sign({"type": REMOVAL_TYPE, "version": 1} | removal.values(), signer)
+
+
+def read_removal(data: bytes, keys: PublicKeys) -> Removal:
+    """A signed file. Raises ForgedError."""
+    value = _open(data, keys, REMOVAL_TYPE)
+    try:
+        return _read_removal(value)
+    except (KeyError, TypeError, ValueError):
+        raise ForgedError("it is signed and makes no sense") from None
+
+
+def _sign(value: Mapping[str, Any], signer: Signer) -> bytes:
+    line = json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    signature = base64.b64encode(signer.sign(line)).decode()
+    return line + json.dumps({"key": signer.id, "signature": signature}, separators=(",", ":")).encode() + b"\n"
+
+
+def _open(data: bytes, keys: PublicKeys, kind: str) -> Mapping[str, Any]:
+    feed = data.find(b"\n") + 1
+    line, seal = data[:feed], data[feed:]
+    try:
+        outer = json.loads(seal)
+        name, signature = _text(outer["key"]), base64.b64decode(_text(outer["signature"]), validate=True)
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
+        raise ForgedError("it has no signature") from None
+    if name not in keys:
+        raise ForgedError(f"it is signed with the key {name[:16]!a}, which is none of those given")
+    if not keys.good(name, signature, line):
+        raise ForgedError("its signature is wrong")
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ForgedError("it is signed and makes no sense") from None
+    if not isinstance(value, dict) or value.get("type") != kind or value.get("version") != 1:
+        raise ForgedError(f"it is signed and is no {kind} of version 1")
+    return value
+
+
+def _sealed_values(sealed: Sealed) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "id": sealed.id,
+        "ended": sealed.ended,
+        "end": sealed.end,
+        "size": sealed.size,
+        "header": sealed.header,
+        "head": sealed.head,
+        "chunks": sum(part.name.endswith(".chunk") for part in sealed.parts),
+        "parts": _part_values(sealed.parts),
+    }
+    return values | {"fault": sealed.fault} if sealed.fault else values
+
+
+def _part_values(parts: tuple[Part, ...]) -> dict[str, list[Any]]:
+    return {part.name: [part.size, part.sha256] for part in parts}
+
+
+def _read_sealed(value: Mapping[str, Any]) -> Sealed:
+    identifier = _text(value["id"])
+    if not is_id(identifier):
+        raise ValueError("not an id")
+    return Sealed(
+        id=identifier,
+        ended=float(value["ended"]),
+        end=_text(value["end"]),
+        size=_whole(value["size"]),
+        header=_text(value["header"]),
+        head=_text(value["head"]),
+        parts=_read_parts(value["parts"]),
+        fault=_text(value.get("fault", "")),
+    )
+
+
+def _read_parts(value: Mapping[str, Any]) -> tuple[Part, ...]:
+    return tuple(Part(_text(name), _whole(size), _sha256(sha256)) for name, (size, sha256) in value.items())
+
+
+def _read_removal(value: Mapping[str, Any]) -> Removal:
+    subject = _text(value["subject"])
+    if not is_id(subject) and not is_day(subject.removeprefix("events ")):
+        raise ValueError("not a subject")
+    return Removal(subject, float(value["at"]), _text(value["by"]), _text(value["why"]))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    return value
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError("not a number")
+    return value
+
+
+def _sha256(value: object) -> str:
+    text = _text(value)
+    if not _SHA256.match(text):
+        raise ValueError("not a SHA-256")
+    return text

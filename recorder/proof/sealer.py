@@ -1,0 +1,287 @@
+"""The task that seals days: once a day (UTC) is over, and some time has passed, its manifest is signed and put.
+
+A day's manifest lists what ended on that day; what ended earlier and was not in the store in time (its store was away,
+its recorder was down) is listed in the next one. What it lists was read back from the store, each byte of it, so a seal
+also says that the recording hung together when it was sealed, or what was wrong with it.
+
+Sealing may begin anew at any moment. A manifest is put whole or not at all, a pass finds out by itself which days are
+due, and after days of downtime each of them gets its manifest. Only then removals that it lists are forgotten as files.
+
+One recorder seals one store: of several that share an object store, configure the key for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from recorder.crypt import stored
+from recorder.model import Recording, id_day, is_id, new_id
+from recorder.proof.chain import Chain, read_chain, read_removals
+from recorder.proof.documents import (
+    KEYS,
+    NOTHING,
+    Manifest,
+    Part,
+    Sealed,
+    day_end,
+    day_of,
+    digest,
+    is_day,
+    manifest_file,
+    next_day,
+    removal_file,
+    write_manifest,
+)
+from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
+from recorder.proof.parts import hash_of, look
+from recorder.proof.removal import has_bytes
+from recorder.store.errors import StoreError
+from recorder.store.manifest import MANIFEST, folder, manifest_key, read_manifest
+from recorder.store.store import Store
+
+_log = structlog.get_logger(__name__)
+
+# Seconds after midnight: an object store that was away, and events that wait for a chunk, have that long.
+DELAY = 3600.0
+# Seconds between looks whether a day is due.
+LOOK = 300.0
+# Days that one pass makes up for at most; more than ten years are a clock that was wrong.
+_MOST_DAYS = 3700
+# Days after a day's seal that something which ended on it may still be listed. More than that is not late but new: it
+# was not there for all that time.
+LATE = 7
+
+
+@dataclass(slots=True)
+class _Found:
+    """What no manifest has yet, and the end of which (unix seconds) is past."""
+
+    recordings: dict[str, float] = field(default_factory=dict)
+    events: dict[str, str] = field(default_factory=dict)  # DAY/NAME -> day
+
+
+class Sealer:
+    """keys: public keys of before, besides the signer's own. delay: seconds. sealed: days in this process.
+    last_day: the last one that is sealed, "" before that is known. fault: None, or why it can't seal."""
+
+    def __init__(
+        self,
+        store: Store,
+        signer: Signer,
+        *,
+        keys: PublicKeys | None = None,
+        delay: float = DELAY,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.fault: str | None = None
+        self.last_day = ""
+        self.sealed = 0
+        self._store = store
+        self._raw = stored(store.blobs)
+        self._signer = signer
+        self._keys = keys if keys is not None else PublicKeys([signer.public_key])
+        self._delay = delay
+        self._clock = clock
+        self._tried_day = ""
+
+    async def run(self) -> None:
+        """Seal until cancelled."""
+        while True:
+            try:
+                await self.seal_due()
+                self.fault = None
+            except (StoreError, KeyFault) as error:
+                self._failed(str(error))
+            except Exception:
+                _log.exception("sealing_failed")
+                self.fault = "sealing fails; the log says why"
+            await asyncio.sleep(LOOK)
+
+    def _failed(self, fault: str) -> None:
+        if self.fault is None:
+            _log.error("sealing_fault", fault=fault)
+        self.fault = fault
+
+    async def seal_due(self) -> list[str]:
+        """Seal all days that are due; which were. Raises StoreError, KeyFault."""
+        due = day_of(self._clock() - self._delay - 86400)  # the last day that is
+        if self._tried_day == due:
+            return []
+        if not await self._is_settled(day_end(due)):
+            return []
+        await self._export_key()
+        chain = await read_chain(self._raw, self._keys)
+        self._check(chain)
+        self.last_day = chain.last_day
+        days: list[str] = []
+        if chain.last_day < due:
+            found = await self._find(chain, due)
+            day = next_day(chain.last_day) if chain.last_day else _first_day(found)
+            while day and day <= due and len(days) < _MOST_DAYS:
+                await self._seal(chain, found, day)
+                days.append(day)
+                day = next_day(day)
+        await self._forget_removals(chain)
+        self._tried_day = due
+        return days
+
+    async def _is_settled(self, until: float) -> bool:
+        """Whether everything that ended or came before that moment is in the store."""
+        if any(live.over and (live.ended or 0.0) < until for live in self._store.lives.values()):
+            return False
+        await self._store.eventlog.drain(before=new_id(until)[:10])
+        return self._store.eventlog.fault is None
+
+    def _check(self, chain: Chain) -> None:
+        for fault in chain.faults:
+            _log.error("proof_fault", fault=fault)
+        anchor = self._signer.anchor()
+        if anchor is not None and not chain.holds(anchor):
+            if chain.last is None or chain.last.number < anchor.number:
+                # Sealing on would give the store a fresh and sound chain in the place of the one that is gone.
+                raise KeyFault(
+                    f"the store has no manifest {anchor.number}, which was sealed with this key: manifests were made "
+                    "away with, or it is another store"
+                )
+            _log.error("proof_fault", fault=f"manifest {anchor.number} is not the one that was sealed")
+
+    async def _export_key(self) -> None:
+        names = {name async for name, _ in self._raw.names(KEYS)}
+        if f"{self._signer.id}.pem" not in names:
+            await self._raw.put(f"{KEYS}/{self._signer.id}.pem", self._signer.public_pem)
+
+    # -- what there is
+
+    async def _find(self, chain: Chain, due: str) -> _Found:
+        """What is in the store and in no manifest, and ended by the end of the day `due`."""
+        listed = {sealed.id for manifest in chain.manifests for sealed in manifest.recordings}
+        found, until = _Found(), day_end(due)
+        oldest = day_end(chain.last_day) - LATE * 86400 if chain.last_day else 0.0
+        for day in [name.rstrip("/") async for name, _ in self._raw.names("recordings")]:
+            if not is_day(day) or day > due:
+                continue
+            for name in [name.rstrip("/") async for name, _ in self._raw.names(f"recordings/{day}")]:
+                if not is_id(name) or id_day(name) != day or name in listed:
+                    continue
+                recording = await self._recording(name)
+                if recording is None or recording.ended is None:
+                    continue
+                # A clock that ran ahead when it began and was put right by its end has not ended it before its day.
+                ended = max(recording.ended, day_end(day) - 86400)
+                if ended < oldest:
+                    _log.error("recording_too_late_to_seal", recording=name)
+                elif ended < until:
+                    found.recordings[name] = ended
+        known = {part.name for manifest in chain.manifests for part in manifest.events}
+        for day in [name.rstrip("/") async for name, _ in self._raw.names("events")]:
+            if is_day(day) and day <= due and day_end(day) >= oldest:
+                for name in [name async for name, _ in self._raw.names(f"events/{day}")]:
+                    if f"{day}/{name}" not in known:
+                        found.events[f"{day}/{name}"] = day
+        return found
+
+    async def _recording(self, identifier: str) -> Recording | None:
+        try:
+            return read_manifest(await self._store.blobs.get(manifest_key(identifier)), identifier).recording
+        except KeyError:
+            return None  # not over
+        except StoreError as error:
+            if await self._is_there(identifier):
+                _log.error("recording_not_sealed", recording=identifier, why=str(error))
+                return None
+            raise
+
+    async def _is_there(self, identifier: str) -> bool:
+        """Whether it can be read at all, so that it is to blame and not the store. Raises StoreError."""
+        return MANIFEST in [name async for name, _ in self._raw.names(folder(identifier))]
+
+    # -- one day
+
+    async def _seal(self, chain: Chain, found: _Found, day: str) -> None:
+        until = day_end(day)
+        recordings: list[Sealed] = []
+        for identifier in sorted(name for name, ended in found.recordings.items() if ended < until):
+            del found.recordings[identifier]
+            if (sealed := await self._seal_recording(identifier)) is not None:
+                recordings.append(sealed)
+        events: list[Part] = []
+        for key in sorted(key for key, its_day in found.events.items() if its_day <= day):
+            del found.events[key]
+            try:
+                data = await self._raw.get(f"events/{key}")
+            except KeyError:
+                continue
+            events.append(Part(key, len(data), await hash_of(data)))
+        listed = {removal.subject for before in chain.manifests for removal in before.removals}
+        removals = [
+            removal
+            for removal in chain.removals.values()
+            if removal.subject not in listed and (removal.at < until or day == self._last_due())
+        ]
+        manifest = Manifest(
+            number=chain.last.number + 1 if chain.last else 1,
+            day=day,
+            previous=chain.last.sha256 if chain.last else NOTHING,
+            sealed=self._clock(),
+            recordings=tuple(recordings),
+            events=tuple(events),
+            removals=tuple(sorted(removals, key=lambda removal: removal.at)),
+        )
+        data = await asyncio.to_thread(write_manifest, manifest, self._signer)
+        await self._raw.put(manifest_file(day), data)
+        chain.last = Anchor(manifest.number, digest(data))
+        chain.manifests.append(manifest)
+        chain.last_day = self.last_day = day
+        chain.hashes[manifest.number] = chain.last.sha256
+        for removal in removals:
+            chain.removals.pop(removal.subject, None)
+        self._signer.remember(chain.last)
+        self.sealed += 1
+        # The log goes elsewhere than the store, so this line too is a memory of how the chain was.
+        _log.info(
+            "day_sealed",
+            day=day,
+            number=manifest.number,
+            sha256=chain.last.sha256,
+            recordings=len(recordings),
+            events=len(events),
+            removals=len(removals),
+        )
+
+    def _last_due(self) -> str:
+        return day_of(self._clock() - self._delay - 86400)
+
+    async def _seal_recording(self, identifier: str) -> Sealed | None:
+        looked = await look(self._store.blobs, identifier)
+        recording = looked.recording
+        if recording is None or recording.ended is None:
+            return None  # removed meanwhile
+        if looked.fault:
+            _log.error("recording_faulty_when_sealed", recording=identifier, fault=looked.fault)
+        return Sealed(
+            id=identifier,
+            ended=recording.ended,
+            end=recording.end.value,
+            size=recording.size,
+            header="" if looked.encrypted else looked.header,
+            head="" if looked.encrypted else looked.head,
+            parts=tuple(looked.parts),
+            fault=looked.fault,
+        )
+
+    async def _forget_removals(self, chain: Chain) -> None:
+        """The files of removals that a manifest lists, once their bytes are gone."""
+        listed = {removal.subject for manifest in chain.manifests for removal in manifest.removals}
+        pending, _ = await read_removals(self._raw, self._keys)
+        done = [subject for subject in pending if subject in listed and not await has_bytes(self._raw, subject)]
+        await self._raw.delete([removal_file(subject) for subject in done])
+
+
+def _first_day(found: _Found) -> str:
+    days = [day_of(ended) for ended in found.recordings.values()] + list(found.events.values())
+    return min(days, default="")

@@ -1,0 +1,326 @@
+"""Is everything there, as it was sealed? Reads manifests, then every byte that they speak of.
+
+Nothing but the public keys is trusted: what recording.json says of a sealed recording does not count, only whether its
+bytes are those of the manifest. Of what is not sealed yet it is told whether it hangs together by itself, which finds
+accidents and proves nothing. Needs no running recorder and, for what is encrypted, no key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from recorder.crypt import stored
+from recorder.model import id_day, is_id
+from recorder.proof.chain import Chain, read_chain, read_removals
+from recorder.proof.documents import Part, Removal, Sealed, day_end, day_of, is_day
+from recorder.proof.keys import Anchor, PublicKeys
+from recorder.proof.parts import Looked, hash_of, look
+from recorder.proof.sealer import DELAY
+from recorder.store.blobs import Blobs
+from recorder.store.manifest import MANIFEST, folder
+
+# Recordings looked at together: a request to an object store waits most of its time.
+_TOGETHER = 4
+# Seconds after which a day that is over should be sealed: the sealer's delay, and a day in which it may be down.
+_OVERDUE = DELAY + 86400
+
+
+class Status(enum.Enum):
+    """What became of a recording, or of a chunk of events."""
+
+    OK = "ok"
+    OPEN = "open"
+    UNSEALED = "not sealed yet"
+    CHANGED = "changed"
+    CUT = "cut"
+    REMOVED = "removed"
+    MISSING = "missing"
+    UNKNOWN = "unknown"
+
+
+# Those that are as they should be.
+WELL = frozenset({Status.OK, Status.OPEN, Status.UNSEALED, Status.REMOVED})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One recording ("events/DAY/NAME" for a chunk of events). detail: which part, or who removed it. day: that of the
+    manifest which lists it, "" if none does."""
+
+    id: str
+    status: Status
+    detail: str = ""
+    day: str = ""
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"id": self.id, "status": self.status.value, "detail": self.detail, "day": self.day}
+
+
+@dataclass(slots=True)
+class Report:
+    """The answer. faults: of the manifests, a sentence each. manifests: how many are there; last: the last one."""
+
+    findings: list[Finding] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    manifests: int = 0
+    first_day: str = ""
+    last_day: str = ""
+    last: Anchor | None = None
+
+    @property
+    def well(self) -> bool:
+        """Whether there is nothing to complain of."""
+        return not self.faults and all(finding.status in WELL for finding in self.findings)
+
+    def counts(self) -> dict[str, int]:
+        """How many of each status."""
+        counts = dict.fromkeys((status.value for status in Status), 0)
+        for finding in self.findings:
+            counts[finding.status.value] += 1
+        return counts
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values."""
+        last = {"number": self.last.number, "sha256": self.last.sha256} if self.last else None
+        return {
+            "well": self.well,
+            "faults": self.faults,
+            "manifests": {
+                "count": self.manifests,
+                "firstDay": self.first_day,
+                "lastDay": self.last_day,
+                "last": last,
+            },
+            "counts": self.counts(),
+            "findings": [finding.values() for finding in self.findings],
+        }
+
+
+# Told how many of how many are done.
+Progress = Callable[[int, int], None]
+
+
+class Verifier:
+    """One check. blobs: with their decryption, if there is one. anchor: a manifest that must be in the chain.
+    now: unix seconds."""
+
+    def __init__(
+        self, blobs: Blobs, keys: PublicKeys, *, anchor: Anchor | None = None, now: float | None = None
+    ) -> None:
+        self._blobs = blobs
+        self._raw = stored(blobs)
+        self._keys = keys
+        self._anchor = anchor
+        self._now = time.time() if now is None else now
+        self._sealed: dict[str, tuple[Sealed, str]] = {}
+        self._events: dict[str, tuple[Part, str]] = {}
+        self._removals: dict[str, Removal] = {}
+
+    async def run(
+        self, *, day: str = "", identifier: str = "", progress: Progress = lambda done, total: None
+    ) -> Report:
+        """All, or what the manifest of a day lists or has not listed, or one recording. Raises StoreError, and
+        KeyError for a recording of which nothing is known."""
+        chain = await read_chain(self._raw, self._keys)
+        report = Report(
+            faults=list(chain.faults),
+            manifests=len(chain.hashes),
+            first_day=chain.first_day,
+            last_day=chain.last_day,
+            last=chain.last,
+        )
+        if self._anchor is not None and not chain.holds(self._anchor):
+            report.faults.append(f"manifest {self._anchor.number} is not the one that was sealed, or is gone")
+        self._remember(chain, report)
+        wanted = [identifier] if identifier else await self._identifiers(chain, day)
+        events = [] if identifier else await self._event_names(chain, day)
+        total, done = len(wanted) + len(events), 0
+        progress(0, total)
+        for start in range(0, total, _TOGETHER):
+            names = (wanted + events)[start : start + _TOGETHER]
+            found = await asyncio.gather(*(self._judge(name, chain) for name in names))
+            report.findings += [finding for finding in found if finding is not None]
+            done += len(names)
+            progress(done, total)
+        if identifier and not report.findings:
+            raise KeyError(identifier)
+        self._complain_of_gap(chain, report)
+        return report
+
+    def _remember(self, chain: Chain, report: Report) -> None:
+        for manifest in chain.manifests:
+            for sealed in manifest.recordings:
+                if sealed.id in self._sealed:
+                    report.faults.append(f"{sealed.id} is sealed twice, the second time on {manifest.day}")
+                else:
+                    self._sealed[sealed.id] = (sealed, manifest.day)
+            for part in manifest.events:
+                self._events.setdefault(part.name, (part, manifest.day))
+            for removal in manifest.removals:
+                self._removals[removal.subject] = removal
+        self._removals |= chain.removals
+
+    async def _identifiers(self, chain: Chain, day: str) -> list[str]:
+        found = set(self._sealed) if not day else {name for name, (_, its) in self._sealed.items() if its == day}
+        async for name in self._folders("recordings"):
+            if is_id(name) and name not in self._sealed and (not day or id_day(name) <= day):
+                found.add(name)
+        return sorted(found)
+
+    async def _event_names(self, chain: Chain, day: str) -> list[str]:
+        found = {key for key, (_, its) in self._events.items() if not day or its == day}
+        for its_day in [name.rstrip("/") async for name, _ in self._raw.names("events")]:
+            if is_day(its_day) and (not day or its_day == day):
+                async for name, _ in self._raw.names(f"events/{its_day}"):
+                    if f"{its_day}/{name}" not in self._events:
+                        found.add(f"{its_day}/{name}")
+        return [f"events/{key}" for key in sorted(found)]
+
+    async def _folders(self, top: str) -> AsyncIterator[str]:
+        for day in [name.rstrip("/") async for name, _ in self._raw.names(top)]:
+            async for name, _ in self._raw.names(f"{top}/{day}"):
+                # One that stands under another day than its own is nowhere, for whoever reads by id.
+                if not is_id(name.rstrip("/")) or id_day(name.rstrip("/")) == day:
+                    yield name.rstrip("/")
+
+    # -- one thing
+
+    async def _judge(self, name: str, chain: Chain) -> Finding | None:
+        if name.startswith("events/"):
+            return await self._judge_events(name, chain)
+        known = self._sealed.get(name)
+        if known is not None:
+            status, detail = await self._judge_sealed(known[0])
+            return Finding(name, status, detail, known[1])
+        if name in self._removals:
+            left = [left async for left, _ in self._raw.names(folder(name))]
+            return Finding(name, Status.REMOVED, _removed(self._removals[name], bool(left)))
+        looked = await look(self._blobs, name)
+        if not looked.parts:
+            return None
+        return Finding(name, *self._judge_unsealed(name, looked, chain))
+
+    async def _judge_sealed(self, sealed: Sealed) -> tuple[Status, str]:
+        prefix = folder(sealed.id)
+        there = {name: size async for name, size in self._raw.names(prefix)}
+        removal = self._removals.get(sealed.id)
+        if not there and removal is None:  # since this check began, perhaps
+            removal = (await read_removals(self._raw, self._keys))[0].get(sealed.id)
+        if not there or (removal is not None and MANIFEST not in there):
+            if removal is not None:
+                return Status.REMOVED, _removed(removal, bool(there))
+            return Status.MISSING, f"sealed with {len(sealed.parts)} parts"
+        parts = {part.name: part for part in sealed.parts}
+        missing = [part.name for part in sealed.parts if part.name not in there]
+        short = [part.name for part in sealed.parts if there.get(part.name, part.size) < part.size]
+        changed = [name for name in parts if name in there and name not in short and not await self._same(sealed, name)]
+        extra = sorted(set(there) - set(parts))
+        if changed:
+            return Status.CHANGED, _name(changed[0], "is not what was sealed", len(changed) - 1)
+        if missing and not _are_last(missing, sealed.parts):
+            return Status.CHANGED, _name(missing[0], "is missing", len(missing) - 1)
+        if missing:
+            return Status.CUT, _name(missing[0], "is missing", len(missing) - 1)
+        if short:
+            return Status.CUT, _name(short[0], "is shorter than it was", len(short) - 1)
+        if extra:
+            return Status.CHANGED, _name(extra[0], "was not there when it was sealed", len(extra) - 1)
+        if sealed.fault:
+            cut = "missing" in sealed.fault or "torn" in sealed.fault
+            return (Status.CUT if cut else Status.CHANGED), f"already when it was sealed: {sealed.fault}"
+        if removal is not None:
+            return Status.REMOVED, _removed(removal, True)
+        return Status.OK, ""
+
+    async def _same(self, sealed: Sealed, name: str) -> bool:
+        wanted = next(part for part in sealed.parts if part.name == name)
+        try:
+            data = await self._raw.get(f"{folder(sealed.id)}/{name}")
+        except KeyError:
+            return False
+        return len(data) == wanted.size and await hash_of(data) == wanted.sha256
+
+    def _judge_unsealed(self, name: str, looked: Looked, chain: Chain) -> tuple[Status, str]:
+        if looked.fault:
+            return (Status.CUT if looked.cut else Status.CHANGED), f"not sealed yet; {looked.fault}"
+        recording = looked.recording
+        if recording is None or recording.ended is None:
+            if looked.readable and not any(part.name == MANIFEST for part in looked.parts):
+                return Status.OPEN, ""
+            # Encrypted, and the key is not here: by its id alone it is at least as old as this.
+            late = id_day(name) < chain.last_day
+            return Status.UNSEALED, "encrypted: it may be one that should be sealed" if late else ""
+        ended = max(recording.ended, day_end(id_day(name)) - 86400)
+        if chain.last_day and day_of(ended) <= chain.last_day:
+            return Status.UNKNOWN, f"it ended on {day_of(ended)}, which is sealed without it"
+        return Status.UNSEALED, ""
+
+    async def _judge_events(self, name: str, chain: Chain) -> Finding | None:
+        key = name.removeprefix("events/")
+        day = key.partition("/")[0]
+        removal = self._removals.get(f"events {day}")
+        known = self._events.get(key)
+        try:
+            data = await self._raw.get(name)
+        except KeyError:
+            if removal is not None:
+                return Finding(name, Status.REMOVED, _removed(removal, False), known[1] if known else "")
+            return Finding(name, Status.MISSING, "", known[1]) if known else None
+        if known is None:
+            if removal is not None:
+                return Finding(name, Status.REMOVED, _removed(removal, True))
+            late = bool(chain.last_day) and day <= chain.last_day
+            return (
+                Finding(name, Status.UNKNOWN, "its day is sealed without it")
+                if late
+                else Finding(name, Status.UNSEALED)
+            )
+        part, its_day = known
+        if len(data) < part.size:
+            return Finding(name, Status.CUT, "it is shorter than it was", its_day)
+        if await hash_of(data) != part.sha256:
+            return Finding(name, Status.CHANGED, "it is not what was sealed", its_day)
+        return Finding(name, Status.OK, "", its_day)
+
+    def _complain_of_gap(self, chain: Chain, report: Report) -> None:
+        """The end of the chain may be missing as well, which no manifest tells."""
+        if not any(finding.status is Status.UNSEALED for finding in report.findings):
+            return
+        overdue = day_of(self._now - _OVERDUE - 86400)
+        oldest = min(_day(finding.id) for finding in report.findings if finding.status is Status.UNSEALED)
+        after = chain.last_day or ""
+        if max(after, oldest) < overdue:
+            since = f"since {after}" if after else "at all"
+            report.faults.append(f"no day was sealed {since}: manifests are missing, or nobody seals")
+
+
+def _day(name: str) -> str:
+    return name.split("/")[1] if name.startswith("events/") else id_day(name)
+
+
+def _are_last(missing: Iterable[str], parts: tuple[Part, ...]) -> bool:
+    """Whether they are the last chunks, and nothing else."""
+    chunks = sorted(part.name for part in parts if part.name.endswith(".chunk"))
+    gone = sorted(missing)
+    return MANIFEST not in gone and gone == chunks[len(chunks) - len(gone) :]
+
+
+def _name(part: str, what: str, others: int) -> str:
+    known = part.removesuffix(".chunk")
+    # A name that is none of ours was made up by somebody.
+    name = f"chunk {int(known)}" if known.isascii() and known.isdigit() and part != known else ascii(part).strip("'")
+    return f"{name} {what}" + (f", and {others} more" if others else "")
+
+
+def _removed(removal: Removal, left: bool) -> str:
+    text = f"{day_of(removal.at)} by {removal.by}: {removal.why}"
+    return text + "; its bytes are not all gone yet" if left else text
+
+
+__all__ = ["WELL", "Finding", "Progress", "Report", "Status", "Verifier"]
