@@ -245,7 +245,7 @@ class Connection:
         if not events.admit(decision.grants):
             await events.wait(decision.grants)
         if not self._origin:
-            self._origin = events.origin(decision.peer, decision.impersonation)
+            self._origin = events.origin(decision.peer, decision.impersonation, self._gate.route.upstream.name)
         body = fields.chunked or bool(fields.content_length)
         event = events.begin(
             info,

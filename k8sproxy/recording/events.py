@@ -44,12 +44,11 @@ class Events:
         self.queues = queues
         self.settings = settings
 
-    def origin(self, peer: Peer, impersonation: Impersonation | None) -> str:
+    def origin(self, peer: Peer, impersonation: Impersonation | None, cluster: str) -> str:
         """What events of one connection have in common, to be kept with it."""
-        settings = self.settings
-        if impersonation is None:
-            return origin_fragment(peer, settings.node_name, settings.node_id)
-        return origin_fragment(peer, settings.node_name, settings.node_id, impersonation.user, impersonation.groups)
+        user, groups = (impersonation.user, impersonation.groups) if impersonation is not None else ("", ())
+        fragment = origin_fragment(peer, self.settings.node_name, self.settings.node_id, user, groups)
+        return f'{fragment},"cluster":{json.dumps(cluster)}'
 
     def admit(self, grants: Grants) -> bool:
         """Whether the request may go on at once; if not, `wait` says more. Where it may, `tell` has to follow."""
