@@ -68,6 +68,12 @@ class _Connection(h2.connection.H2Connection):
         return events
 
 
+    @property
+    def overlong(self) -> bool:
+        """Whether a frame is on its way that is too long: h2 itself says so only once it has all of it."""
+        return len(self.incoming_buffer._data) > MAX_FRAME + 9
+
+
 class _Stream:
     __slots__ = ("credit", "intake", "open", "said", "task")
 
@@ -163,8 +169,9 @@ class H2Protocol(asyncio.Protocol):
             _log.exception("h2_failed", peer=self._door.ip)
             self._close()
             return
-        if self._idle_frames > MAX_IDLE_FRAMES:
-            _log.info("h2_refused", peer=self._door.ip, why="frames without data")
+        if self._idle_frames > MAX_IDLE_FRAMES or self._h2.overlong:
+            why = "an overlong frame" if self._h2.overlong else "frames without data"
+            _log.info("h2_refused", peer=self._door.ip, why=why)
             self._close()
             return
         self._flush()
@@ -225,7 +232,8 @@ class H2Protocol(asyncio.Protocol):
             counts.refused[refusal.cause] += 1
             _log.info("refused", peer=self._door.ip, cause=refusal.cause, why=refusal.message)
             if self._streams.get(number) is stream:
-                self._respond(number, refusal.status, refusal.message)
+                # The answer to HEAD has no body (RFC 9110, 9.3.2).
+                self._respond(number, refusal.status, refusal.message if stream.intake is not None else "")
                 self._flush()
             return
         if self._streams.get(number) is not stream or self._transport is None:
@@ -375,16 +383,11 @@ class H2Protocol(asyncio.Protocol):
         return bool(self._streams)
 
     def drain(self) -> None:
-        """Take no more streams; close once there are none."""
+        """Close once there are no streams; new ones are answered with 503 meanwhile. GOAWAY comes with the close only:
+        more than one library takes it for the end of the streams that it spares (RFC 9113, 6.8)."""
         self._going_away = True
-        if self._transport is None:
-            return
         if not self._streams:
             self._close()
-            return
-        # GOAWAY with the highest number says "no more, soon" (RFC 9113, 6.8), and h2 can go on receiving.
-        frame = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + (2**31 - 1).to_bytes(4, "big") + bytes(4)
-        self._transport.write(frame)
 
     def cut(self, why: str) -> None:
         """End every session on it, with this error."""

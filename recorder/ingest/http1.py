@@ -26,6 +26,9 @@ from recorder.store import StoreError
 
 _log = structlog.get_logger(__name__)
 
+# Seconds, see below.
+_LINGER = 1.0
+
 
 class Http1:
     """All HTTP/1.1 connections. door: of a connection, by its transport; begun: a first head has come."""
@@ -46,6 +49,8 @@ class Http1:
             access_log=None,
             keepalive_timeout=IDLE_TIMEOUT,
             tcp_keepalive=False,  # set by the listener, for both versions
+            # A refused sender may still be sending; closed at once, the connection would be reset before it reads why.
+            lingering_time=_LINGER,
             max_line_size=8190,
             max_headers=64,
             max_field_size=8190,

@@ -71,6 +71,7 @@ class Builder:
         self._puts: dict[Live, asyncio.Task[None]] = {}
         self._wanting: dict[Live, None] = {}
         self._wake = asyncio.Event()
+        self._moved = asyncio.Event()
         self._aged = 0
 
     def look(self, live: Live, count: int) -> None:
@@ -111,12 +112,10 @@ class Builder:
 
     async def drained(self) -> None:
         """Wait until everything that is over is in the store, or a put has failed."""
-        while self.fault is None and (self._ripe or self._wanting or self._puts):
+        while self.fault is None and any(live.over for live in self._lives()):
+            self._moved.clear()
             self._wake.set()
-            if self._puts:
-                await asyncio.wait(self._puts.values(), return_when=asyncio.FIRST_COMPLETED)
-            else:
-                await asyncio.sleep(0.005)
+            await self._moved.wait()
 
     # -- frames
 
@@ -201,6 +200,7 @@ class Builder:
             await self._until_put(manifest_key(live.id), data)
             live.release()
             self._released(live)
+            self._moved.set()
 
     async def _put_chunk(self, live: Live) -> None:
         frames = list(live.frames)
@@ -222,6 +222,7 @@ class Builder:
                 if self.fault is None:
                     _log.error("chunks_fault", fault=str(error))
                 self.fault = str(error)
+                self._moved.set()
                 await asyncio.sleep(RETRY)
             else:
                 if self.fault is not None:

@@ -9,7 +9,7 @@ it is waiting to have elsewhere (`pin`), and a segment begins with a RUNNING rec
 so that a replay which begins there knows of recordings whose own beginning is gone.
 
 When a write fails, everything that was in it is told so, `fault` says what is wrong, and the task tries with an empty
-batch until one is safe; sources are kept waiting for that, they are not asked meanwhile.
+batch every RETRY seconds until one is safe; whatever comes meanwhile is told the same.
 """
 
 from __future__ import annotations
@@ -143,6 +143,8 @@ class Journal:
                 continue
             begun = loop.time()
             if self.fault is not None and not await self._recovered():
+                batch, _ = self._gather()
+                self._settle(batch, StoreError(self.fault))
                 if self._closing:
                     return
                 await self._pause(RETRY)

@@ -74,6 +74,7 @@ class Room:
 
     def __init__(self) -> None:
         self.pressure = Pressure()
+        self.fault: Callable[[], str | None] = lambda: None
         self.mark: Callable[[Live], None] = lambda live: None
         self.grown: Callable[[Live], None] = lambda live: None
         self.began: Callable[[Live], None] = lambda live: None
@@ -176,6 +177,10 @@ class Live:
             raise StoreError(str(self.error))
         if self._asked is not None:
             raise StoreError("the recording has ended")
+        if (fault := self.room.fault()) is not None:
+            # Nothing of it is in the journal's hands while the journal has a fault.
+            self._fail([], StoreError(fault))
+            raise StoreError(fault)
         feed = data.rfind(b"\n")
         self._line = self._line + len(data) if feed < 0 else len(data) - feed - 1
         if self._line > MAX_LINE:

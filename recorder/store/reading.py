@@ -8,6 +8,7 @@ the frames that are wanted, some at a time.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,8 @@ from recorder.store.errors import StoreError
 from recorder.store.live import MAX_LINE, Live
 from recorder.store.manifest import chunk_key
 
-# Bytes of compressed frames read at a time: one answer of an object store, 2 MiB of text or so.
-AHEAD = 256 << 10
+# Bytes of text read at a time, if there are frames as small: 100 KiB or so of an object.
+AHEAD = 1 << 20
 
 
 @dataclass(slots=True)
@@ -64,9 +65,9 @@ class TextReader:
                 inside = self._live.inside
         return position, inside
 
-    async def read(self, position: int) -> tuple[bytes, float]:
-        """Some text from `position` on, never none before `end`, and the time of its first event (or one before).
-        Raises StoreError."""
+    async def read(self, position: int, end: float = math.inf) -> tuple[bytes, float]:
+        """Some text from `position` on, never none while there is some, and the time of its first event (or one
+        before). end: seconds; what lies past it is not read along. Raises StoreError."""
         live = self._live
         if live is not None and position >= live.durable:
             at = live.durable
@@ -78,15 +79,15 @@ class TextReader:
             return text[position - live.framed :], live.last
         for row in reversed(self._chunks):
             if row.offset <= position < row.offset + row.size:
-                return await self._read_chunk(row, position)
+                return await self._read_chunk(row, position, end)
         raise StoreError(f"a part of {self._id} is not there")
 
-    async def _read_chunk(self, row: ChunkRow, position: int) -> tuple[bytes, float]:
+    async def _read_chunk(self, row: ChunkRow, position: int, end: float) -> tuple[bytes, float]:
         chunk = await self._chunk(row)
         wanted: list[FrameRow] = []
         for frame in chunk.frames:
             if frame.offset + frame.size > position:
-                if wanted and frame.position + frame.packed - wanted[0].position > AHEAD:
+                if wanted and (frame.offset + frame.size - wanted[0].offset > AHEAD or frame.first > end):
                     break
                 wanted.append(frame)
         start = wanted[0].position
@@ -130,7 +131,7 @@ async def read_lines(
     rest = b""
     while True:
         while position < reader.end:
-            text, first = await reader.read(position)
+            text, first = await reader.read(position, math.inf if end is None else end)
             if end is not None and first > end:
                 return
             position += len(text)

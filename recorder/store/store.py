@@ -101,8 +101,9 @@ class Store:
 
     async def _open(self, log: Log) -> None:
         self.journal = Journal(log, running=self._running, pins=self._pins, seconds=self._commit_seconds)
-        room = self._room
-        room.mark = self.journal.mark
+        journal, room = self.journal, self._room
+        room.fault = lambda: journal.fault
+        room.mark = journal.mark
         room.grown = lambda live: self.builder.look(live, len(self.lives))
         self._start("builder", self.builder.run())
         await self.eventlog.open()

@@ -1,0 +1,59 @@
+"""An ingest server on a free port of loopback, with a store in a folder and a stand-in for tailscaled."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from k8sproxy.tailnet.localapi import LocalAPI
+from k8sproxy.tailnet.whois import WhoIs
+from recorder.app import bind
+from recorder.ingest.admission import Admission
+from recorder.ingest.server import IngestServer
+from recorder.ingest.site import IngestSite
+from recorder.store import Store
+from recorder.store.blobs import FolderBlobs
+from recorder.store.logs import FolderLog
+from tests.fakes.tailscaled import Answer, FakeTailscaled
+from tests.recorder.store.running import FaultyLog
+
+
+@dataclass
+class Running:
+    port: int
+    store: Store
+    server: IngestServer
+    site: IngestSite
+    daemon: FakeTailscaled
+    log: FolderLog
+
+
+@asynccontextmanager
+async def ingest(
+    folder: Path, *, allow: tuple[str, ...] = (), who: Answer | None = None, insecure: bool = True, faulty: bool = False
+) -> AsyncIterator[Running]:
+    """who: what WhoIs says of whoever comes from loopback. insecure: nobody is asked."""
+    socket = folder / "tailscaled.sock"
+    log = FaultyLog(folder / "data") if faulty else FolderLog(folder / "data")
+    store = Store(FolderBlobs(folder / "data"), log, min_free=0)
+    async with FakeTailscaled(socket) as daemon:
+        if who is not None:
+            daemon.peers = lambda ip, port: who
+        localapi = LocalAPI(str(socket))
+        whois = WhoIs(localapi, ttl=0)
+        await store.open()
+        networks = [ipaddress.ip_network("127.0.0.1")] if insecure else []
+        site = IngestSite(store, Admission(whois, domain="example.com", allow=allow, insecure=networks), 100)
+        server = IngestServer(site)
+        sock = bind("127.0.0.1", 0)
+        try:
+            await server.listen(sock)
+            yield Running(sock.getsockname()[1], store, server, site, daemon, log)
+        finally:
+            await server.aclose()
+            await store.aclose()
+            await whois.aclose()
+            await localapi.aclose()

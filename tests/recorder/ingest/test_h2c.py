@@ -1,0 +1,326 @@
+"""recorder/ingest/h2c.py: version 2 of the wire, from a sender's side."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from recorder.model import End
+from recorder.store.live import MAX_HEADER
+from tests.fakes.tailscaled import tagged_whois, user_whois
+from tests.recorder.ingest.running import Running, ingest
+from tests.recorder.ingest.senders import H2Sender
+from tests.recorder.store.running import HEADER, FaultyLog, Told, ids, lines, run, text_of, until
+
+
+async def recorded(running: Running) -> list[str]:
+    return ids([one async for one in running.store.recordings()])
+
+
+def test_a_session(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            probe = sender.request("HEAD", end=True)
+            await sender.until_ended(probe)
+            assert sender.heads[probe] == {":status": "200", "asciicast-event-codes": "o, e, r, m"}
+            number = sender.request()
+            await sender.until(lambda: number in sender.heads)
+            assert sender.heads[number][":status"] == "200"
+            assert sender.heads[number]["asciicast-event-codes"] == "o, e, r, m"
+            await sender.send(number, HEADER + lines(10))
+            size = len(HEADER + lines(10))
+            await sender.until(lambda: sender.acked(number) == size)
+            await sender.send(number, lines(5000, start=10), end=True)
+            await sender.until_ended(number)
+            assert number not in sender.reset
+            assert sender.acked(number) == len(HEADER + lines(5010))
+            (identifier,) = await recorded(running)
+            found = await running.store.get(identifier)
+            assert (found.end, found.source.address) == (End.CLEAN, "127.0.0.1")
+            assert await text_of(running.store, identifier) == HEADER + lines(5010)
+            await sender.close()
+
+    run(main())
+
+
+def test_many_sessions_on_one_connection_in_small_pieces(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            numbers = [sender.request() for _ in range(20)]
+
+            async def session(number: int) -> None:
+                body = HEADER + lines(number * 20)
+                await sender.send(number, body, frame=number * 17 + 1)
+                await sender.send(number, b"", end=True)
+                await sender.until_ended(number)
+                assert sender.acked(number) == len(body) and not sender.error(number)
+
+            await asyncio.gather(*map(session, numbers))
+            sizes = sorted([(await running.store.get(one)).size for one in await recorded(running)])
+            assert sizes == sorted(len(HEADER + lines(number * 20)) for number in numbers)
+            assert running.site.counts.open == 0
+            await sender.close()
+
+    run(main())
+
+
+def test_more_than_the_windows_hold(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            body = HEADER + lines(200_000, width=100)
+            number = sender.request()
+            await sender.send(number, body, end=True)
+            await sender.until_ended(number)
+            assert sender.acked(number) == len(body) > 24_000_000
+            (identifier,) = await recorded(running)
+            assert await text_of(running.store, identifier) == body
+            await sender.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["reset", "lost"])
+def test_a_sender_that_vanishes_leaves_a_cut_recording(tmp_path: Path, how: str) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            told = Told()
+            running.store.observers.append(told)
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            await sender.send(number, HEADER + lines(10))
+            await sender.until(lambda: sender.acked(number) > len(HEADER))
+            if how == "reset":
+                sender.h2.reset_stream(number)
+                sender._flush()
+            else:
+                await sender.close()
+            (identifier,) = running.store.lives
+            await until(lambda: ("ended", identifier) in told.all)
+            assert (await running.store.get(identifier)).end is End.CUT
+            assert await text_of(running.store, identifier) == HEADER + lines(10)
+            await sender.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "no header line"),
+        (b'{"version": 2}', "no header line"),
+        (b"hello\n", "not JSON"),
+        (b'{"version": 3}\n' + lines(3), "version 2"),
+        (b"x" * (MAX_HEADER + 2), "more than"),
+    ],
+)
+def test_what_is_no_cast_keeps_nothing(tmp_path: Path, body: bytes, why: str) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            await sender.send(number, body)
+            if number not in sender.reset and "more than" not in why:
+                await sender.send(number, b"", end=True)
+            await sender.until_ended(number)
+            assert why in sender.error(number)
+            assert await recorded(running) == [] and not running.store.lives
+            # The connection is as good as before.
+            other = sender.request()
+            await sender.send(other, HEADER, end=True)
+            await sender.until_ended(other)
+            assert sender.acked(other) == len(HEADER)
+            await sender.close()
+
+    run(main())
+
+
+def test_a_reset_before_any_byte_keeps_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            await sender.until(lambda: number in sender.heads)
+            sender.h2.reset_stream(number)
+            sender._flush()
+            await until(lambda: running.site.counts.open == 0)
+            assert await recorded(running) == []
+            await sender.close()
+
+    run(main())
+
+
+def test_a_failing_store_is_told_on_every_stream(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path, faulty=True) as running:
+            assert isinstance(running.log, FaultyLog)
+            sender = await H2Sender.connect(running.port)
+            numbers = [sender.request() for _ in range(3)]
+            for number in numbers:
+                await sender.send(number, HEADER + lines(5))
+                await sender.until_acked(number, 1)
+            running.log.fault = OSError(28, "No space left on device")
+            for number in numbers:
+                await sender.send(number, lines(5, start=5))
+                await sender.until_ended(number)
+                assert sender.error(number) == "the recorder's disk is full"
+            late = sender.request()
+            await sender.until_ended(late)
+            assert sender.heads[late][":status"] == "503"
+            probe = sender.request("HEAD", end=True)
+            await sender.until_ended(probe)
+            assert sender.heads[probe][":status"] == "503"
+            running.log.fault = None
+            await until(lambda: running.store.healthy is None)
+            again = sender.request()
+            await sender.send(again, HEADER, end=True)
+            await sender.until_ended(again)
+            assert sender.acked(again) == len(HEADER)
+            await sender.close()
+
+    run(main())
+
+
+def test_who_may_send(tmp_path: Path) -> None:
+    grant = "example.com/cap/recorder"
+    proxy, person = ["tag:proxy"], "ana@example.com"
+    cases = [
+        (tagged_whois("proxy", proxy, "100.64.0.5"), ("tag:proxy",), "200"),
+        (tagged_whois("proxy", proxy, "100.64.0.5"), (person, "tag:other"), "403"),
+        (tagged_whois("proxy", proxy, "100.64.0.5", {grant: [{"send": True}]}), (), "200"),
+        (tagged_whois("proxy", proxy, "100.64.0.5", {grant: [{"send": False}, {"view": True}]}), (), "403"),
+        (tagged_whois("proxy", proxy, "100.64.0.5", {grant: [{"send": True}, "nonsense"]}), (), "403"),
+        (tagged_whois("proxy", proxy, "100.64.0.5", {grant: [{"send": "yes"}]}), ("tag:proxy",), "403"),
+        (tagged_whois("proxy", proxy, "100.64.0.5", {"tailscale.com/cap/recorder": [{"send": True}]}), (), "403"),
+        (user_whois(person, "laptop", "100.64.0.9"), (person,), "200"),
+        (user_whois(person, "laptop", "100.64.0.9"), (), "403"),
+        (None, ("tag:proxy", person), "403"),
+    ]
+
+    async def main() -> None:
+        for turn, (who, allow, status) in enumerate(cases):
+            folder = tmp_path / str(turn)
+            folder.mkdir()
+            async with ingest(folder, who=who, allow=allow, insecure=False) as running:
+                sender = await H2Sender.connect(running.port)
+                for method in ("HEAD", "POST"):
+                    number = sender.request(method, end=method == "HEAD")
+                    await sender.until_head(number)
+                    assert sender.heads[number][":status"] == status, (turn, method)
+                if status == "200":
+                    await sender.send(number, HEADER, end=True)
+                    await sender.until_ended(number)
+                    (identifier,) = await recorded(running)
+                    source = (await running.store.get(identifier)).source
+                    assert source.node.endswith(".tail1234.ts.net") and source.address.startswith("100.64.0.")
+                    assert source.user == ("" if source.tags else person)
+                else:
+                    assert await recorded(running) == []
+                await sender.close()
+
+    run(main())
+
+
+def test_a_daemon_that_cannot_be_asked_admits_nobody(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path, allow=("tag:proxy",), insecure=False) as running:
+            running.daemon.faults["whois"] = "failing"
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            await sender.send(number, HEADER)  # what comes early is not kept
+            await sender.until_ended(number)
+            assert sender.heads[number][":status"] == "503"
+            assert await recorded(running) == []
+            await sender.close()
+
+    run(main())
+
+
+def test_other_paths_and_methods(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            for method, path in (("GET", "/v2/record"), ("POST", "/record"), ("POST", "/"), ("POST", "/v2/event")):
+                number = sender.request(method, path, end=True)
+                await sender.until_ended(number)
+                assert sender.heads[number][":status"] == "404"
+            await sender.close()
+
+    run(main())
+
+
+def test_draining(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            told = Told()
+            running.store.observers.append(told)
+            sender, idle = await H2Sender.connect(running.port), await H2Sender.connect(running.port)
+            one, two = sender.request(), sender.request()
+            for number in (one, two):
+                await sender.send(number, HEADER)
+                await sender.until_acked(number, 1)
+            drain = asyncio.create_task(running.server.drain(30.0))
+            await idle.until(lambda: idle.lost and idle.goaway)
+            late = sender.request()
+            await sender.until_head(late)
+            assert sender.heads[late][":status"] == "503"
+            await sender.send(one, lines(3), end=True)
+            await sender.until_ended(one)
+            assert sender.acked(one) == len(HEADER + lines(3))
+            drain.cancel()
+            await asyncio.wait((drain,))
+            assert await running.server.drain(0.0) == 1
+            await sender.until_ended(two)
+            assert sender.error(two) == "the recorder is stopping"
+            await sender.until(lambda: sender.lost)
+            await until(lambda: len([one for one in told.all if one[0] == "ended"]) == 2)
+            ends = sorted(recording.end.value for recording in told.last.values())
+            assert ends == ["clean", "cut"]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\x00\x00\x00\x00\x00\x00\x00\x00\x01",  # DATA on an idle stream
+        b"\xff\xff\xff\x00\x00\x00\x00\x00\x01" + bytes(200_000),  # a frame that is too long
+        b"\x00\x00\x04\x01\x04\x00\x00\x00\x01\xff\xff\xff\xff",  # a header block that is none
+        b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00",  # a window of nothing
+    ],
+)
+def test_what_is_no_http2_ends_the_connection_and_nothing_else(tmp_path: Path, junk: bytes) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            bad, good = await H2Sender.connect(running.port), await H2Sender.connect(running.port)
+            assert bad.transport is not None
+            bad.transport.write(junk)
+            await bad.until(lambda: bad.lost)
+            number = good.request()
+            await good.send(number, HEADER, end=True)
+            await good.until_ended(number)
+            assert good.acked(number) == len(HEADER)
+            await good.close()
+
+    run(main())
+
+
+def test_frames_without_data_end_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recorder.ingest.h2c.MAX_IDLE_FRAMES", 50)
+
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            await sender.send(number, HEADER)
+            assert sender.transport is not None
+            for _ in range(200):
+                sender.transport.write(b"\x00\x00\x00\x00\x00" + number.to_bytes(4, "big"))
+            await sender.until(lambda: sender.lost)
+            await until(lambda: running.site.counts.open == 0)
+
+    run(main())

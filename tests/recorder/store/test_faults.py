@@ -1,0 +1,351 @@
+"""A store that fails and comes back, and one that is killed: what was acked is there, and no more is claimed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+
+from recorder.model import End
+from recorder.store import Store, StoreError
+from recorder.store.records import Reader
+from tests.recorder.store.running import (
+    HEADER,
+    SOURCE,
+    FaultyBlobs,
+    FaultyLog,
+    Told,
+    cast_of,
+    kill,
+    lines,
+    run,
+    settled,
+    store_in,
+    text_of,
+    until,
+)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("journal", "builder", "eventlog"):
+        monkeypatch.setattr(f"recorder.store.{module}.RETRY", 0.01)
+
+
+async def until_healthy(store: Store) -> None:
+    assert store.journal is not None
+    while store.healthy is not None:
+        await store.journal.probe()
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_full_disk_is_told_at_once_and_gets_well(tmp_path: Path, number: int, half: bool) -> None:
+    async def main() -> None:
+        log = FaultyLog(tmp_path)
+        log.half = half
+        async with store_in(tmp_path, log=log) as store:
+            told = Told()
+            store.observers.append(told)
+            hit, quiet = await store.begin(HEADER, SOURCE), await store.begin(HEADER, SOURCE)
+            for live in (hit, quiet):
+                live.write(lines(100))
+                await live.wait_acked(live.given - 1)
+            acked = hit.acked
+            log.fault = OSError(number, "no")
+            hit.write(lines(50, start=100))
+            with pytest.raises(StoreError, match="recorder"):
+                await hit.wait_acked(acked)
+            with pytest.raises(StoreError):
+                hit.write(b"more")
+            with pytest.raises(StoreError):
+                await hit.finish(End.CLEAN)
+            assert store.healthy is not None
+            with pytest.raises(StoreError):
+                await store.begin(HEADER, SOURCE)
+            with pytest.raises(StoreError):
+                await store.add_events([{"n": 1}], SOURCE)
+            log.fault = None
+            await until_healthy(store)
+            # The one that had nothing to write meanwhile goes on as if nothing had been.
+            quiet.write(lines(100, start=100))
+            done = await quiet.finish(End.CLEAN)
+            assert done.size == len(HEADER) + len(lines(200))
+            await settled(store)
+            assert await text_of(store, quiet.id) == HEADER + lines(200)
+            found = await store.get(hit.id)
+            assert (found.end, found.size) == (End.CUT, acked)
+            assert await text_of(store, hit.id) == HEADER + lines(100)
+            assert ("ended", hit.id) in told.all
+        async with store_in(tmp_path) as store:
+            assert not store.lives
+            assert await text_of(store, quiet.id) == HEADER + lines(200)
+            assert await text_of(store, hit.id) == HEADER + lines(100)
+
+    run(main())
+
+
+def test_a_recording_that_could_not_begin_is_not_there(tmp_path: Path) -> None:
+    async def main() -> None:
+        log = FaultyLog(tmp_path)
+        async with store_in(tmp_path, log=log) as store:
+            told = Told()
+            store.observers.append(told)
+            log.fault = OSError(errno.ENOSPC, "no")
+            live = await store.begin(HEADER, SOURCE)
+            with pytest.raises(StoreError, match="full"):
+                await live.wait_acked(0)
+            with pytest.raises(StoreError, match="full"):
+                await live.finish(End.CLEAN)
+            assert not store.lives and not told.all
+            assert store._room.pressure.held == store._room.pressure.queued == 0
+            log.fault = None
+            await until_healthy(store)
+            assert [one async for one in store.recordings()] == []
+
+    run(main())
+
+
+def test_a_crash_while_the_disk_is_full(tmp_path: Path) -> None:
+    async def main() -> None:
+        log = FaultyLog(tmp_path)
+        store = Store(FaultyBlobs(tmp_path), log, min_free=0)
+        await store.open()
+        live = await store.begin(HEADER, SOURCE)
+        live.write(lines(100))
+        await live.wait_acked(live.given - 1)
+        log.fault, log.half = OSError(errno.ENOSPC, "no"), True
+        live.write(lines(10, start=100))
+        with pytest.raises(StoreError):
+            await live.wait_acked(live.acked)
+        await kill(store)
+        async with store_in(tmp_path) as store:
+            assert (await store.get(live.id)).end is End.CUT
+            assert (HEADER + lines(110)).startswith(await text_of(store, live.id))
+            assert (await text_of(store, live.id)).startswith(HEADER + lines(100))
+
+    run(main())
+
+
+def test_chunks_that_cannot_be_put_are_put_later(tmp_path: Path) -> None:
+    async def main() -> None:
+        blobs = FaultyBlobs(tmp_path)
+        async with store_in(tmp_path, blobs=blobs) as store:
+            live = await store.begin(HEADER, SOURCE)
+            blobs.fault = "the recorder's store cannot be reached"
+            live.write(lines(5000))
+            done = await live.finish(End.CLEAN)  # the journal has it
+            await settled(store)
+            assert store.healthy == blobs.fault
+            assert await cast_of(store, live.id) == HEADER + lines(5000)
+            assert await store.get(live.id) == done
+            blobs.fault = None
+            await until(lambda: not store.lives)
+            assert store.healthy is None
+            assert await cast_of(store, live.id) == HEADER + lines(5000)
+
+    run(main())
+
+
+def test_a_store_closed_while_chunks_fail_has_all_at_the_next_start(tmp_path: Path) -> None:
+    async def main() -> None:
+        blobs = FaultyBlobs(tmp_path)
+        async with store_in(tmp_path, blobs=blobs) as store:
+            blobs.fault = "the recorder's store cannot be reached"
+            live = await store.begin(HEADER, SOURCE)
+            live.write(lines(5000))
+            await live.finish(End.CLEAN)
+            event = await store.add_event(b"{}", SOURCE)
+        told = Told()
+        store = Store(FaultyBlobs(tmp_path), FaultyLog(tmp_path), min_free=0)
+        store.observers.append(told)
+        await store.open()
+        assert ("ended", live.id) in told.all and told.events == [event]
+        assert (await store.get(live.id)).end is End.CLEAN
+        await settled(store)
+        assert await text_of(store, live.id) == HEADER + lines(5000)
+        await store.aclose()
+
+    run(main())
+
+
+def test_backpressure(tmp_path: Path) -> None:
+    async def main() -> None:
+        log = FaultyLog(tmp_path)
+        async with store_in(tmp_path, log=log) as store:
+            live = await store.begin(HEADER, SOURCE)
+            await live.wait_acked(0)
+            log.hold = asyncio.Event()
+            piece = lines(2000)
+            while not live.blocked:
+                live.write(piece)
+            assert live.given < 8 << 20
+            waiting = asyncio.create_task(live.ready())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            log.hold.set()
+            await waiting
+            assert not live.blocked
+            await live.finish(End.CLEAN)
+            await settled(store)
+            assert store._room.pressure.held == store._room.pressure.packed == 0
+
+    run(main())
+
+
+def test_killed_at_any_commit(tmp_path: Path) -> None:
+    """The folder is copied after each append and each put; what had been acked by then is in every copy."""
+
+    async def main() -> None:
+        copies: list[tuple[Path, dict[str, int], dict[str, End]]] = []
+        acked: dict[str, int] = {}
+        ended: dict[str, End] = {}
+        folder = tmp_path / "data"
+        bodies: dict[str, bytes] = {}
+
+        def copy() -> None:
+            target = tmp_path / f"copy{len(copies)}"
+            shutil.copytree(folder, target)
+            copies.append((target, dict(acked), dict(ended)))
+
+        class Copying(FaultyLog):
+            async def append(self, make: object) -> None:
+                await super().append(make)  # type: ignore[arg-type]  # as it came
+                copy()
+
+        class CopyingBlobs(FaultyBlobs):
+            async def put(self, key: str, data: bytes) -> None:
+                await super().put(key, data)
+                copy()
+
+        async with store_in(folder, log=Copying(folder), blobs=CopyingBlobs(folder)) as store:
+            for turn in range(4):
+                lives = [await store.begin(HEADER, SOURCE) for _ in range(3)]
+                for number, live in enumerate(lives):
+                    body = lines(1500 * number, start=turn)
+                    bodies[live.id] = HEADER + body
+                    live.write(body[: len(body) // 2])
+                    acked[live.id] = await live.wait_acked(live.given - 1)
+                    live.write(body[len(body) // 2 :])
+                    if number != turn % 3:
+                        end = End.CLEAN if number else End.CUT
+                        await live.finish(end)
+                        acked[live.id], ended[live.id] = live.acked, end
+        for target, sizes, ends in copies:
+            async with store_in(target) as store:
+                for identifier, size in sizes.items():
+                    text = await text_of(store, identifier)
+                    assert len(text) >= size and bodies[identifier].startswith(text)
+                    found = await store.get(identifier)
+                    assert found.size == len(text) and found.end is not End.RUNNING
+                    if identifier in ends:
+                        assert found.end is ends[identifier] and len(text) == size
+                await settled(store)
+                assert not store.lives
+
+    run(main())
+
+
+@pytest.mark.parametrize("lost", [1, 19, 20, 21, 500, 3000])
+def test_a_torn_tail_is_ignored(tmp_path: Path, lost: int) -> None:
+    async def main() -> None:
+        store = Store(FaultyBlobs(tmp_path), FaultyLog(tmp_path), min_free=0)
+        await store.open()
+        live = await store.begin(HEADER, SOURCE)
+        live.write(lines(100))
+        size = await live.wait_acked(live.given - 1)
+        live.write(lines(100, start=100))
+        await live.wait_acked(size)
+        await kill(store)
+        (journal,) = (tmp_path / "journal").iterdir()
+        journal.write_bytes(journal.read_bytes()[:-lost])
+        async with store_in(tmp_path) as store:
+            assert await text_of(store, live.id) == HEADER + lines(100)
+            assert (await store.get(live.id)).end is End.CUT
+
+    run(main())
+
+
+def test_a_replay_that_is_killed_too(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = Store(FaultyBlobs(tmp_path), FaultyLog(tmp_path), min_free=0)
+        await store.open()
+        live = await store.begin(HEADER, SOURCE)
+        live.write(lines(30_000))
+        await live.wait_acked(live.given - 1)
+        events = await store.add_events([{"n": 1}, {"n": 2}], SOURCE)
+        await kill(store)
+        for _ in range(3):
+            blobs = FaultyBlobs(tmp_path)
+            blobs.hold = asyncio.Event()
+            store = Store(blobs, FaultyLog(tmp_path), min_free=0)
+            await store.open()
+            assert (await store.get(live.id)).end is End.CUT
+            assert [event async for event in store.events()] == events
+            await kill(store)
+        async with store_in(tmp_path) as store:
+            assert await text_of(store, live.id) == HEADER + lines(30_000)
+            assert [event async for event in store.events()] == events
+            await settled(store)
+
+    run(main())
+
+
+def test_a_changed_chunk_is_noticed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            live = await store.begin(HEADER, SOURCE)
+            live.write(lines(3000))
+            await live.finish(End.CLEAN)
+            await settled(store)
+            (path,) = tmp_path.glob("recordings/*/*/00000000.chunk")
+            data = bytearray(path.read_bytes())
+            data[100] ^= 1
+            path.write_bytes(data)
+            with pytest.raises(StoreError, match="damaged"):
+                await text_of(store, live.id)
+            path.write_bytes(data[:-1])
+            with pytest.raises(StoreError, match="cut"):
+                await text_of(store, live.id)
+            path.unlink()
+            with pytest.raises(StoreError, match="not there"):
+                await text_of(store, live.id)
+
+    run(main())
+
+
+def test_no_space_left_means_no_new_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            await until(lambda: store.free is not None)
+            assert store.healthy is None
+        store = Store(FaultyBlobs(tmp_path), FaultyLog(tmp_path), min_free=1 << 60)
+        await store.open()
+        await until(lambda: store.healthy is not None)
+        assert store.healthy == "the recorder's disk is nearly full"
+        with pytest.raises(StoreError, match="nearly full"):
+            await store.begin(HEADER, SOURCE)
+        await store.aclose()
+
+    run(main())
+
+
+def test_the_journal_reader_stops_at_the_first_damage() -> None:
+    from recorder.store.records import Kind, head, seal
+
+    record = head(Kind.DATA, "0" * 26, 5, 3) + b"abc"
+    whole = seal(1, [record]) + seal(2, [record, record]) + seal(3, [record])
+    for damage in range(len(whole)):
+        changed = bytearray(whole)
+        changed[damage] ^= 0x40
+        reader = Reader()
+        batches = list(reader.feed(bytes(changed)))
+        assert len(batches) == reader.number <= 2 and reader.damaged
+        reader = Reader()
+        assert sum(len(list(reader.feed(whole[i : i + 1]))) for i in range(damage)) == reader.number
+    reader = Reader()
+    assert [len(batch) for batch in reader.feed(whole)] == [1, 2, 1] and not reader.damaged

@@ -1,0 +1,394 @@
+"""recorder/store/store.py: what goes in comes out, while it runs, afterwards, and from another process's view."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from obstore.store import MemoryStore
+
+from recorder.model import End
+from recorder.store import Store, StoreError
+from recorder.store.blobs import FolderBlobs
+from recorder.store.live import MAX_LINE
+from recorder.store.logs import ObjectLog
+from recorder.store.objects import ObjectBlobs
+from tests.recorder.store.running import (
+    HEADER,
+    SOURCE,
+    Told,
+    cast_of,
+    ids,
+    kill,
+    lines,
+    run,
+    settled,
+    store_in,
+    text_of,
+)
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    async def main() -> None:
+        body = lines(5000)
+        async with store_in(tmp_path) as store:
+            told = Told()
+            store.observers.append(told)
+            live = await store.begin(HEADER, SOURCE)
+            live.write(body[:70_000])
+            assert await live.wait_acked(len(HEADER) + 69_999) == len(HEADER) + 70_000
+            running = await store.get(live.id)
+            assert (running.end, running.size, running.pod) == (End.RUNNING, len(HEADER) + 70_000, "web-0")
+            assert (await text_of(store, live.id)) == HEADER + body[:70_000]
+            live.write(body[70_000:])
+            done = await live.finish(End.CLEAN)
+            assert (done.end, done.size, done.events) == (End.CLEAN, len(HEADER + body), 5000)
+            assert done.duration == 4999 * 0.5 and not done.damaged and done.ended is not None
+            assert await text_of(store, live.id) == HEADER + body
+            await settled(store)
+            assert not store.lives
+            assert await store.get(live.id) == done
+            assert await text_of(store, live.id) == HEADER + body == await cast_of(store, live.id)
+            assert [what for what, _ in told.all if what != "progressed"] == ["began", "ended"]
+            assert told.last[live.id] == done
+        reading = Store(FolderBlobs(tmp_path), None)
+        await reading.open()
+        assert [recording async for recording in reading.recordings()] == [done]
+        with pytest.raises(StoreError):
+            await reading.begin(HEADER, SOURCE)
+        await reading.aclose()
+
+    run(main())
+
+
+def test_chunks_can_be_read_with_zstd_alone(tmp_path: Path) -> None:
+    async def main() -> str:
+        async with store_in(tmp_path) as store:
+            live = await store.begin(HEADER, SOURCE)
+            live.write(lines(9000))
+            await live.finish(End.CLEAN)
+        return live.id
+
+    identifier = asyncio.run(main())
+    text = b""
+    for path in sorted(tmp_path.glob(f"recordings/*/{identifier}/*.chunk")):
+        with open(path, "rb") as file:
+            text += zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
+    assert text == HEADER + lines(9000)
+
+
+def test_reading_from_a_time_reads_little(tmp_path: Path) -> None:
+    class Counting(FolderBlobs):
+        read = 0
+
+        async def get_range(self, key: str, start: int, size: int) -> bytes:
+            Counting.read += size
+            return await super().get_range(key, start, size)
+
+    async def main() -> None:
+        body = lines(60_000, width=200)
+        async with store_in(tmp_path, blobs=Counting(tmp_path)) as store:
+            live = await store.begin(HEADER, SOURCE)
+            live.write(body)
+            await live.finish(End.CLEAN)
+            await settled(store)
+            Counting.read = 0
+            pieces = store.cast(live.id, start=15_000.0)
+            assert await anext(pieces) == HEADER
+            first = await anext(pieces)
+            await pieces.aclose()
+            assert Counting.read < 600_000  # of 14 MB
+            before = float(first[1:].split(b",")[0])
+            assert 14_000 < before <= 15_000
+            whole = await cast_of(store, live.id, start=15_000.0, end=15_100.0)
+            assert b'[15000.0, "o"' in whole and b'[15100.0, "o"' in whole
+            assert len(whole) < 3_000_000
+            assert (HEADER + body).endswith((await cast_of(store, live.id, start=29_000.0))[len(HEADER) :])
+            assert await cast_of(store, live.id, start=1e5) in (HEADER, await cast_of(store, live.id, start=1e6))
+
+    run(main())
+
+
+def test_following_a_running_recording(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            live = await store.begin(HEADER, SOURCE)
+            got: list[bytes] = []
+            first = asyncio.Event()
+
+            async def watch() -> None:
+                async for piece in store.follow(live.id):
+                    assert piece.endswith(b"\n")
+                    got.append(piece)
+                    if len(b"".join(got)) > len(HEADER):
+                        first.set()
+
+            task = asyncio.create_task(watch())
+            live.write(lines(3)[:-5])
+            await first.wait()
+            assert b"".join(got) == HEADER + lines(2)
+            live.write(lines(3)[-5:])
+            for number in range(3, 3000, 100):
+                live.write(lines(100, start=number))
+                if number % 500 == 3:
+                    await live.wait_acked(live.given - 1)
+            await live.finish(End.CLEAN)
+            await task
+            assert b"".join(got) == HEADER + lines(3003)
+
+    run(main())
+
+
+def test_a_half_line_at_the_end_is_kept_but_not_shown(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            cut, whole = await store.begin(HEADER, SOURCE), await store.begin(HEADER, SOURCE)
+            cut.write(lines(2) + b'[7.0, "o", "ab')
+            whole.write(lines(2) + b'[7.0, "o", "ab"]')
+            await cut.finish(End.CUT)
+            await whole.finish(End.CLEAN)
+            for _ in range(2):
+                assert await text_of(store, cut.id) == HEADER + lines(2) + b'[7.0, "o", "ab'
+                assert await cast_of(store, cut.id) == HEADER + lines(2)
+                assert await cast_of(store, whole.id) == HEADER + lines(2) + b'[7.0, "o", "ab"]\n'
+                await settled(store)
+
+    run(main())
+
+
+def test_long_lines(tmp_path: Path) -> None:
+    async def main() -> None:
+        long = b'[5.0, "o", "' + b"x" * 700_000 + b'"]\n'
+        body = lines(1000) + long + lines(3000, start=1000)
+        async with store_in(tmp_path) as store:
+            live = await store.begin(HEADER, SOURCE)
+            live.write(body)
+            done = await live.finish(End.CLEAN)
+            assert not done.damaged and done.events == 4001
+            await settled(store)
+            assert await text_of(store, live.id) == HEADER + body == await cast_of(store, live.id)
+            assert not (await store.get(live.id)).damaged
+            assert (await store.get(live.id)).events == 4001
+            late = await cast_of(store, live.id, start=700.0)
+            assert body.endswith(late[len(HEADER) :]) and late[len(HEADER) :].startswith(b"[")
+
+            other = await store.begin(HEADER, SOURCE)
+            other.write(b'[0.1, "o", "')
+            with pytest.raises(StoreError, match="a line of more than"):
+                for _ in range(MAX_LINE // 65536 + 1):
+                    other.write(b"x" * 65536)
+            await other.finish(End.CUT)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        (b"nothing\n", "not JSON"),
+        (b"[1]\n", "header"),
+        (b'{"version": 1}\n', "version 2"),
+        (b'{"version": true}\n', "version 2"),
+        (b'{"version": 2}', "no end"),
+        (b'{"version": 2, "x": "' + b"y" * 70_000 + b'"}\n', "more than"),
+        (b"[" * 60_000 + b"\n", "not JSON"),
+    ],
+)
+def test_what_is_no_header_keeps_nothing(tmp_path: Path, header: bytes, why: str) -> None:
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            with pytest.raises(ValueError, match=why):
+                await store.begin(header, SOURCE)
+            assert not store.lives
+            assert [recording async for recording in store.recordings()] == []
+
+    run(main())
+
+
+def test_unreadable_lines_are_kept_and_marked(tmp_path: Path) -> None:
+    bodies = [b"nonsense\n", b'[1.0, "o", "\xff"]\n', lines(2) + b"\n" + lines(3), b'{"a": 1}\n', b'["x", "o", "y"]\n']
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            for body in bodies:
+                live = await store.begin(HEADER, SOURCE)
+                live.write(body)
+                await live.finish(End.CLEAN)
+                await settled(store)
+                assert (await store.get(live.id)).damaged, body
+                assert await text_of(store, live.id) == HEADER + body
+                assert await cast_of(store, live.id) == HEADER + body
+
+    run(main())
+
+
+def test_recordings_come_newest_first_and_can_be_removed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            told = Told()
+            store.observers.append(told)
+            made = []
+            for _ in range(5):
+                live = await store.begin(HEADER, SOURCE)
+                made.append(live.id)
+                await live.wait_acked(0)
+                if len(made) != 3:
+                    await live.finish(End.CLEAN)
+            await settled(store)
+            assert ids([one async for one in store.recordings()]) == sorted(made, reverse=True)
+            with pytest.raises(StoreError, match="not over"):
+                await store.remove(made[2])
+            await store.remove(made[0])
+            with pytest.raises(KeyError):
+                await store.get(made[0])
+            with pytest.raises(KeyError):
+                await store.remove(made[0])
+            assert made[0] not in ids([one async for one in store.recordings()])
+            assert told.all[-1] == ("removed", made[0])
+            for nonsense in ("", "..", "x" * 26, made[1] + "/", "01ARZ3NDEKTSV4RRFFQ69G5FAV"):
+                with pytest.raises(KeyError):
+                    await store.get(nonsense)
+
+    run(main())
+
+
+def test_events(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            told = Told()
+            store.observers.append(told)
+            one = await store.add_event(b'{"type": "kubernetes-api-request", "n": 0}', SOURCE)
+            many = await store.add_events([{"n": number} for number in range(1, 300)], SOURCE)
+            assert [event.document["n"] for event in (one, *many)] == list(range(300))
+            assert [event async for event in store.events()] == told.events == [one, *many]
+            assert [event.id for event in told.events] == sorted({event.id for event in told.events})
+            for nonsense in (b"", b"[1]", b"nothing", b"[" * 100_000):
+                with pytest.raises(ValueError):
+                    await store.add_event(nonsense, SOURCE)
+        async with store_in(tmp_path) as store:
+            more = await store.add_events([{"n": 300}], SOURCE)
+            assert more[0].id > told.events[-1].id
+            assert [event async for event in store.events()] == [*told.events, *more]
+            assert (await anext(store.events())).source == SOURCE
+
+    run(main())
+
+
+def test_the_journal_is_trimmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recorder.store.journal.SEGMENT", 200_000)
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            quiet = await store.begin(HEADER, SOURCE)
+            quiet.write(lines(1))
+            await quiet.wait_acked(len(HEADER))
+            busy = await store.begin(HEADER, SOURCE)
+            for number in range(0, 40_000, 2000):
+                busy.write(lines(2000, start=number))
+                await busy.wait_acked(busy.given - 1)
+            await busy.finish(End.CLEAN)
+            assert store.journal is not None and store.journal.segment > 5
+            while len(store.journal.segments) > 6:  # the quiet one's bytes are put into a chunk for it
+                store.builder.poke()
+                await asyncio.sleep(0)
+            await settled(store)
+            assert quiet.durable > 0 and quiet.end is End.RUNNING
+            assert await text_of(store, quiet.id) == HEADER + lines(1)
+            await kill(store)
+            store._tasks.clear()
+        async with store_in(tmp_path) as store:
+            assert (await store.get(quiet.id)).end is End.CUT
+            assert await text_of(store, quiet.id) == HEADER + lines(1)
+
+    asyncio.run(main())
+
+
+def test_an_object_store(tmp_path: Path) -> None:
+    async def main() -> None:
+        memory = MemoryStore()
+        body = lines(20_000)
+
+        def make() -> Store:
+            blobs = ObjectBlobs(memory, "memory")
+            return Store(blobs, ObjectLog(blobs, "main"))
+
+        store = make()
+        await store.open()
+        live, left = await store.begin(HEADER, SOURCE), await store.begin(HEADER, SOURCE)
+        live.write(body)
+        left.write(body)
+        done = await live.finish(End.CLEAN)
+        await left.wait_acked(left.given - 1)
+        events = await store.add_events([{"n": 1}], SOURCE)
+        await settled(store)
+        assert await text_of(store, live.id) == HEADER + body
+        await kill(store)
+        store = make()
+        await store.open()
+        assert await store.get(live.id) == done
+        assert (await store.get(left.id)).end is End.CUT
+        assert await text_of(store, left.id) == HEADER + body
+        assert [event async for event in store.events()] == events
+        assert ids([one async for one in store.recordings()]) == sorted([live.id, left.id], reverse=True)
+        await settled(store)
+        await store.remove(live.id)
+        await store.aclose()
+        reading = Store(ObjectBlobs(memory, "memory"), None)
+        await reading.open()
+        assert ids([one async for one in reading.recordings()]) == [left.id]
+        await reading.aclose()
+
+    run(main())
+
+
+def test_only_one_writes_to_a_folder(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with store_in(tmp_path):
+            with pytest.raises(StoreError, match="another recorder"):
+                async with store_in(tmp_path):
+                    pass
+        async with store_in(tmp_path):
+            pass
+
+    run(main())
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(1, 40_000), max_size=12), st.integers(0, 3))
+def test_any_pieces(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], turns: int) -> None:
+    async def main() -> None:
+        body = lines(2500)
+        async with store_in(tmp_path_factory.mktemp("store")) as store:
+            live = await store.begin(HEADER, SOURCE)
+            position = 0
+            for size in sizes:
+                live.write(body[position : position + size])
+                position += size
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            live.write(body[position:])
+            await live.finish(End.CLEAN)
+            assert await text_of(store, live.id) == HEADER + body
+            await settled(store)
+            assert await cast_of(store, live.id) == HEADER + body
+            assert (await store.get(live.id)).events == 2500
+
+    run(main())
+
+
+def test_the_model_of_folders(tmp_path: Path) -> None:
+    """Recordings are secrets: nobody else can read them."""
+
+    async def main() -> None:
+        async with store_in(tmp_path / "data" / "deep") as store:
+            live = await store.begin(HEADER, SOURCE)
+            await live.finish(End.CLEAN)
+
+    run(main())
+    found = subprocess.run(["find", tmp_path / "data", "-perm", "/077"], capture_output=True, text=True, check=True)
+    assert found.stdout == ""
