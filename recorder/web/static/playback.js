@@ -95,7 +95,11 @@ const Playback = (() => {
       const generation = ++this.generation;
       clearTimeout(this.timer);
       this.loading = null;
-      const slow = setTimeout(() => this.dispatch("loading"), 400);
+      let waited = false;
+      const slow = setTimeout(() => {
+        waited = true;
+        this.dispatch("loading");
+      }, 400);
       try {
         const window = await this.fetchWindow(time, true);
         if (generation !== this.generation) return false;
@@ -111,8 +115,9 @@ const Playback = (() => {
           this.draw(time);
         }
         this.ended = this.index === this.events.length && this.next === null;
+        if (waited) this.dispatch("play"); // takes the sign of waiting off the screen
       } catch (error) {
-        this.fail(error);
+        if (generation === this.generation) this.fail(error);
         return false;
       } finally {
         clearTimeout(slow);

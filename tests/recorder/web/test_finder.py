@@ -17,7 +17,7 @@ from tests.fakes.tailscaled import FakeTailscaled, user_whois
 def test_a_connection_is_asked_about_once_and_forgotten_with_it(tmp_path: Path) -> None:
     async def check() -> None:
         async with FakeTailscaled(tmp_path / "socket") as daemon:
-            localapi = LocalAPI(tmp_path / "socket")
+            localapi = LocalAPI(str(tmp_path / "socket"))
             whois = WhoIs(localapi)
             find = whois_finder(whois)
 
