@@ -122,17 +122,25 @@ def record(bed: Bed, shared_proxy: Proxy, grants: Callable[..., None]) -> Callab
     """alice's grant for this test: cluster-admin, with these recorders.
 
     record("IP:PORT", .., enforce=False, proxy=shared_proxy, who="alice", **rule) returns when the proxy goes by it,
-    which shows in a group that the grant has besides.
+    which shows in a group that the grant has besides, in place of those before it; keep=True: behind those.
     """
 
+    groups: list[str] = []
+
     def change(
-        *addresses: str, enforce: bool = False, proxy: Proxy | None = None, who: str = "alice", **rule: Any
+        *addresses: str,
+        enforce: bool = False,
+        proxy: Proxy | None = None,
+        who: str = "alice",
+        keep: bool = False,
+        **rule: Any,
     ) -> None:
         group = f"grant-{next(_serial)}"
+        groups[:] = [*groups, group] if keep else [group]
         if addresses:
             rule["recorderAddrs"] = list(addresses)
         whom = {"alice": "alice@example.com", "ci": "tag:ci"}[who]
-        grants([kubernetes_grant(whom, ["system:masters", group], enforceRecorder=enforce, **rule)])
+        grants([kubernetes_grant(whom, ["system:masters", *groups], enforceRecorder=enforce, **rule)])
         to = proxy or shared_proxy
 
         def known() -> bool:
