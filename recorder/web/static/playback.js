@@ -158,7 +158,9 @@ const Playback = (() => {
             this.next = window.next;
           },
           (error) => {
-            if (generation === this.generation) this.fail(error);
+            if (generation !== this.generation) return;
+            this.loading = null; // so that playing on asks again
+            this.fail(error);
           },
         );
       }
