@@ -29,10 +29,12 @@ from recorder import __version__
 from recorder.admin import AdminSite
 from recorder.assembly import Finding, WebServer, index_url
 from recorder.config import Address, Config, ConfigError, load
+from recorder.crypt import EncryptedBlobs, EncryptedLog
 from recorder.index import IndexFailure
 from recorder.ingest.admission import Admission
 from recorder.ingest.server import IngestServer
 from recorder.ingest.site import IngestSite
+from recorder.keeping import Keeping, KeepingError, keyring
 from recorder.store import Store, StoreError
 from recorder.store.blobs import Blobs, FolderBlobs, make_folder
 from recorder.store.logs import FolderLog, Log, ObjectLog
@@ -83,7 +85,7 @@ def open_store(config: Config, *, read_only: bool = False, commits: Histogram | 
                 make_folder(settings.folder)
             blobs = FolderBlobs(settings.folder)
             log = None if read_only else FolderLog(settings.folder)
-            return Store(blobs, log, min_free=settings.min_free, commit_seconds=observe)
+            return Store(*_encrypted(config, blobs, log), min_free=settings.min_free, commit_seconds=observe)
         from recorder.store.objects import open_objects
 
         options = dict(settings.options)
@@ -91,13 +93,24 @@ def open_store(config: Config, *, read_only: bool = False, commits: Histogram | 
             options[name] = file.read_text().strip()
         blobs = open_objects(settings.url or "", options)
         log = None if read_only else ObjectLog(blobs, settings.instance)
-        return Store(blobs, log, min_free=0, commit_seconds=observe)
+        return Store(*_encrypted(config, blobs, log), min_free=0, commit_seconds=observe)
     except ImportError:
         raise StartError("store.url needs the package obstore: install k8sproxy[recorder]") from None
     except StoreError as error:
         raise StartError(f"store: {error}") from error
     except OSError as error:
         raise StartError(f"store: {error.strerror}: {error.filename}") from None
+
+
+def _encrypted(config: Config, blobs: Blobs, log: Log | None) -> tuple[Blobs, Log | None]:
+    """The same in envelopes, where there is a key. The journal has its own, around its place in the store."""
+    try:
+        keys = keyring(config)
+    except KeepingError as error:
+        raise StartError(str(error)) from None
+    if keys is None:
+        return blobs, log
+    return EncryptedBlobs(blobs, keys), None if log is None else EncryptedLog(log, keys)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -140,6 +153,7 @@ class App:
         self._store: Store | None = None
         self._server: IngestServer | None = None
         self._finding: Finding | None = None
+        self._keeping: Keeping | None = None
         self._web: WebServer | None = None
         self._admin: AdminSite | None = None
         self._site: IngestSite | None = None
@@ -209,9 +223,14 @@ class App:
                 raise StartError(f"index: {error}") from None
             self._store.observers.append(self._finding.index)
         try:
+            self._keeping = Keeping(config, self._store)
+        except KeepingError as error:
+            raise StartError(str(error)) from None
+        try:
             await self._store.open()
         except StoreError as error:
             raise StartError(f"store: {error}") from error
+        self._keeping.start()
         if self._finding is not None:
             self._run("index", self._finding.run(self._store))
         self._run("bus", self._whois.watch_changes())
@@ -320,7 +339,9 @@ class App:
             self._site.admission.take_over(self._admission(config))
             self._site.max_sessions = config.ingest.sessions
         self._reloads["ok"] += 1
-        same = {"store", "web", "admin", "index"}
+        if self._keeping is not None:
+            self._keeping.reload(config)
+        same = {"store", "web", "admin", "index", "proof", "encryption"}
         unchanged = [name for name in same if getattr(before, name) != getattr(config, name)]
         if before.ingest.listen != config.ingest.listen:
             unchanged.append("ingest.listen")
@@ -343,6 +364,8 @@ class App:
                 yield counter("recorder_commits", "Commits of the journal.", journal.commits)
                 yield counter("recorder_committed_bytes", "Bytes made safe by the journal.", journal.synced)
                 yield gauge("recorder_journal_segments", "Segments of the journal.", len(journal.segments))
+        if self._keeping is not None:
+            yield from self._keeping.metrics()
         if self._finding is not None:
             index = self._finding.index
             yield gauge(
@@ -387,6 +410,8 @@ class App:
         if self._web is not None:
             await self._web.close()
         if self._store is not None:
+            if self._keeping is not None:
+                await self._keeping.aclose()
             await self._store.aclose()
         if self._admin is not None:
             await self._admin.close()

@@ -1,0 +1,119 @@
+"""How long things are kept and how that is proven, while the recorder runs: sealer and pruner, as configured.
+
+Both work beside what comes in and may fail without harm to it; their faults are in the log and in the metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import structlog
+from prometheus_client.metrics_core import Metric
+
+from recorder.config import Config
+from recorder.config import Retention as Settings
+from recorder.crypt import KeyFileError, Keyring, read_keys
+from recorder.holds import Match
+from recorder.proof.keys import KeyFault, PublicKeys, Signer, read_public_key
+from recorder.proof.sealer import Sealer
+from recorder.retention import Pruner, Rule, Rules
+from recorder.store.store import Store
+from recorder.telemetry import counter, gauge
+
+_log = structlog.get_logger(__name__)
+
+
+class KeepingError(Exception):
+    """A key that cannot be used. The message is for the operator."""
+
+
+def keyring(config: Config) -> Keyring | None:
+    """The keys to encrypt with, None where nothing is encrypted. Raises KeepingError."""
+    if not config.encryption.keys:
+        return None
+    try:
+        return read_keys(config.encryption.keys)
+    except KeyFileError as error:
+        raise KeepingError(f"encryption.keys: {error}") from None
+
+
+def signer(config: Config, *, make: bool = True) -> Signer | None:
+    """The key to seal with, made where it is not there; None where nothing is sealed. Raises KeepingError."""
+    if config.proof.key is None:
+        return None
+    try:
+        return Signer.load_or_make(config.proof.key) if make else Signer.load(config.proof.key)
+    except KeyFault as error:
+        raise KeepingError(f"proof.key: {error}") from None
+
+
+def public_keys(config: Config, own: Signer | None) -> PublicKeys:
+    """The keys to believe: one's own, and those of before. Raises KeepingError."""
+    try:
+        keys = [read_public_key(path) for path in config.proof.public_keys]
+    except KeyFault as error:
+        raise KeepingError(f"proof.publicKeys: {error}") from None
+    return PublicKeys([*keys, *([own.public_key] if own is not None else [])])
+
+
+def rules(settings: Settings) -> Rules:
+    """What the configuration says of keeping."""
+    return Rules(
+        max_age=settings.max_age,
+        max_bytes=settings.max_bytes,
+        events_max_age=settings.events_max_age,
+        rules=tuple(
+            Rule(
+                Match(rule.match.clusters, rule.match.namespaces, rule.match.users, rule.match.session_types),
+                rule.keep,
+            )
+            for rule in settings.rules
+        ),
+    )
+
+
+class Keeping:
+    """Sealer and pruner of a running recorder. Raises KeepingError."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        own = signer(config)
+        keys = public_keys(config, own)
+        self.sealer = Sealer(store, own, keys=keys, delay=config.proof.delay) if own is not None else None
+        self.pruner = Pruner(store, rules(config.retention), signer=own, keys=keys)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin, once the store is open."""
+        work = {"pruner": self.pruner.run()} | ({"sealer": self.sealer.run()} if self.sealer is not None else {})
+        for name, coroutine in work.items():
+            task: asyncio.Task[None] = asyncio.create_task(coroutine, name=name)
+            task.add_done_callback(_ended)
+            self._tasks.append(task)
+        if self.sealer is None:
+            _log.info("not_sealed", why="there is no proof.key")
+
+    async def aclose(self) -> None:
+        """Stop; before the store is closed. What was begun is gone on with at the next start."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks.clear()
+
+    def reload(self, config: Config) -> None:
+        """Take over the rules; the keys need a restart."""
+        self.pruner.rules = rules(config.retention)
+
+    def metrics(self) -> Iterator[Metric]:
+        """For /metrics."""
+        yield counter("recorder_removed", "Recordings and days of events removed.", self.pruner.removed)
+        yield gauge("recorder_retention_healthy", "1 while old recordings can be removed.", self.pruner.fault is None)
+        if self.sealer is not None:
+            yield counter("recorder_days_sealed", "Manifests of days signed.", self.sealer.sealed)
+            yield gauge("recorder_sealing_healthy", "1 while days can be sealed.", self.sealer.fault is None)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("task_failed", task=task.get_name(), exc_info=error)
