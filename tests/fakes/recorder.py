@@ -13,6 +13,7 @@ event that a test may wait for (bytes, an end, a connection's loss) wakes `until
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from types import TracebackType
@@ -22,7 +23,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, RequestReceived, StreamEnded, StreamReset
-from h2.exceptions import H2Error
+from h2.exceptions import H2Error, StreamClosedError
 from h2.settings import SettingCodes, Settings
 
 # accept: bytes are read, nothing is ever answered; SETTINGS: the preface is read and not answered; HEAD: the probe is
@@ -99,9 +100,10 @@ class FakeSession:
             self.body += data
         if self.version == 2:
             if self.reading:
-                if flow:
-                    self.connection.h2.acknowledge_received_data(flow, self.stream)
-                self._ack_if_due()
+                with contextlib.suppress(StreamClosedError):  # its reset came in the same piece
+                    if flow:
+                        self.connection.h2.acknowledge_received_data(flow, self.stream)
+                    self._ack_if_due()
             else:
                 self._unread += flow
         recorder.changed()
@@ -276,7 +278,8 @@ class _Connection(asyncio.Protocol):
         self.flush()
 
     def respond(self, stream: int, status: int, fields: dict[str, str], *, end: bool = False) -> None:
-        self.h2.send_headers(stream, [(":status", str(status)), *fields.items()], end_stream=end)
+        with contextlib.suppress(StreamClosedError):  # its reset came in the same piece
+            self.h2.send_headers(stream, [(":status", str(status)), *fields.items()], end_stream=end)
         self.flush()
 
     def _h2(self, data: bytes) -> None:
