@@ -64,9 +64,10 @@ class Where:
 
     def scope(self, scope: Scope, table: str) -> None:
         """At least one of the places; of none, nothing."""
+        if any(_is_anywhere(place) for place in scope):
+            return  # before any value is bound: one without a place in the statement is a fault to SQLite
         places = [self._place(place, table) for place in scope]
-        if "TRUE" not in places:
-            self.add(f"({' OR '.join(places)})" if places else "FALSE")
+        self.add(f"({' OR '.join(places)})" if places else "FALSE")
 
     def _place(self, place: Place, table: str) -> str:
         conditions = []
@@ -79,12 +80,18 @@ class Where:
             if owner is not None:
                 own = f"{table}.{column} = {self.value(owner)} AND {table}.tags {tagged} ''" if owner else "FALSE"
                 conditions.append(f"({own})")
-        return f"({' AND '.join(conditions)})" if conditions else "TRUE"
+        return f"({' AND '.join(conditions)})"
 
     def _matches(self, column: str, glob: str) -> str:
         if "*" not in glob:
             return f"{column} = {self.value(glob)}"
         return f"{column} {self._dialect.glob} {self.value(self._dialect.pattern(glob))}"
+
+
+def _is_anywhere(place: Place) -> bool:
+    """Whether a place has no condition."""
+    lists = (place.users, place.clusters, place.namespaces)
+    return place.owner is None and place.owner_node is None and all(globs is None or "*" in globs for globs in lists)
 
 
 def recordings(where: Where, asked: Filter, number: str) -> None:
