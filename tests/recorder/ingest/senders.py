@@ -22,6 +22,7 @@ class H2Sender(asyncio.Protocol):
         self.said: dict[int, list[dict[str, Any]]] = {}
         self.ended: set[int] = set()
         self.reset: dict[int, int] = {}
+        self.names: dict[int, str] = {}  # for whoever wants to remember what a stream is
         self.lost = False
         self.goaway = False
         self.transport: asyncio.Transport | None = None
@@ -112,6 +113,12 @@ class H2Sender(asyncio.Protocol):
 
     async def until_acked(self, number: int, size: int) -> None:
         await self.until(lambda: self.acked(number) >= size)
+
+    async def until_acked_in_all(self, size: int) -> None:
+        await self.until(lambda: sum(map(self.acked, self.said)) >= size)
+
+    async def until_lost(self) -> None:
+        await self.until(lambda: self.lost)
 
     async def until_head(self, number: int) -> None:
         await self.until(lambda: number in self.heads or number in self.reset)

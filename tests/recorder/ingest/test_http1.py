@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 
@@ -152,5 +153,7 @@ def test_silence_and_slow_heads_are_ended(tmp_path: Path, monkeypatch: pytest.Mo
                 with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
                     await reader.readexactly(1)
                 writer.close()
+                with contextlib.suppress(ConnectionResetError):
+                    await writer.wait_closed()
 
     run(main())

@@ -1,0 +1,240 @@
+"""recorder/app.py as a process: it serves, drains, reloads, and is killed at any moment without losing what it acked.
+
+RECORDER_CRASHES=50 RECORDER_SENDERS=100 make the test of crashes the long one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recorder.model import End
+from recorder.store import Store
+from recorder.store.blobs import FolderBlobs
+from tests.recorder.ingest.senders import H2Sender, exchange
+from tests.recorder.store.running import HEADER, lines, text_of
+
+CRASHES = int(os.environ.get("RECORDER_CRASHES", "3"))
+SENDERS = int(os.environ.get("RECORDER_SENDERS", "20"))
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@dataclass
+class Process:
+    process: asyncio.subprocess.Process
+    port: int
+    admin: int
+    config: Path
+
+    async def get(self, path: str) -> tuple[int, str]:
+        status, _, body = await exchange(self.admin, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return status, body.decode()
+
+    async def ready(self) -> None:
+        while True:
+            assert self.process.returncode is None
+            with contextlib.suppress(OSError):
+                if (await self.get("/readyz"))[0] == 200:
+                    return
+            await asyncio.sleep(0.05)
+
+    async def logged(self, event: str) -> dict[str, object]:
+        """The next line of the log with this event."""
+        assert self.process.stderr is not None
+        while line := await self.process.stderr.readline():
+            with contextlib.suppress(ValueError):
+                value: dict[str, object] = json.loads(line)
+                if value.get("event") == event:
+                    return value
+        raise AssertionError(f"the log ended without {event}")
+
+
+def write_config(path: Path, port: int, admin: int, **changes: object) -> None:
+    config: dict[str, object] = {
+        "apiVersion": "recorder/v1alpha1",
+        "tailnet": {"socket": "nobody.sock"},
+        "store": {"folder": "data", "minFree": "1MiB"},
+        "index": {"enabled": False},
+        "ingest": {"listen": [f"127.0.0.1:{port}"], "insecureAllow": ["127.0.0.1"]},
+        "admin": {"address": f"127.0.0.1:{admin}"},
+        "shutdown": {"grace": "30s"},
+    }
+    path.write_text(yaml.safe_dump(config | changes))
+
+
+@asynccontextmanager
+async def recorder(folder: Path, **changes: object) -> AsyncIterator[Process]:
+    port, admin = free_port(), free_port()
+    config = folder / "recorder.yaml"
+    write_config(config, port, admin, **changes)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "from recorder.cli import main; main()", "serve", "--config", str(config),
+        stderr=asyncio.subprocess.PIPE, limit=1 << 20,
+    )  # fmt: skip
+    running = Process(process, port, admin, config)
+    try:
+        async with asyncio.timeout(60):
+            await running.ready()
+        yield running
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+        process._transport.close()  # type: ignore[attr-defined]  # or it warns when it is collected
+
+
+def test_serve_drain_and_reload(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with recorder(tmp_path) as running:
+            assert (await running.get("/healthz")) == (200, "ok\n")
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            await sender.send(number, HEADER + lines(3))
+            await sender.until_acked(number, len(HEADER + lines(3)))
+            status, metrics = await running.get("/metrics")
+            assert status == 200 and "recorder_sessions_open 1.0" in metrics
+            assert 'recorder_sessions_total{wire="v2"} 1.0' in metrics
+
+            write_config(running.config, running.port, running.admin, ingest={"listen": "nonsense"})
+            running.process.send_signal(signal.SIGHUP)
+            refused = await running.logged("reload_refused")
+            assert "ingest.listen" in str(refused["faults"])
+            ingest = {"listen": [f"127.0.0.1:{running.port}"], "allow": ["tag:proxy"]}
+            write_config(running.config, running.port, running.admin, ingest=ingest)
+            running.process.send_signal(signal.SIGHUP)
+            assert (await running.logged("reloaded"))["needs_restart"] == []
+            late = sender.request("HEAD", end=True)
+            await sender.until_head(late)
+            assert sender.heads[late][":status"] == "503"  # nobody is there to be asked who that is
+
+            running.process.send_signal(signal.SIGTERM)
+            await running.logged("draining")
+            await sender.send(number, lines(3, start=3), end=True)
+            await sender.until_ended(number)
+            assert sender.acked(number) == len(HEADER + lines(6))
+            assert (await running.logged("stopped"))["cut"] == 0
+            assert await running.process.wait() == 0
+            await sender.close()
+        store = Store(FolderBlobs(tmp_path / "data"), None)
+        await store.open()
+        (found,) = [one async for one in store.recordings()]
+        assert found.end is End.CLEAN
+        await store.aclose()
+
+    asyncio.run(main())
+
+
+def test_killed_while_they_send(tmp_path: Path) -> None:
+    """kill -9 at a random moment; all that was acked is there afterwards, and every recording has an end."""
+
+    async def main() -> None:
+        chance = random.Random(5)
+        acked: dict[str, tuple[int, bool]] = {}
+        for crash in range(CRASHES + 1):
+            async with recorder(tmp_path) as running:
+                if crash == CRASHES:
+                    running.process.send_signal(signal.SIGTERM)
+                    assert await running.process.wait() == 0
+                    break
+                senders = [await H2Sender.connect(running.port) for _ in range(4)]
+                sessions = [asyncio.create_task(session(senders[n % 4], crash * SENDERS + n)) for n in range(SENDERS)]
+                enough = chance.randrange(1, 60) * 10_000
+                for sender in senders:
+                    await sender.until_acked_in_all(enough)
+                running.process.kill()
+                for sender in senders:
+                    await sender.until_lost()
+                for task in sessions:
+                    task.cancel()
+                for done in await asyncio.gather(*sessions, return_exceptions=True):
+                    assert isinstance(done, asyncio.CancelledError | None), done
+                for sender in senders:
+                    for number, name in sender.names.items():
+                        acked[name] = (sender.acked(number), number in sender.ended)
+        store = Store(FolderBlobs(tmp_path / "data"), None)
+        await store.open()
+        found: dict[str, str] = {}
+        async for one in store.recordings():
+            found[one.session_id] = one.id
+            assert one.end is not End.RUNNING
+        for name, (size, ended) in acked.items():
+            if size:
+                text = await text_of(store, found[name])
+                assert len(text) >= size and body(name).startswith(text)
+                if ended:
+                    assert (await store.get(found[name])).end is End.CLEAN and text == body(name)
+        await store.aclose()
+        assert sum(size for size, _ in acked.values()) > 100_000
+
+    def body(name: str) -> bytes:
+        header = json.loads(HEADER) | {"sessionID": name}
+        return json.dumps(header).encode() + b"\n" + lines(int(name) % 7 * 3000 + 500)
+
+    async def session(sender: H2Sender, number: int) -> None:
+        while not sender.lost:
+            name = str(number)
+            stream = sender.request()
+            sender.names[stream] = name
+            await sender.send(stream, body(name), end=True, frame=9000)
+            await sender.until_ended(stream)
+            number += 1_000_000
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"store": {"folder": "recorder.yaml/data"}}, "store: Not a directory"),
+        ({"ingest": {"listen": ["192.0.2.1:9"], "insecureAllow": ["127.0.0.1"]}}, "cannot listen on 192.0.2.1:9"),
+        ({"ingest": {"listen": ["tailnet:80"]}}, "cannot listen on tailnet:80"),
+    ],
+)
+def test_what_cannot_start_says_why(tmp_path: Path, changes: dict[str, object], why: str) -> None:
+    async def main() -> None:
+        config = tmp_path / "recorder.yaml"
+        write_config(config, 0, 0, **changes)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "from recorder.cli import main; main()", "serve", "--config", str(config),
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, log = await process.communicate()
+        assert process.returncode == 1
+        failed = [value for value in map(json.loads, log.splitlines()) if value["event"] == "start_failed"]
+        assert [why in value["error"] for value in failed] == [True]
+
+    asyncio.run(main())
+
+
+def test_a_second_one_in_the_same_folder_does_not_start(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with recorder(tmp_path):
+            other = tmp_path / "other.yaml"
+            write_config(other, 0, 0, store={"folder": str(tmp_path / "data")})
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", "from recorder.cli import main; main()", "serve", "--config", str(other),
+                stderr=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            _, log = await process.communicate()
+            assert process.returncode == 1 and b"another recorder is using this folder" in log
+
+    asyncio.run(main())

@@ -1,0 +1,137 @@
+"""recorder/config.py: a whole file, and every fault with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recorder.config import Config, ConfigError, load, parse_address, parse_duration, parse_size
+
+SMALL = "apiVersion: recorder/v1alpha1\nstore:\n  folder: data\n"
+
+
+def read(tmp_path: Path, text: str, **environment: str) -> Config:
+    path = tmp_path / "recorder.yaml"
+    path.write_text(text)
+    return load(path, environment=environment)
+
+
+def faults(tmp_path: Path, text: str, **environment: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text, **environment)
+    prefix = f"{tmp_path / 'recorder.yaml'}:"
+    assert all(fault.startswith(prefix) for fault in caught.value.faults)
+    return [fault.removeprefix(prefix) for fault in caught.value.faults]
+
+
+def test_the_smallest_file(tmp_path: Path) -> None:
+    config = read(tmp_path, SMALL)
+    assert config.store.folder == tmp_path / "data"
+    assert [str(address) for address in config.ingest.listen] == ["tailnet:80"]
+    assert config.ingest.insecure_allow == () and config.web.listen == ()
+    assert config.shutdown.grace == 20.0
+
+
+def test_a_large_one(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        """
+apiVersion: recorder/v1alpha1
+tailnet: {socket: /run/t.sock, whoisTTL: 5s, capabilityDomain: example.com}
+store:
+  url: s3://bucket/${PREFIX}
+  options: {endpoint: "https://s3.example.com"}
+  optionFiles: {secret_access_key: secrets/key}
+ingest:
+  listen: ["100.64.0.1:80", "[fd7a:115c:a1e0::1]:80"]
+  allow: [tag:proxy, ana@example.com]
+  insecureAllow: [10.0.0.0/8]
+log: {level: debug, format: console}
+shutdown: {grace: 1m30s}
+admin:
+""",
+        PREFIX="casts",
+    )
+    assert config.store.url == "s3://bucket/casts" and config.store.folder is None
+    assert config.store.option_files == {"secret_access_key": tmp_path / "secrets/key"}
+    assert config.tailnet.capability_domain == "example.com" and config.shutdown.grace == 90.0
+    assert config.ingest.listen[1].is_tailnet
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", ["1:1: the file is empty"]),
+        ("- 1\n", ["1:1: the file must be a mapping of keys"]),
+        ("a: [\n", ["2:1: not YAML: while parsing a flow node expected the node content, but found '<stream end>'"]),
+        ("store: {folder: x}\n", ["1:1: apiVersion: is required"]),
+        ("apiVersion: k8sproxy/v1\nstore: {folder: x}\n", ["1:1: apiVersion: must be recorder/v1alpha1"]),
+        ("apiVersion: recorder/v1alpha1\nstore: {}\n", ["2:1: store: needs exactly one of folder and url"]),
+        (SMALL + "  url: s3://b\n", ["2:1: store: needs exactly one of folder and url"]),
+        (
+            SMALL + "  minFree: lots\n",
+            ['4:3: store.minFree: must be a size, such as "64KiB", "1GiB" or a number of bytes'],
+        ),
+        (SMALL + "nonsense: 1\n", ["4:1: nonsense: unknown key"]),
+        (SMALL + "log:\n  level: loud\n", ["5:3: log.level: must be debug, info, warning or error"]),
+        (
+            SMALL + "ingest:\n  listen: [here]\n  sessions: 0\n",
+            [
+                '5:12: ingest.listen[0]: must be "tailnet:PORT", "IP:PORT" or "[IPv6]:PORT"',
+                "6:3: ingest.sessions: must be a whole number from 1 to 100000",
+            ],
+        ),
+        (SMALL + "admin: {address: \"tailnet:9090\"}\n", ["4:1: admin: must not stand on the tailnet"]),
+        (
+            SMALL + "ingest: {allow: [nobody]}\n",
+            ["4:18: ingest.allow[0]: must be a login name (alice@example.com) or a tag (tag:ops)"],
+        ),
+        (SMALL + "store: {folder: y}\n", ["4:1: store: is there twice"]),
+        (SMALL + "log: {level: \"${LEVEL}\"}\n", ["4:7: log.level: the environment variable LEVEL is not set"]),
+        (SMALL + "log: !!python/object:x {}\n", ["4:1: log: must be a mapping of keys"]),
+    ],
+)  # fmt: skip
+def test_faults(tmp_path: Path, text: str, wanted: list[str]) -> None:
+    if "python/object" in text:
+        assert read(tmp_path, text).log.level == "info"  # a tag on a mapping makes nothing of it
+        return
+    assert faults(tmp_path, text) == wanted
+
+
+def test_a_fault_never_repeats_a_value(tmp_path: Path) -> None:
+    text = SMALL.replace("folder: data", 'url: "s3://user:${SECRET}@bucket"') + 'shutdown: {grace: "${SECRET}"}\n'
+    found = faults(tmp_path, text, SECRET="hunter2-hunter2")
+    assert len(found) == 2 and "hunter2" not in str(found)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="can't be read"):
+        load(tmp_path / "none.yaml")
+    (tmp_path / "recorder.yaml").write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(tmp_path / "recorder.yaml")
+    (tmp_path / "recorder.yaml").write_bytes(b"#" * (1 << 20) + b"\n")
+    with pytest.raises(ConfigError, match="more than"):
+        load(tmp_path / "recorder.yaml")
+    (tmp_path / "recorder.yaml").write_text("a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{name}: &{name} [*{before}, *{before}, *{before}, *{before}, *{before}, *{before}, *{before}]\n"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    ))  # fmt: skip
+    with pytest.raises(ConfigError, match="too many values"):
+        load(tmp_path / "recorder.yaml")
+
+
+def test_units() -> None:
+    assert [parse_duration(text) for text in ("500ms", "1m30s", "1.5h", "2d")] == [0.5, 90.0, 5400.0, 172800.0]
+    assert [parse_size(text) for text in (5, "5", "1KiB", "2TiB")] == [5, 5, 1024, 2 << 40]
+    for value in (5, "5", "", "s", "1w", "-1s", None, True):
+        with pytest.raises(ValueError):
+            parse_duration(value)
+    no_sizes: tuple[object, ...] = ("", "1kb", "-1", True, 1.5, None)
+    for size in no_sizes:
+        with pytest.raises(ValueError):
+            parse_size(size)
+    for value in ("", "80", ":80", "host:80", "1.2.3.4", "1.2.3.4:99999", "::1:80", "[1.2.3.4]:80", "[::1%x]:80", 80):
+        with pytest.raises(ValueError):
+            parse_address(value)
