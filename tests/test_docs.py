@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -15,6 +17,8 @@ import yaml
 from k8sproxy.cli import cli
 from k8sproxy.config import Config, parse
 from k8sproxy.config.models import Section
+from k8sproxy.policy.grants import _KNOWN
+from k8sproxy.protocol.asciicast import CastHeader, OutputEncoder
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -85,6 +89,10 @@ def causes_in_the_code() -> dict[str, set[int]]:
     for call in calls("Cut", "cut", "refusal"):
         for name in causes_of(call.args[0]) if call.args else ():
             found[name] |= set()
+    # Session.end, Sessions.end_all: a session that is ended from outside is a Cut with that cause.
+    for call in calls("end", "end_all"):
+        if call.args and isinstance(call.args[0], ast.Constant):
+            found[str(call.args[0].value)] |= set()
     # Exchange.cut(cause) is a Refusal 503 where nothing of an answer has been sent.
     for call in calls("cut"):
         for name in causes_of(call.args[0]) if call.args else ():
@@ -99,7 +107,7 @@ def causes_in_the_code() -> dict[str, set[int]]:
 
 def test_every_cause_is_in_the_table_with_its_statuses() -> None:
     table = {cells[0].strip("`"): cells[1] for cells in rows(section(read("operations.md"), "Causes"))}
-    documented = {cause: {int(code) for code in codes.split(", ")} for cause, codes in table.items()}
+    documented = {cause: {int(code) for code in codes.split(", ") if code} for cause, codes in table.items()}
     assert documented == causes_in_the_code()
     assert list(table) == sorted(table)
 
@@ -116,6 +124,95 @@ def test_every_metric_is_in_the_table() -> None:
         found[name if kind.startswith(("Gauge", "Histogram")) else f"{name}_total"] = ", ".join(labels)
     table = {cells[0].strip("`"): cells[1] for cells in rows(section(read("operations.md"), "Metrics"))}
     assert table == found
+
+
+def names(table: list[list[str]]) -> list[str]:
+    """What stands in the first cells between backquotes."""
+    return [name for cells in table for name in re.findall(r"`([^`]+)`", cells[0])]
+
+
+def said_of_sessions() -> dict[str, tuple[str, list[str]]]:
+    """Log event -> its level and fields, of what k8sproxy/recording says but for faults of ours."""
+    found = {}
+    for path in sorted((ROOT / "k8sproxy" / "recording").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            what, event = ast.unparse(node.func), node.args[0] if node.args else None
+            if not isinstance(event, ast.Constant) or not (what == "self._say" or what.startswith("_log.")):
+                continue
+            level, fields = ("info", ["session"]) if what == "self._say" else (node.func.attr, [])
+            if level != "error":
+                found[str(event.value)] = level, fields + [str(keyword.arg) for keyword in node.keywords]
+    return found
+
+
+def test_every_log_event_of_sessions_is_in_the_table() -> None:
+    table = {
+        cells[0].strip("`"): (cells[1], re.findall(r"`([^`]+)`", cells[2]))
+        for cells in rows(section(read("operations.md"), "Sessions"))
+    }
+    assert table == said_of_sessions()
+
+
+def tables(name: str, title: str) -> list[list[list[str]]]:
+    """The tables of a section, each without its head."""
+    text = section(read(name), title)
+    return [rows(table) for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+
+
+def test_every_member_of_a_recordings_header_is_in_the_table() -> None:
+    members, events = tables("recording.md", "What a recording looks like")
+    values: dict[str, Any] = {name: "x" for name, kind in CastHeader.__annotations__.items() if kind == "str"}
+    user = CastHeader(timestamp=0, **values)
+    tagged = CastHeader(timestamp=0, **values, src_node_tags=("tag:x",))
+    known = json.loads(user.line(80, 24)) | json.loads(tagged.line(80, 24))
+    inner = [*known["kubernetes"], *known["impersonation"], "exec", "attach", "clusters[].name"]
+    assert set(names(members)) == set(known)
+    said = {word for cells in members for word in re.findall(r"`([^`]+)`", cells[1])}
+    assert said == {*inner, "sessionID"}
+    assert names(events) == ['"o"', '"e"', '"r"', '"m"']
+
+
+def test_bytes_come_back_as_the_page_says() -> None:
+    (code,) = blocks(read("recording.md"), "python")
+    scope: dict[str, Any] = {}
+    exec(code, scope)  # the page's own example
+    data = bytes(range(256)) * 9 + "ü漢\U0010fe80".encode() + b"\xf4\x8f"
+    encoder = OutputEncoder()
+    assert scope["output"](encoder.feed(data) + encoder.finish()) == data
+
+
+def test_every_member_of_a_listed_session_is_in_the_table() -> None:
+    (table,) = tables("recording.md", "Looking at sessions, and ending them")
+    source = ast.parse((ROOT / "k8sproxy" / "recording" / "sessions.py").read_text())
+    (values,) = (n for n in ast.walk(source) if isinstance(n, ast.FunctionDef) and n.name == "_values")
+    (found,) = (n.value for n in ast.walk(values) if isinstance(n, ast.Return))
+    assert isinstance(found, ast.Dict)
+    members = [ast.literal_eval(key) for key in found.keys if key is not None]
+    assert [name for name in names(table) if name not in ("exec", "attach")] == members
+
+
+def test_every_field_of_a_grant_is_in_the_table() -> None:
+    (table,) = tables("recording.md", "Grants")
+    assert {part for name in names(table) for part in name.casefold().split(".")} == _KNOWN
+
+
+def test_failures_name_what_is_counted() -> None:
+    """The failure table against the stages that the code counts, and the keys against the configuration."""
+    failures, limits = tables("recording.md", "When a recorder fails")
+    stages = {
+        str(call.args[0].value) for call in calls("failed") if call.args and isinstance(call.args[0], ast.Constant)
+    }
+    assert {word for cells in failures for word in re.findall(r"`([^`]+)`", cells[4])} == stages
+    assert names(limits) == [key for key in keys(Config) if key.startswith("recording.")]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_keys_that_are_named_exist(path: Path) -> None:
+    known = set(keys(Config))
+    for name in re.findall(r"`((?:tailnet|limits|recording|events|shutdown|admin)\.[A-Za-z]+)`", path.read_text()):
+        assert name in known, name
 
 
 def keys(model: type[Section], prefix: str = "") -> Iterator[str]:
@@ -165,6 +262,8 @@ def anchors(text: str) -> set[str]:
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        if target.startswith("https://"):
+            continue
         name, _, anchor = target.partition("#")
         other = path if not name else path.parent / name
         assert other.exists(), target
@@ -175,20 +274,23 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_commands_and_their_options_exist(path: Path) -> None:
     for block in blocks(path.read_text(), "sh"):
         for line in block.splitlines():
-            match = re.match(r"\s*(?:\S*/)?k8sproxy ([a-z]+)(.*)", line)
+            match = re.match(r"\s*(?:\S*/)?k8sproxy ([a-z]+)(?: ([a-z]+))?(.*)", line)
             if match is None:
                 continue
             command = cli.get_command(click.Context(cli), match[1])
+            if isinstance(command, click.Group):
+                command = command.get_command(click.Context(command), match[2])
             assert command is not None, line
             known = {option for parameter in command.params for option in parameter.opts}
-            for option in re.findall(r"(?<= )--[a-z0-9-]+", match[2].partition("#")[0]):
+            for option in re.findall(r"(?<= )--[a-z0-9-]+", match[3].partition("#")[0]):
                 assert option in known, line
 
 
-@pytest.mark.parametrize("name", ["operations.md", "security.md", "troubleshooting.md"])
+@pytest.mark.parametrize("name", ["operations.md", "recording.md", "security.md", "troubleshooting.md"])
 def test_log_events_and_causes_that_are_named_exist(name: str) -> None:
     sources = "".join(path.read_text() for path in SOURCES)
     known = set(re.findall(r"\"([a-z0-9_]+)\"", sources)) | set(causes_in_the_code())
+    known |= {field for _, fields in said_of_sessions().values() for field in fields}
     for word in re.findall(r"`([a-z0-9]+(?:_[a-z0-9]+)+)`", read(name)):
         assert word in known or word.startswith("k8sproxy_"), word
 
