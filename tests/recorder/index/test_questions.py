@@ -178,6 +178,7 @@ SCOPES: list[tuple[Scope, str]] = [
     ((Place(users=("*",)),), "dcba"),
     ((Place(users=("ann@*",)),), "ba"),
     ((Place(users=("nobody", "bob@example.com")),), "c"),
+    ((Place(users=("nobody",)), Place(users=("*",))), "dcba"),  # one of them has no condition
     ((Place(clusters=("prod",)),), "dca"),
     ((Place(clusters=("prod",), users=("ann@*",)),), "a"),  # all conditions of a place
     ((Place(clusters=("dev",)), Place(users=("bob@*",))), "cb"),  # any of the places
