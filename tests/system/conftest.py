@@ -159,6 +159,17 @@ def record(bed: Bed, shared_proxy: Proxy, grants: Callable[..., None]) -> Callab
 
 
 @pytest.fixture
+def connect(bed: Bed, shared_proxy: Proxy) -> Callable[[], contextlib.AbstractContextManager[Connection]]:
+    """A connection of alice's to the shared proxy, for requests spelled by hand."""
+
+    def connected() -> contextlib.AbstractContextManager[Connection]:
+        proxy = shared_proxy
+        return Connection.open(proxy.node.dns_name, proxy.port, through=bed.nodes["alice"], ca=proxy.ca)
+
+    return connected
+
+
+@pytest.fixture
 def sink() -> Iterator[Sink]:
     """A recorder of the wire's first version, independent of the product."""
     with Sink() as sink:

@@ -192,7 +192,7 @@ def test_a_proxy_that_ends_finishes_recordings(
         with alice.start("exec", web, "--", *waiting(go)) as running:
             running.expect("begun\n")
             proxy.signal(signal.SIGTERM)
-            assert running.wait() == 1
+            ended_with(running, "the proxy is being stopped")
         session = recorder.ended()
         assert session.end == "clean"
         assert b"begun" in session.body
