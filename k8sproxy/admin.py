@@ -19,6 +19,7 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
@@ -39,6 +40,15 @@ _MAX_BODY = 8192
 REASON = 500
 
 
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Who asks: None for nobody of the tailnet. Set by the guard, for the handler that it calls."""
+
+    peer: Peer | None
+
+
+_PEER = web.RequestKey("peer", _Asking)
+
 # Characters of an id that must be given: as many as one may be expected to tell from a list.
 _SHORTEST_PREFIX = 4
 
@@ -56,15 +66,17 @@ def _address(request: web.Request) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 def _is_near(request: web.Request, peer: Peer | None) -> bool:
     """Whether it is asked from this machine, or by a peer that is known; and not by a web page under a name of its own
-    that leads here (DNS rebinding)."""
+    that leads here (DNS rebinding): a page's owner has neither an address, nor localhost, nor a name in the tailnet."""
     address = _address(request)
     if address is None:
         return True
-    host = request.url.host or ""
+    host = (request.url.host or "").lower().removesuffix(".")
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        if host != "localhost" and peer is None:
+        tailnet = peer.node_name.rstrip(".").partition(".")[2].lower() if peer is not None else ""
+        in_tailnet = peer is not None and ("." not in host or (tailnet != "" and host.endswith(f".{tailnet}")))
+        if host != "localhost" and not in_tailnet:
             return False
     return peer is not None or address.is_loopback
 
@@ -132,6 +144,9 @@ class AdminSite:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.transport is None:
+            # Gone already, and so is where it came from: that must not be taken for a unix socket.
+            return web.Response(status=400)
         try:
             peer = await self._peer(request)
         except Refusal as refusal:
@@ -140,13 +155,13 @@ class AdminSite:
         else:
             if peer is not None and not self._allowed(peer):
                 return self._refuse(Refusal(403, "admin_from_tailnet", "the admin site is not served to the tailnet"))
-            if request.path.startswith("/sessions") and not _is_near(request, peer):
+            if request.path.startswith("/sessions") and (request.transport is None or not _is_near(request, peer)):
                 return self._refuse(
                     Refusal(
                         403, "admin_from_network", "sessions are not served to the network; ask on the same machine"
                     )
                 )
-            request["peer"] = peer
+            request[_PEER] = _Asking(peer)
         return await handler(request)
 
     async def _peer(self, request: web.Request) -> Peer | None:
@@ -199,8 +214,8 @@ class AdminSite:
             return self._refuse(Refusal(400, "bad_request", 'a JSON object is needed: {"reason": "..."}'))
         try:
             body = await request.json()
-        except ValueError:
-            body = None
+        except (ValueError, LookupError, RecursionError):
+            body = None  # no JSON, in no charset, or too deep
         reason = body.get("reason") if isinstance(body, dict) else None
         if not isinstance(reason, str) or not reason.strip() or len(reason) > REASON or not reason.isprintable():
             message = f"a reason is needed that the user will read: one line, at most {REASON} characters"
@@ -211,7 +226,7 @@ class AdminSite:
         if len(found) != 1:
             what = "more than one session begins so" if found else "there is no such session"
             return self._refuse(Refusal(404, "not_found", what))
-        peer: Peer | None = request["peer"]
+        peer = request[_PEER].peer
         sessions.end(found[0], reason, peer.display if peer is not None else "this machine")
         return web.json_response({"ended": found[0].facts.id})
 

@@ -39,7 +39,10 @@ def list_sessions(config_path: Path | None, admin: str | None, as_json: bool) ->
     if as_json:
         print_json(answer)
         return
-    rows = [_row(session) for session in answer["sessions"]]
+    try:
+        rows = [_row(session) for session in answer["sessions"]]
+    except (KeyError, TypeError, ValueError):
+        raise Failed("the admin site gives no list of sessions: is it another version's?") from None
     if not rows:
         click.echo("no session runs now")
         return
@@ -62,7 +65,7 @@ def end_session(session_id: str, reason: str, config_path: Path | None, admin: s
     if as_json:
         print_json(answer)
     else:
-        click.echo(f"ended {answer['ended']}")
+        click.echo(f"ended {printable(str(answer.get('ended')))}")
 
 
 def _address(config_path: Path | None, admin: str | None) -> str:
