@@ -1,4 +1,4 @@
-"""What the rest of the recorder may ask of the store; recorder/store/store.py has it. Import these for annotations.
+"""What viewers may ask of the store, and what a sender's end of it has; `Store` and `Live` are what they are.
 
 Bytes of cast text go in as they come and are safe once `acked` has passed them. What comes out are whole lines.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from recorder.model import ApiEvent, End, Observer, Recording, Source
+from recorder.model import ApiEvent, End, Recording
 
 
 class Writer(Protocol):
@@ -58,28 +58,3 @@ class Reading(Protocol):
 
     def events(self) -> AsyncGenerator[ApiEvent, None]:
         """All API events, oldest first. Raises StoreError."""
-
-
-class Store(Reading, Protocol):
-    """The whole. observers: told on the loop, after the bytes are safe."""
-
-    observers: list[Observer]
-
-    async def open(self) -> None:
-        """Take what is there, close what a crash has left open (as CUT). Raises StoreError."""
-
-    async def aclose(self) -> None:
-        """Write out what is held and stop."""
-
-    @property
-    def healthy(self) -> str | None:
-        """None while it can keep things, else what is wrong, in a sentence without paths or secrets."""
-
-    async def begin(self, header_line: bytes, source: Source) -> Writer:
-        """Start a recording. Raises StoreError where it can't be kept now, ValueError for no cast header."""
-
-    async def add_event(self, document: bytes, source: Source) -> ApiEvent:
-        """Keep an event; safe on return. Raises StoreError, ValueError for what is no JSON object."""
-
-    async def remove(self, identifier: str) -> None:
-        """Remove a recording that is over. Raises KeyError, StoreError."""

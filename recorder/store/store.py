@@ -62,6 +62,7 @@ class Store:
         self.observers: list[Observer] = []
         self.free: int | None = None
         self.lives: dict[str, Live] = {}
+        self._removing: dict[str, int] = {}  # with the segment of the REMOVE record
         self.blobs = blobs
         self._log = log
         self._min_free = min_free
@@ -87,7 +88,7 @@ class Store:
     # -- open and close
 
     async def open(self) -> None:
-        """See api.Store."""
+        """Take what is there, and close what a crash has left open (as CUT). Raises StoreError."""
         if self._log is None:
             self._opened = True
             return
@@ -144,7 +145,7 @@ class Store:
             self._space = "the store has failed; the log says why"
 
     async def aclose(self) -> None:
-        """See api.Store. What runs is ended as CUT."""
+        """End what runs (as CUT), put what is held into chunks, and stop. What cannot be put is in the journal."""
         self._closing = True
         if self._opened and self.journal is not None:
             for live in list(self.lives.values()):
@@ -177,7 +178,7 @@ class Store:
 
     @property
     def healthy(self) -> str | None:
-        """See api.Store."""
+        """None while it can keep things, else what is wrong, in a sentence without paths or secrets."""
         if not self._opened:
             return "the store is not open"
         if self._closing:
@@ -207,7 +208,7 @@ class Store:
     # -- writing
 
     async def begin(self, header_line: bytes, source: Source) -> Live:
-        """See api.Store."""
+        """Start a recording. Raises StoreError where it can't be kept now, ValueError for no cast header."""
         return self.start(header_line, source)
 
     def start(self, header_line: bytes, source: Source) -> Live:
@@ -237,7 +238,7 @@ class Store:
         await self._room.pressure.wait()
 
     async def add_event(self, document: bytes, source: Source) -> ApiEvent:
-        """See api.Store."""
+        """Keep an event; safe on return. Raises StoreError, ValueError for what is no JSON object."""
         try:
             value = json.loads(document)
         except (ValueError, RecursionError):
@@ -255,7 +256,7 @@ class Store:
         return await self.eventlog.add(documents, source)
 
     async def remove(self, identifier: str) -> None:
-        """See api.Store."""
+        """Remove a recording that is over. Raises KeyError, StoreError."""
         if identifier in self.lives:
             raise StoreError("the recording is not over yet")
         await self._manifest(identifier)
@@ -263,8 +264,10 @@ class Store:
             raise StoreError("the store is open to be read only")
         removal = _Removal(identifier)
         self.journal.mark(removal)
-        await removal.done
+        self._removing[identifier] = await removal.done
+        # Where this fails the record stays, and the next start goes on with it.
         await self._delete(identifier)
+        del self._removing[identifier]
         for observer in self.observers:
             observer.removed(identifier)
 
@@ -382,7 +385,7 @@ class Store:
 
     def _pins(self) -> list[int]:
         pins = [live.pin for live in self.lives.values()]
-        return [pin for pin in (*pins, self.eventlog.pin) if pin is not None]
+        return [pin for pin in (*pins, self.eventlog.pin, *self._removing.values()) if pin is not None]
 
     async def _trim(self) -> None:
         self._trim_wanted.clear()
@@ -436,7 +439,7 @@ class _Removal:
     """A source of one REMOVE record."""
 
     def __init__(self, identifier: str) -> None:
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._id = identifier
 
     def take(self) -> list[Item]:
@@ -446,6 +449,6 @@ class _Removal:
         if self.done.done():
             return
         if error is None:
-            self.done.set_result(None)
+            self.done.set_result(segment)
         else:
             self.done.set_exception(StoreError(str(error)))
