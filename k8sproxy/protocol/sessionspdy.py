@@ -44,7 +44,9 @@ class SpdySession:
         "_ended",
         "_ids",
         "_last",
+        "_mute",
         "_sizes",
+        "_told",
         "_types",
         "_upstream",
         "_version",
@@ -64,6 +66,8 @@ class SpdySession:
         self._client_closed = False
         self._clean = True  # whether those ended by FIN, or were cancelled
         self._closed = False
+        self._told = False  # an ErrorData or a Closing
+        self._mute = False  # the error stream has ended before that: what is said on it is not heard
         self.unreadable = False
 
     @property
@@ -126,6 +130,7 @@ class SpdySession:
                     if kind in (STDOUT, STDERR):
                         events.append(Output(kind, view, start))
                     elif kind == ERROR:
+                        self._told = True
                         events.append(ErrorData(view, start))
                     else:
                         raise ProtocolError("output on a stream that is not known to carry any")
@@ -154,21 +159,26 @@ class SpdySession:
         self._clean = self._clean and clean
         if ERROR in self._ended and all(kind in self._ended for kind in _WRITTEN if kind in self._ids):
             self._close(self._clean, start, events)
+        self._mute = self._mute or (kind == ERROR and not self._told)
 
     def _close(self, clean: bool, start: int, events: list[Event]) -> None:
         if not self._closed:
-            self._closed = True
+            self._closed = self._told = True
             events.append(Closing(clean, start))
 
     def farewell(self, text: bytes, held: bool) -> bytes | None:
         error = self._ids.get(ERROR)
-        if error is None or ERROR not in self._accepted or (self._closed and not held):
+        if error is None or ERROR not in self._accepted or self._mute:
+            return None
+        if not held and (self._closed or ERROR in self._ended):
             return None
         streams = [self._ids[kind] for kind in (STDOUT, STDERR, ERROR) if kind in self._ids]
         completion = b"" if held else self._upstream.completion(streams, limit=MAX_FILLING)
         if completion is None:
             return None
-        frames = [completion, spdy.data_frame(error, text, fin=True)]
+        # Until a stream is accepted, a client waits for that (30 s) before it reads the error.
+        waiting = [stream for kind, stream in self._ids.items() if kind not in self._accepted]
+        frames = [completion, *map(spdy.reply_frame, waiting), spdy.data_frame(error, text, fin=True)]
         # The first version's client ends with the output, whether or not it has read the error: leave that open.
         if self._version > 1:
             frames += [spdy.data_frame(stream, b"", fin=True) for stream in streams if stream != error]

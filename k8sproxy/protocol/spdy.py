@@ -353,6 +353,16 @@ def data_frame(stream: int, data: bytes, *, fin: bool = False) -> bytes:
     return _WORDS.pack(stream, (FLAG_FIN << 24 if fin else 0) | len(data)) + data
 
 
+def reply_frame(stream: int) -> bytes:
+    """A whole SYN_REPLY without headers, behind any other frame with a header block of its direction.
+
+    The block is a stored one (RFC 1951, 3.2.4), which no state of the compression matters to, and an empty one behind
+    it, the end of every block that zlib or Go has flushed: Go's reader hands out what it has there, and waits.
+    """
+    block = b"\x00\x04\x00\xfb\xff\x00\x00\x00\x00" + b"\x00\x00\x00\xff\xff"
+    return _WORDS.pack(_VERSION | _SYN_REPLY, 4 + len(block)) + _WORD.pack(stream) + block
+
+
 def ping_frame(ping: int) -> bytes:
     """A whole PING frame."""
     return _WORDS.pack(_VERSION | _PING, 4) + _WORD.pack(ping)
