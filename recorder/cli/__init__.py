@@ -14,7 +14,9 @@ import click
 from recorder import __version__
 
 # In the order of --help; those whose module is not there are left out.
-_COMMANDS = ("serve", "check", "ls", "search", "show", "play", "export", "verify", "rebuild", "prune", "version")
+_COMMANDS = (
+    "serve", "check", "ls", "search", "show", "play", "export", "verify", "rebuild", "prune", "completion", "version",
+)  # fmt: skip
 
 
 class _Commands(click.Group):

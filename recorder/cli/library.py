@@ -1,0 +1,336 @@
+"""The recordings that a command asks for, wherever they are: in a store, or behind a running recorder's JSON API.
+
+Both answer with the API's own values (recorder/web/values.py), so that a command need not know which it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from recorder.cli.common import Failed, Where, printable
+from recorder.config import Config
+from recorder.index import Index, IndexFailure
+from recorder.index.filters import EVERYTHING, Filter
+from recorder.index.rows import Hit, RecordingRow
+from recorder.index.words import hits as find_hits
+from recorder.index.words import pack, terms
+from recorder.model import Recording, is_id
+from recorder.screen import CastText
+from recorder.store.store import Store
+from recorder.web import values, windows
+from recorder.web.words import rfc3339
+
+Values = dict[str, Any]
+# Told how many were looked at; of how many is not known.
+Progress = Callable[[int, int], None]
+
+# Rows of one answer of the API, its most.
+_PAGE = 500
+# Seconds for an answer to begin; a search may take some.
+_TIMEOUT = 60.0
+# Hits shown of one recording.
+_HITS = 3
+
+
+class Library(Protocol):
+    """All of it raises Failed where it can't, with what is to be said."""
+
+    async def sessions(self, wanted: Filter, limit: int, progress: Progress) -> list[Values]:
+        """Newest first. With a text, each has `hits`."""
+
+    async def session(self, identifier: str) -> Values:
+        """One, with its header."""
+
+    async def events(self, identifier: str) -> list[Values] | None:
+        """The API events beside it, oldest first; None where that can't be told."""
+
+    def cast(self, identifier: str) -> AsyncGenerator[bytes, None]:
+        """All of it, in pieces."""
+
+    def window(self, identifier: str, *, at: float = 0.0, position: str = "") -> AsyncGenerator[bytes, None]:
+        """See recorder/web/windows.py: lines, the last of them tells where the next window is."""
+
+
+@asynccontextmanager
+async def open_library(where: Where) -> AsyncIterator[Library]:
+    """What `where` names. Raises Failed."""
+    if where.config is None:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=_TIMEOUT)
+        async with aiohttp.ClientSession(timeout=timeout, read_bufsize=1 << 18) as client:
+            yield ApiLibrary(client, where.url)
+        return
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_read_only(where.config))
+        index = await _open_index(where.config)
+        if index is not None:
+            stack.push_async_callback(index.aclose)
+        yield StoreLibrary(store, index)
+
+
+@asynccontextmanager
+async def open_read_only(config: Config) -> AsyncIterator[Store]:
+    """The store, to be read; a recorder may be running on it. Raises Failed, StoreError."""
+    from recorder.app import StartError, open_store
+
+    try:
+        store = open_store(config, read_only=True)
+    except StartError as error:
+        raise Failed(printable(str(error))) from None
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+async def _open_index(config: Config) -> Index | None:
+    """The index, where there is one already: a command that looks makes none."""
+    from recorder.assembly import index_url
+
+    url = index_url(config)
+    if url is None or (url.startswith("sqlite:") and not Path(url.removeprefix("sqlite:")).is_file()):
+        return None
+    index = Index(url)
+    try:
+        await index.open()
+    except IndexFailure:
+        await index.aclose()
+        return None
+    return index
+
+
+class StoreLibrary:
+    """See Library. index: None where there is none; then a search reads every recording."""
+
+    def __init__(self, store: Store, index: Index | None) -> None:
+        self._store = store
+        self._index = index
+
+    async def sessions(self, wanted: Filter, limit: int, progress: Progress) -> list[Values]:
+        """See Library."""
+        if wanted.text and self._index is not None:
+            return [values.row(row) for row in await self._indexed(self._index, wanted, limit)]
+        asked, found, seen = terms(wanted.text), [], 0
+        if wanted.text and not asked:
+            return []
+        async with aclosing(self._store.recordings()) as recordings:
+            async for recording in recordings:
+                seen += 1
+                progress(seen, 0)
+                if not fits(recording, wanted):
+                    continue
+                row = RecordingRow(recording)
+                if wanted.text:
+                    searched = await self._search(recording, wanted.text)
+                    if searched is None:
+                        continue
+                    row = replace(row, hits=searched)
+                found.append(values.row(row))
+                if len(found) >= limit:
+                    break
+        return found
+
+    async def _indexed(self, index: Index, wanted: Filter, limit: int) -> list[RecordingRow]:
+        rows: list[RecordingRow] = []
+        cursor: str | None = None
+        while len(rows) < limit:
+            page = await index.recordings(
+                wanted, EVERYTHING, limit=min(_PAGE, limit - len(rows)), cursor=cursor, hits=_HITS
+            )
+            rows += page.items
+            cursor = page.cursor
+            if cursor is None:
+                break
+        return rows
+
+    async def _search(self, recording: Recording, text: str) -> tuple[Hit, ...] | None:
+        cast = CastText()
+        async with aclosing(self._store.cast(recording.id)) as pieces:
+            async for piece in pieces:
+                cast.feed(piece)
+                if cast.done:
+                    break
+        bodies = [pack(segment) for segment in cast.finish()]
+        asked = terms(text)
+        command = [pack(type(segment)(((0.0, recording.command),))) for segment in cast.screen.segments[:1]]
+        if not all(find_hits([*bodies, *command], (term,), 1) for term in asked):
+            return None
+        return find_hits(bodies, asked, _HITS)
+
+    async def session(self, identifier: str) -> Values:
+        """See Library."""
+        recording = await self._get(identifier)
+        return values.session(recording) | {"header": values.header(recording.header)}
+
+    async def events(self, identifier: str) -> list[Values] | None:
+        """See Library."""
+        if self._index is None:
+            return None
+        try:
+            return [values.event(event) for event in await self._index.related(identifier, EVERYTHING)]
+        except KeyError:
+            return None
+
+    async def _get(self, identifier: str) -> Recording:
+        try:
+            return await self._store.get(identifier)
+        except KeyError:
+            raise _missing(identifier) from None
+
+    async def cast(self, identifier: str) -> AsyncGenerator[bytes, None]:
+        """See Library."""
+        await self._get(identifier)
+        async with aclosing(self._store.cast(identifier)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def window(self, identifier: str, *, at: float = 0.0, position: str = "") -> AsyncGenerator[bytes, None]:
+        """See Library."""
+        recording = await self._get(identifier)
+        lines = (
+            windows.onward(self._store, recording, windows.Position.of(position))
+            if position
+            else windows.around(self._store, recording, at)
+        )
+        async with aclosing(lines):
+            async for line in lines:
+                yield line
+
+
+class ApiLibrary:
+    """See Library. client: an aiohttp.ClientSession; url: of the site."""
+
+    def __init__(self, client: Any, url: str) -> None:
+        self._client = client
+        self._base = f"{url}/api/v1"
+
+    async def sessions(self, wanted: Filter, limit: int, progress: Progress) -> list[Values]:
+        """See Library."""
+        query = _query(wanted)
+        found: list[Values] = []
+        while len(found) < limit:
+            answer = await self._json("/sessions", query | {"limit": str(min(_PAGE, limit - len(found)))})
+            found += answer["items"]
+            progress(len(found), 0)
+            if not answer["cursor"]:
+                break
+            query["cursor"] = str(answer["cursor"])
+        return found
+
+    async def session(self, identifier: str) -> Values:
+        """See Library."""
+        return await self._json(_path(identifier))
+
+    async def events(self, identifier: str) -> list[Values] | None:
+        """See Library."""
+        answer = await self._json(f"{_path(identifier)}/events")
+        found: list[Values] = answer["items"]
+        return found
+
+    async def cast(self, identifier: str) -> AsyncGenerator[bytes, None]:
+        """See Library."""
+        async with aclosing(self._stream(f"{_path(identifier)}/cast", {})) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def window(self, identifier: str, *, at: float = 0.0, position: str = "") -> AsyncGenerator[bytes, None]:
+        """See Library."""
+        query = {"from": position} if position else {"at": f"{at:.6f}"}
+        pieces = self._stream(f"{_path(identifier)}/window", query)
+        async with aclosing(pieces):
+            async for line in windows.lines(pieces):
+                yield line
+
+    async def _json(self, path: str, query: Mapping[str, str] | None = None) -> Values:
+        body = b"".join([piece async for piece in self._stream(path, query or {})])
+        try:
+            answer = json.loads(body)
+            if not isinstance(answer, dict):
+                raise ValueError
+        except ValueError:
+            raise Failed(f"what is at {self._base} is no recorder") from None
+        return answer
+
+    async def _stream(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        import aiohttp
+
+        try:
+            async with self._client.get(self._base + path, params=query, allow_redirects=False) as response:
+                if response.status != 200:
+                    raise Failed(_refusal(response.status, await response.content.read(1 << 16)))
+                async for piece in response.content.iter_any():
+                    yield piece
+        except TimeoutError:
+            raise Failed(f"the recorder at {self._base} does not answer") from None
+        except aiohttp.ClientPayloadError:
+            raise Failed("the recorder broke off in the middle") from None
+        except (aiohttp.ClientError, OSError, ValueError):
+            raise Failed(f"there is no recorder at {printable(self._base)}") from None
+
+
+def _refusal(status: int, body: bytes) -> str:
+    try:
+        detail = json.loads(body)["detail"]
+    except (ValueError, KeyError, TypeError):
+        return f"the recorder answers with status {status}"
+    return printable(str(detail), 500)
+
+
+def _path(identifier: str) -> str:
+    if not is_id(identifier):
+        raise _missing(identifier)
+    return f"/sessions/{quote(identifier, safe='')}"
+
+
+def _missing(identifier: str) -> Failed:
+    return Failed(f"there is no session {printable(identifier, 60)}")
+
+
+def _query(wanted: Filter) -> dict[str, str]:
+    query = {
+        "q": wanted.text,
+        "type": wanted.session_type,
+        "state": wanted.state.value if wanted.state is not None else "",
+        "since": rfc3339(wanted.since) if wanted.since is not None else "",
+        "until": rfc3339(wanted.until) if wanted.until is not None else "",
+        "min_duration": f"{wanted.min_duration:g}" if wanted.min_duration is not None else "",
+    }
+    for name in ("user", "node", "tag", "cluster", "namespace", "pod", "container", "command"):
+        query[name] = getattr(wanted, name)
+    return {name: value for name, value in query.items() if value}
+
+
+def fits(recording: Recording, wanted: Filter) -> bool:
+    """Whether it is asked for, by all but the text; as the index would answer (recorder/index/where.py)."""
+    if wanted.state is not None and recording.end is not wanted.state:
+        return False
+    if wanted.since is not None and recording.started < wanted.since:
+        return False
+    if wanted.until is not None and recording.started >= wanted.until:
+        return False
+    if wanted.min_duration is not None and recording.duration < wanted.min_duration:
+        return False
+    if wanted.tag and not any(_like(tag, wanted.tag) for tag in recording.tags):
+        return False
+    if wanted.command and not _like(recording.command, f"*{wanted.command}*"):
+        return False
+    names = ("user", "node", "cluster", "namespace", "pod", "container", "session_type")
+    return all(_like(getattr(recording, name), getattr(wanted, name)) for name in names)
+
+
+def _like(text: str, glob: str) -> bool:
+    if not glob:
+        return True
+    return re.fullmatch(".*".join(map(re.escape, glob.split("*"))), text, re.DOTALL) is not None
+
+
+__all__ = ["ApiLibrary", "Library", "StoreLibrary", "Values", "fits", "open_library", "open_read_only"]

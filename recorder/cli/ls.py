@@ -1,0 +1,37 @@
+"""`recorder ls`: which sessions there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from recorder.cli.common import Where, execute, json_option, place_options, print_json, progress_bar
+from recorder.cli.filters import filter_options, print_sessions
+
+if TYPE_CHECKING:
+    from recorder.cli.library import Values
+    from recorder.index.filters import Filter
+
+
+@click.command("ls", short_help="List sessions.")
+@place_options()
+@filter_options
+@json_option
+def command(where: Where, wanted: Filter, limit: int, as_json: bool) -> None:
+    """List sessions, newest first. Times are UTC; a state with ! is of a session that is damaged."""
+    found = execute(_find(where, wanted, limit))
+    if as_json:
+        print_json(found)
+    elif not found:
+        click.echo("no session fits", err=True)
+    else:
+        print_sessions(found)
+
+
+async def _find(where: Where, wanted: Filter, limit: int) -> list[Values]:
+    from recorder.cli.library import open_library
+
+    with progress_bar("sessions looked at") as progress:
+        async with open_library(where) as library:
+            return await library.sessions(wanted, limit, progress)

@@ -1,0 +1,79 @@
+"""`recorder show`: all that is known of one session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recorder.cli.common import Where, execute, json_option, place_options, print_json, print_table, printable
+from recorder.cli.filters import place
+
+if TYPE_CHECKING:
+    from recorder.cli.library import Values
+
+
+@click.command("show", short_help="Show what is known of a session.")
+@click.argument("identifier", metavar="ID")
+@place_options()
+@json_option
+def command(where: Where, identifier: str, as_json: bool) -> None:
+    """Show the session ID: who, where, when, how it ended, and the API events beside it."""
+    session, events = execute(_show(where, identifier))
+    if as_json:
+        print_json(session | {"related": events})
+        return
+    for name, text in _lines(session):
+        if text:
+            click.echo(f"{name:<11} {printable(text)}")
+    if events is None:
+        click.echo("\n(events beside it are told by an index, and there is none here)")
+    elif events:
+        click.echo()
+        head = ("RECEIVED", "VERB", "RESOURCE", "NAMESPACE", "NAME", "PATH")
+        print_table(head, [_event(event) for event in events])
+
+
+async def _show(where: Where, identifier: str) -> tuple[Values, list[Values] | None]:
+    from recorder.cli.library import open_library
+
+    async with open_library(where) as library:
+        return await library.session(identifier), await library.events(identifier)
+
+
+def _lines(session: Mapping[str, Any]) -> list[tuple[str, str]]:
+    from recorder.web.words import length, size
+
+    source = session["source"]
+    sender = " ".join(filter(None, [source["node"], source["address"], source["user"], *source["tags"]]))
+    state = str(session["state"]) + (" (damaged: some of it is no asciicast)" if session["damaged"] else "")
+    return [
+        ("id", str(session["id"])),
+        ("state", state),
+        ("started", str(session["started"])),
+        ("ended", str(session["ended"] or "")),
+        ("length", f"{length(float(session['duration']))}, {session['events']} events, {size(int(session['size']))}"),
+        ("type", str(session["type"])),
+        ("command", str(session["command"])),
+        ("where", place(session)),
+        ("user", str(session["user"])),
+        ("groups", ", ".join(map(str, session["groups"]))),
+        ("node", str(session["node"])),
+        ("tags", ", ".join(map(str, session["tags"]))),
+        ("session id", str(session["sessionId"])),
+        ("client", str(session["userAgent"])),
+        ("sent by", sender),
+    ]
+
+
+def _event(event: Mapping[str, Any]) -> tuple[str, ...]:
+    resource = "/".join(str(event[name]) for name in ("resource", "subresource") if event[name])
+    return (
+        str(event["received"]),
+        str(event["verb"]),
+        resource,
+        str(event["namespace"]),
+        str(event["name"]),
+        str(event["path"]),
+    )

@@ -1,0 +1,148 @@
+"""`recorder verify`: was anything changed, cut or taken away?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from recorder.cli.common import (
+    EXISTING_FILE,
+    Failed,
+    Where,
+    execute,
+    json_option,
+    place_options,
+    print_json,
+    print_table,
+    printable,
+    progress_bar,
+)
+
+if TYPE_CHECKING:
+    from recorder.proof.keys import Anchor, PublicKeys
+    from recorder.proof.verify import Report
+    from recorder.store.blobs import Blobs
+
+
+@click.command("verify", short_help="Tell which recording was changed, cut or removed.")
+@click.argument("identifier", metavar="[ID]", required=False, default="")
+@place_options(running=False)
+@click.option("--day", default="", metavar="YYYY-MM-DD", help="Only what was sealed on that day.")
+@click.option(
+    "--public-key", "key_files", multiple=True, type=EXISTING_FILE, metavar="FILE",
+    help="A key that manifests may be signed with; may be given again (default: the configuration's).",
+)  # fmt: skip
+@click.option(
+    "--trust-store-keys", is_flag=True, help="Take the keys from the store, which whoever changes it can change too."
+)
+@click.option("--anchor", type=EXISTING_FILE, metavar="FILE", help="The last manifest sealed, kept beside the key.")
+@click.option("--all", "every", is_flag=True, help="Print those that are well, too.")
+@json_option
+def command(
+    where: Where,
+    identifier: str,
+    day: str,
+    key_files: tuple[Path, ...],
+    trust_store_keys: bool,
+    anchor: Path | None,
+    every: bool,
+    as_json: bool,
+) -> None:
+    """Hash what is stored and hold it against the signed manifests: all of it, one day, or the session ID.
+
+    \b
+    ok              as it was sealed
+    open            it still runs
+    not sealed yet  its day is not over, or was just now
+    removed         by retention or by hand, as was written down and signed before
+    changed         something in it is not what was sealed; the detail says what
+    cut             chunks at its end are missing, or torn
+    missing         sealed, not there, and nobody has written down its removal
+    unknown         there, but its day was sealed without it
+
+    Exit code 0 only if all is well: every state is one of the first four, no manifest is missing, and each is signed.
+    Decryption keys are not needed.
+    """
+    from recorder.proof.documents import is_day
+
+    if day and (not is_day(day) or identifier):
+        raise click.UsageError("--day must be a day such as 2026-11-22" if not identifier else "either ID or --day")
+    report = execute(_verify(where, identifier, day, key_files, trust_store_keys, anchor))
+    if as_json:
+        print_json(report.values())
+    else:
+        _print(report, every or bool(identifier))
+    if not report.well:
+        raise click.exceptions.Exit(1)
+
+
+async def _verify(
+    where: Where, identifier: str, day: str, key_files: tuple[Path, ...], trust: bool, anchor: Path | None
+) -> Report:
+    from recorder.cli.library import open_read_only
+    from recorder.crypt import stored
+    from recorder.proof.verify import Verifier
+
+    async with open_read_only(where.store()) as store:
+        keys = await _keys(where, key_files, trust, stored(store.blobs))
+        verifier = Verifier(store.blobs, keys, anchor=_anchor(where, anchor))
+        with progress_bar("verified") as progress:
+            try:
+                return await verifier.run(day=day, identifier=identifier, progress=progress)
+            except (KeyError, ValueError):
+                raise Failed(f"there is no session {printable(identifier, 60)}, and none was sealed") from None
+
+
+async def _keys(where: Where, files: tuple[Path, ...], trust: bool, raw: Blobs) -> PublicKeys:
+    from recorder.keeping import KeepingError, public_keys, signer
+    from recorder.proof.chain import stored_keys
+    from recorder.proof.keys import PublicKeys, read_public_key
+
+    if files:
+        return PublicKeys([read_public_key(path) for path in files])
+    if trust:
+        click.echo("recorder: the keys are the store's own: this shows accidents, and no forgery", err=True)
+        return await stored_keys(raw)
+    config = where.store()
+    if where.configured and (config.proof.key is not None or config.proof.public_keys):
+        try:
+            return public_keys(config, signer(config, make=False))
+        except KeepingError as error:
+            raise Failed(str(error)) from None
+    raise click.UsageError("which key is to be believed? --public-key FILE, or --trust-store-keys")
+
+
+def _anchor(where: Where, path: Path | None) -> Anchor | None:
+    from recorder.proof.keys import KeyFault, read_anchor
+
+    if path is not None:
+        anchor = read_anchor(path)
+        if anchor is None:
+            raise KeyFault(f"{path}: is not there")
+        return anchor
+    key = where.store().proof.key if where.configured else None
+    return None if key is None else read_anchor(key.with_name(key.name + ".anchor"))
+
+
+def _print(report: Report, every: bool) -> None:
+    from recorder.proof.verify import WELL, Status
+
+    quiet = () if every else (Status.OK, Status.OPEN, Status.UNSEALED)
+    shown = [finding for finding in report.findings if finding.status not in quiet]
+    if shown:
+        rows = [(finding.id, finding.status.value, finding.day, finding.detail) for finding in shown]
+        print_table(("WHAT", "STATE", "SEALED", "DETAIL"), rows)
+    for fault in report.faults:
+        click.echo(f"recorder: {printable(fault)}", err=True)
+    counts = ", ".join(f"{count} {name}" for name, count in report.counts().items() if count) or "nothing there"
+    days = (
+        f"{report.manifests} manifests, {report.first_day} to {report.last_day}" if report.manifests else "no manifest"
+    )
+    click.echo(f"{counts}; {days}")
+    if report.last is not None:
+        click.echo(f"last manifest: number {report.last.number}, sha256 {report.last.sha256}")
+    bad = sum(finding.status not in WELL for finding in report.findings)
+    verdict = "all is well" if report.well else f"NOT well: {bad} recordings, {len(report.faults)} faults of manifests"
+    click.echo(verdict)
