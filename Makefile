@@ -1,6 +1,7 @@
 # make demo   sets everything up and shows the main job (BED=real: on the real parts; KUBECONFIG_FILE=...: your cluster)
 # make test   sets everything up and passes the tests; without Go the real parts are left out, and said so
 # make check  format, lint, types, import contracts
+# make fuzz   fuzzes what reads the wire, guided by coverage (FUZZ_TARGET=remotecommand, FUZZ_SECONDS=60 each)
 # make bench  compares with other proxies (docs/benchmarks.md)
 # make lock   renews requirements.lock from the ranges in pyproject.toml
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-quick check format lock bed bench clean
+.PHONY: demo test test-quick check format fuzz lock bed bench clean
 
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed (PYTHON=python3.x make ..)"; exit 1; }
@@ -48,6 +49,19 @@ bed:
 bench: $(STAMP) bed
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 	@$(BIN)/python -m bench.cluster $(BENCH_CLUSTER_ARGS)
+
+FUZZ_TARGET ?= remotecommand portforward cast acks head screen
+FUZZ_SECONDS ?= 60
+
+# Atheris has an environment of its own: nothing else needs it.
+$(VENV)/fuzz/.installed: requirements.lock
+	@$(PYTHON) -m venv $(VENV)/fuzz
+	@$(VENV)/fuzz/bin/python -m pip install --quiet --constraint requirements.lock 'atheris>=3,<4' h11 httptools orjson
+	@touch $@
+
+fuzz: $(VENV)/fuzz/.installed
+	@for target in $(FUZZ_TARGET); do echo "==> $$target, $(FUZZ_SECONDS) s"; \
+	  $(VENV)/fuzz/bin/python -m tests.fuzz $$target -max_total_time=$(FUZZ_SECONDS) -verbosity=0 || exit 1; done
 
 lock:
 	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock

@@ -148,10 +148,11 @@ class AckReader:
         ack = message.get("ack", 0)
         if type(ack) is not int or ack < 0:
             raise ProtocolError("the recorder's answer has an ack that is no number of bytes")
-        if ack:
-            self._ack(ack)
+        self._ack(ack)
 
     def _ack(self, ack: int) -> None:
+        if not ack:
+            return  # in Go, the same as an object without it
         if ack < self.acked:
             raise ProtocolError(f"the recorder's acks go backwards, from {self.acked} to {ack} bytes")
         self.acked = ack
