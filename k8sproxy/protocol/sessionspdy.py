@@ -54,7 +54,7 @@ class SpdySession:
     )
 
     def __init__(self, subprotocol: str, tty: bool) -> None:
-        self._client = spdy.FrameReader()
+        self._client = spdy.FrameReader(ends=True)
         self._upstream = spdy.FrameReader()
         self._version = int(subprotocol[1]) if subprotocol[:1] == "v" else 1
         self._sizes = Sizes() if tty else None

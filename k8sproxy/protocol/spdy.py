@@ -124,11 +124,16 @@ Frame = Data | SynStream | Reply | Reset | Ping | GoAway
 
 
 class FrameReader:
-    """Reads the frames of one direction. stream: of the DATA frame that is open or was read last."""
+    """Reads the frames of one direction. stream: of the DATA frame that is open or was read last.
 
-    __slots__ = ("_failure", "_fin", "_held", "_inflate", "_left", "_need", "_start", "stream")
+    ends: whether nothing is read behind a GOAWAY, as spdystream does with its peer's.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_ended", "_ends", "_failure", "_fin", "_held", "_inflate", "_left", "_need", "_start", "stream")
+
+    def __init__(self, *, ends: bool = False) -> None:
+        self._ends = ends
+        self._ended = False
         self._failure: str | None = None
         self._held = bytearray()  # an unfinished header or control frame
         self._need = 8  # bytes that _held grows to next
@@ -177,7 +182,7 @@ class FrameReader:
     def _read(self, data: memoryview) -> list[Frame]:
         frames: list[Frame] = []
         size = len(data)
-        position = 0
+        position = size if self._ended else 0
         while position < size:
             left = self._left
             if left:
@@ -204,6 +209,8 @@ class FrameReader:
             position = min(end, size)
             if len(held) == self._need:
                 self._advance(data[position:position], frames)
+                if self._ended:
+                    break
         self._start -= size
         return frames
 
@@ -262,6 +269,7 @@ class FrameReader:
                     raise ProtocolError("a malformed SPDY RST_STREAM")
                 return Reset(first, second, self._start)
             if kind == _GOAWAY:
+                self._ended = self._ends
                 return GoAway(first, second, self._start)
         elif kind == _SETTINGS and (size < 4 or _WORD.unpack_from(payload)[0] * 8 + 4 != size):
             raise ProtocolError("a malformed SPDY SETTINGS")

@@ -69,12 +69,15 @@ class Control(NamedTuple):
 class FrameReader:
     """Reads the frames of one direction. masked: whether they must be (a client's), or must not be (a server's).
 
+    Behind a client's close frame nothing is read, as servers do.
+
     message_open: a message has begun and its last frame has not. message_size: bytes of payload of the last message
     begun, so far.
     """
 
     __slots__ = (
         "_control",
+        "_ended",
         "_failure",
         "_head",
         "_left",
@@ -91,6 +94,7 @@ class FrameReader:
     def __init__(self, *, masked: bool) -> None:
         self._mask_bit = 0x80 if masked else 0
         self._failure: str | None = None
+        self._ended = False
         self._head = b""  # an unfinished header
         self._control: bytearray | None = None  # a control frame's payload, while it comes in
         self._left = 0  # bytes of the frame's payload still to come
@@ -129,6 +133,8 @@ class FrameReader:
 
     def _read(self, data: memoryview) -> list[Piece | Control]:
         frames: list[Piece | Control] = []
+        if self._ended:
+            return frames
         mask_bit = self._mask_bit
         size = len(data)
         position = 0
@@ -180,6 +186,9 @@ class FrameReader:
                 if not self._left:
                     self._control = None
                     frames.append(Control(self.opcode, unmask(control, self._mask), self._start))
+                    if mask_bit and self.opcode == CLOSE:
+                        self._ended = True
+                        break
             else:
                 last = not self._left
                 frames.append(
