@@ -34,6 +34,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 # Seconds between two drawings of a progress bar; fewer would flicker, more would look stuck.
 _REDRAW = 0.1
+# Characters of a cell that others stand behind: a login name, a pod's name with its namespace.
+_CELL = 60
 
 
 class Failed(click.ClickException):
@@ -215,13 +217,17 @@ def print_json(value: object) -> None:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table with a head, its cells made harmless; on a terminal no wider than that."""
-    cells = [[printable(cell, 300) for cell in row] for row in rows]
+    """A table with a head, its cells made harmless, and cut but for the last; on a terminal no wider than that."""
+    cells = [[*(_cut(printable(cell, 300)) for cell in row[:-1]), printable(row[-1], 300)] for row in rows]
     widths = [max([len(name), *(len(row[column]) for row in cells)]) for column, name in enumerate(head)]
     width = _width()
     for row in (list(head), *cells):
         line = "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
         click.echo(line if width is None or len(line) <= width else line[: width - 1] + "…")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
 
 
 def _width() -> int | None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @place_options(running=False)
 @click.option("--day", default="", metavar="YYYY-MM-DD", help="Only what was sealed on that day.")
 @click.option(
-    "--public-key", "key_files", multiple=True, type=EXISTING_FILE, metavar="FILE",
+    "--public-key", "public_key_files", multiple=True, type=EXISTING_FILE, metavar="FILE",
     help="A key that manifests may be signed with; may be given again (default: the configuration's).",
 )  # fmt: skip
 @click.option(
@@ -44,7 +44,7 @@ def command(
     where: Where,
     identifier: str,
     day: str,
-    key_files: tuple[Path, ...],
+    public_key_files: tuple[Path, ...],
     trust_store_keys: bool,
     anchor: Path | None,
     every: bool,
@@ -69,7 +69,7 @@ def command(
 
     if day and (not is_day(day) or identifier):
         raise click.UsageError("--day must be a day such as 2026-11-22" if not identifier else "either ID or --day")
-    report = execute(_verify(where, identifier, day, key_files, trust_store_keys, anchor))
+    report = execute(_verify(where, identifier, day, public_key_files, trust_store_keys, anchor))
     if as_json:
         print_json(report.values())
     else:

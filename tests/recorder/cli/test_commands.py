@@ -1,0 +1,234 @@
+"""The commands on a folder: what they print, what they refuse, which exit codes they have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from recorder.cli import cli
+from recorder.proof import Signer
+from tests.recorder.cli.conftest import Folder
+from tests.recorder.proof.stage import run
+
+
+def harmless(text: str) -> bool:
+    return all(character == "\n" or character.isprintable() for character in text)
+
+
+def test_ls(folder: Folder) -> None:
+    lines = folder("ls").stdout.splitlines()
+    assert lines[0].split() == ["ID", "STARTED", "LENGTH", "SIZE", "STATE", "WHO", "TYPE", "WHERE", "COMMAND"]
+    assert [line.split()[0] for line in lines[1:]] == folder.ids[::-1]
+    assert lines[3].split()[3:] == [
+        "1",
+        "min",
+        "329",
+        "B",
+        "clean",
+        "ana@example.com",
+        "exec",
+        "prod/shop/web-0",
+        "bash",
+    ]
+    assert harmless("\n".join(lines)) and "\\u{1b}" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "which"),
+    [
+        (["--user", "ana@*"], [0]),
+        (["--cluster", "test"], [1]),
+        (["--command", "cf"], [1]),
+        (["--min-duration", "30"], [0]),
+        (["--since", "2999-01-01"], []),
+        (["--until", "2999-01-01", "--state", "clean", "--namespace", "shop"], [1, 0]),
+        (["--limit", "1"], [2]),
+        (["--type", "ssh"], []),
+    ],
+)
+def test_ls_with_filters(folder: Folder, options: list[str], which: list[int]) -> None:
+    assert [session["id"] for session in folder.json("ls", *options)] == [folder.ids[number] for number in which]
+
+
+def test_ls_refuses_a_filter_that_makes_no_sense(folder: Folder) -> None:
+    assert "since must be a time" in folder("ls", "--since", "yesterday", code=2).stderr
+    assert "--min-duration must be a number" in folder("ls", "--min-duration", "x", code=2).stderr
+
+
+def test_search_without_an_index(folder: Folder) -> None:
+    result = folder("search", "depl shop")
+    assert result.stdout.startswith(folder.ids[0]) and "0:00  $ deploy the shop" in result.stdout
+    (found,) = folder.json("search", '"findme"')
+    assert found["id"] == folder.ids[2]
+    assert harmless(folder("search", "findme").stdout)
+    assert folder("search", "nowhere", code=1).stderr == "nothing was found\n"
+    assert folder.json("search", "deploy", "--user", "bob@*", code=1) == []
+    assert folder.json("search", "...", code=1) == []
+
+
+def test_rebuild_then_search_by_the_index(own: Folder) -> None:
+    assert own("rebuild").stdout == "indexed 3 sessions and 0 API events\n"
+    assert [session["id"] for session in own.json("search", "deploy")] == [own.ids[0]]
+    assert own.json("show", own.ids[0])["related"] == []
+
+
+def test_show(folder: Folder) -> None:
+    text = folder("show", folder.ids[0]).stdout
+    assert "user        ana@example.com" in text and "length      1 min, 3 events" in text
+    assert harmless(folder("show", folder.ids[2]).stdout)
+    assert folder.json("show", folder.ids[0])["header"]["command"] == "bash"
+    for wrong in ("x", "0" * 26, "\x1b[2J"):
+        message = folder("show", wrong, code=1).stderr
+        assert message.startswith("recorder: there is no session") and harmless(message)
+
+
+def test_export(folder: Folder, tmp_path: Path) -> None:
+    cast = folder("export", folder.ids[0]).stdout_bytes
+    assert cast.count(b"\n") == 4 and json.loads(cast.split(b"\n")[0])["command"] == "bash"
+    assert folder("export", folder.ids[0], "--format", "txt").stdout == "$ deploy the shop\ndone\n"
+    assert len(folder("export", folder.ids[0], "--format", "json").stdout) > 100
+    assert json.loads(folder("export", folder.ids[0], "--format", "json").stdout)["session"]["id"] == folder.ids[0]
+    assert folder("export", folder.ids[1], "--raw").stdout_bytes == b"\x80\xffbytes"
+    path = tmp_path / "a.cast"
+    folder("export", folder.ids[0], "-o", str(path))
+    assert path.read_bytes() == cast and path.stat().st_mode & 0o777 == 0o600
+    assert "--force" in folder("export", folder.ids[0], "-o", str(path), code=1).stderr
+    folder("export", folder.ids[1], "-o", str(path), "--force")
+    assert path.read_bytes() != cast
+    folder("export", "0" * 26, "-o", str(tmp_path / "b.cast"), code=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.cast"]
+
+
+def test_play_wants_a_terminal(folder: Folder) -> None:
+    assert "--raw" in folder("play", folder.ids[0], code=2).stderr
+    result = folder("play", folder.ids[0], "--raw", "--speed", "64", "--idle-limit", "0.01")
+    assert result.stdout_bytes == b"$ deploy the shop\r\n\x1b[32mdone\x1b[0m\r\n"
+
+
+def test_play_from_the_middle(folder: Folder) -> None:
+    # What led up to it is there at once.
+    result = folder("play", folder.ids[0], "--raw", "--speed", "64", "--start", "60")
+    assert b"deploy" in result.stdout_bytes
+
+
+@pytest.fixture
+def key(own: Folder, tmp_path: Path) -> str:
+    path = tmp_path / "seal.pem"
+    own.stage.signer = Signer.load_or_make(path)
+    run(own.stage.seal())
+    return str(path)
+
+
+def test_verify(own: Folder, key: str) -> None:
+    assert "which key" in own("verify", code=2).stderr
+    result = own("verify", "--public-key", f"{key}.pub")
+    assert "3 ok; " in result.stdout and result.stdout.endswith("all is well\n")
+    assert own.json("verify", "--public-key", key)["counts"]["ok"] == 3
+    assert "no forgery" in own("verify", "--trust-store-keys").stderr
+    own("verify", "--public-key", key, "--anchor", f"{key}.anchor")
+    assert own("verify", own.ids[0], "--public-key", key).stdout.splitlines()[1].split()[:2] == [own.ids[0], "ok"]
+    own("verify", "0" * 26, "--public-key", key, code=1)
+    own("verify", "--day", "x", "--public-key", key, code=2)
+    path = own.stage.place(own.ids[1]) / "00000000.chunk"
+    path.write_bytes(path.read_bytes() + b"x")
+    result = own("verify", "--public-key", key, code=1)
+    assert f"{own.ids[1]}  changed" in result.stdout and "chunk 0 is not what was sealed" in result.stdout
+    assert "NOT well: 1 recordings" in result.stdout
+    assert own.json("verify", "--public-key", key, code=1)["well"] is False
+    last = own.stage.manifests()[-1]
+    last.unlink()
+    assert "gone" in own("verify", "--public-key", key, "--anchor", f"{key}.anchor", code=1).stderr
+
+
+def test_prune_by_hand_and_holds(own: Folder, key: str) -> None:
+    one, two, _three = own.ids
+    assert "say why" in own("prune", one, "--key", key, code=2).stderr
+    assert "which key" in own("prune", one, "--reason", "x", code=2).stderr
+    own("prune", one, "--hold", "--reason", "case \x1b[2J7")
+    listed = own("prune", "--holds").stdout
+    assert one in listed and harmless(listed)
+    assert "release it first" in own("prune", one, "--key", key, "--reason", "x", "--yes", code=1).stderr
+    matching = own.json("prune", "--hold-matching", "user=bob@*", "--hold-matching", "cluster=test", "--reason", "y")
+    own("prune", two, "--key", key, "--reason", "x", "--yes", code=1)
+    own("prune", matching[0]["id"], "--release")
+    assert own("prune", two, "--key", key, "--reason", "x", input="n\n", code=1)
+    assert own.stage.place(two).exists()
+    assert "removed 1" in own("prune", two, "--key", key, "--reason", "by \x1b wish", "--yes").stdout
+    assert not own.stage.place(two).exists()
+    found = {finding["id"]: finding for finding in own.json("verify", "--public-key", key)["findings"]}
+    assert found[two]["status"] == "removed" and "by \x1b wish" in found[two]["detail"]
+    own("prune", one, "--release")
+    own("prune", one, "--release", code=1)
+    own("prune", "0" * 26, "--hold", "--reason", "x", code=1)
+    own("prune", one, "--hold-matching", "planet=x", "--reason", "x", code=2)
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner(env={"RECORDER_CONFIG": None, "RECORDER_URL": None}).invoke(cli, list(arguments))
+
+
+def configuration(own: Folder, tmp_path: Path, key: str, more: str = "") -> str:
+    path = tmp_path / "recorder.yaml"
+    path.write_text(
+        f"apiVersion: recorder/v1alpha1\nstore: {{folder: {own.stage.root}}}\nproof: {{key: {key}}}\n{more}"
+    )
+    return str(path)
+
+
+def test_prune_by_rule(own: Folder, key: str, tmp_path: Path) -> None:
+    config = configuration(
+        own, tmp_path, key, "retention: {maxBytes: 1, rules: [{match: {clusters: [prod]}, keep: forever}]}"
+    )
+    result = invoke("prune", "--config", config, "--dry-run")
+    assert result.exit_code == 0 and result.stdout.count("goes") == 2, result.output
+    assert "too many remain" in result.stderr
+    assert all(own.stage.place(identifier).exists() for identifier in own.ids)
+    result = invoke("prune", "--config", config, "--yes", "--json")
+    assert [gone["removed"] for gone in json.loads(result.stdout)["doomed"]] == [True, True]
+    assert [own.stage.place(identifier).exists() for identifier in own.ids] == [True, False, False]
+    assert invoke("verify", "--config", config).exit_code == 0
+
+
+def test_where(own: Folder, key: str, tmp_path: Path) -> None:
+    config = configuration(own, tmp_path, key)
+    assert invoke("ls", "--config", config).exit_code == 0
+    assert invoke("ls").exit_code == 2
+    assert invoke("ls", "--store", str(own.stage.root), "--config", config).exit_code == 2
+    assert invoke("ls", "--store", str(tmp_path / "nowhere")).exit_code == 1
+    assert invoke("ls", "--url", "ftp://x").exit_code == 2
+    assert invoke("ls", "--store", "ftp://x").exit_code == 2
+    assert invoke("ls", "--config", str(tmp_path / "none.yaml")).exit_code == 2
+    assert invoke("verify", "--url", "http://127.0.0.1:1").exit_code == 2
+    result = invoke("ls", "--url", "http://127.0.0.1:1")
+    assert result.exit_code == 1 and result.stderr == "recorder: there is no recorder at http://127.0.0.1:1/api/v1\n"
+    runner = CliRunner(env={"RECORDER_CONFIG": config})
+    assert runner.invoke(cli, ["ls"]).exit_code == 0
+    assert runner.invoke(cli, ["ls", "--store", str(own.stage.root)]).exit_code == 0
+
+
+def test_a_folder_in_use_is_not_pruned(own: Folder, key: str) -> None:
+    async def check() -> None:
+        import asyncio
+
+        async with own.stage.store():
+            result = await asyncio.to_thread(own, "prune", own.ids[0], "--key", key, "--reason", "x", "--yes", code=1)
+            assert "another recorder is using this folder: stop it" in result.stderr
+            await asyncio.to_thread(own, "prune", own.ids[0], "--hold", "--reason", "x")
+
+    run(check())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    result = invoke("completion", shell)
+    assert result.exit_code == 0 and "_RECORDER_COMPLETE" in result.stdout
+
+
+def test_help_names_all_commands() -> None:
+    text = invoke("--help").stdout
+    for name in ("ls", "search", "show", "play", "export", "verify", "rebuild", "prune", "completion"):
+        assert f"\n  {name} " in text
+        assert invoke(name, "--help").exit_code == 0
