@@ -17,7 +17,8 @@ import yaml
 from k8sproxy.cli import cli
 from k8sproxy.config import Config, parse
 from k8sproxy.config.models import Section
-from k8sproxy.policy.grants import _KNOWN
+from k8sproxy.peer import Peer
+from k8sproxy.policy.grants import _KNOWN, CAPABILITY, parse_grants
 from k8sproxy.protocol.asciicast import CastHeader, OutputEncoder
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +197,22 @@ def test_every_member_of_a_listed_session_is_in_the_table() -> None:
 def test_every_field_of_a_grant_is_in_the_table() -> None:
     (table,) = tables("recording.md", "Grants")
     assert {part for name in names(table) for part in name.casefold().split(".")} == _KNOWN
+
+
+def policies() -> Iterator[dict[str, Any]]:
+    """The grants of all policies in the documentation. A block may be a whole policy, or members of one."""
+    for path in DOCS:
+        for block in blocks(path.read_text(), "json", "jsonc"):
+            if CAPABILITY in block:
+                text = re.sub(r"^\s*//.*\n", "", block, flags=re.MULTILINE).strip()
+                yield from json.loads(text if text.startswith("{") else f"{{{text}}}")["grants"]
+
+
+def test_policies_can_be_read() -> None:
+    rules = [grant["app"][CAPABILITY] for grant in policies() if "app" in grant]
+    assert len(rules) >= 3
+    for values in rules:
+        parse_grants(Peer("100.64.0.1", "n1", "node.", capabilities={CAPABILITY: tuple(values)}))
 
 
 def test_failures_name_what_is_counted() -> None:

@@ -59,7 +59,11 @@ def list_sessions(config_path: Path | None, admin: str | None, as_json: bool) ->
 @admin_option
 @json_option
 def end_session(session_id: str, reason: str, config_path: Path | None, admin: str | None, as_json: bool) -> None:
-    """End the session ID; the first characters of its id are enough. Its user reads the reason in the terminal."""
+    """End the session ID.
+
+    Four or more of the id's first characters will do. The user reads the reason in the terminal; a port-forward has no
+    place for it, and breaks.
+    """
     path = f"/sessions/{quote(session_id, safe='')}/end"
     answer = asyncio.run(_ask(_address(config_path, admin), "POST", path, {"reason": reason}))
     if as_json:
