@@ -1,0 +1,155 @@
+"""Key files, anchors and signed documents: what is taken, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recorder.model import new_id
+from recorder.proof.documents import (
+    ForgedError,
+    Manifest,
+    Part,
+    Removal,
+    Sealed,
+    is_day,
+    read_manifest,
+    read_removal,
+    write_manifest,
+    write_removal,
+)
+from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer, read_anchor, read_public_key
+
+SIGNER = Signer.make()
+KEYS = PublicKeys([SIGNER.public_key])
+
+
+def test_a_key_is_made_once(tmp_path: Path) -> None:
+    path = tmp_path / "seal.pem"
+    made = Signer.load_or_make(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert Signer.load_or_make(path).id == made.id
+    public = read_public_key(tmp_path / "seal.pem.pub")
+    assert PublicKeys([public]).good(made.id, made.sign(b"x"), b"x")
+    assert {file.name for file in tmp_path.iterdir()} == {"seal.pem", "seal.pem.pub"}
+
+
+def test_keys_that_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "seal.pem"
+    Signer.load_or_make(path)
+    path.chmod(0o644)
+    with pytest.raises(KeyFault, match="chmod 600"):
+        Signer.load_or_make(path)
+    path.chmod(0o640)
+    Signer.load(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(KeyFault, match="no private key"):
+        Signer.load(path)
+    other = generate_private_key(SECP256R1())
+    path.write_bytes(other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    with pytest.raises(KeyFault, match="another kind"):
+        Signer.load(path)
+    path.write_bytes(other.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    with pytest.raises(KeyFault, match="another kind"):
+        read_public_key(path)
+    with pytest.raises(KeyFault, match="can't be made"):
+        Signer.load_or_make(tmp_path / "none" / "seal.pem")
+    with pytest.raises(KeyFault, match="can't be read"):
+        read_public_key(tmp_path / "none")
+
+
+def test_the_anchor(tmp_path: Path) -> None:
+    signer = Signer.load_or_make(tmp_path / "seal.pem")
+    assert signer.anchor() is None and Signer.make().anchor() is None
+    signer.remember(Anchor(7, "a" * 64))
+    assert read_anchor(tmp_path / "seal.pem.anchor") == signer.anchor() == Anchor(7, "a" * 64)
+    (tmp_path / "seal.pem.anchor").write_text("nonsense")
+    with pytest.raises(KeyFault, match="no anchor"):
+        signer.anchor()
+
+
+def test_days() -> None:
+    assert is_day("2026-02-28") and not any(
+        map(is_day, ("2026-02-30", "2026-2-3", "", "x", "2026-02-281", "٢٠٢٦-02-28"))
+    )
+
+
+texts = st.text(max_size=20)
+sizes = st.integers(0, 1 << 50)
+parts = st.lists(st.builds(Part, texts, sizes, st.just("0" * 64)), max_size=3, unique_by=lambda part: part.name).map(
+    tuple
+)
+sealed = st.builds(Sealed, st.just(new_id()), st.floats(0, 1e10), texts, sizes, texts, texts, parts, texts)
+removals = st.builds(Removal, st.sampled_from([new_id(), "events 2026-11-22"]), st.floats(0, 1e10), texts, texts)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.builds(
+        Manifest,
+        st.integers(1, 1 << 30),
+        st.just("2026-11-22"),
+        st.just("1" * 64),
+        st.floats(0, 1e10),
+        st.lists(sealed, max_size=2).map(tuple),
+        parts,
+        st.lists(removals, max_size=2).map(tuple),
+    )
+)
+def test_manifests_round_trip(manifest: Manifest) -> None:
+    data = write_manifest(manifest, SIGNER)
+    assert data.count(b"\n") == 2 and read_manifest(data, KEYS) == manifest
+
+
+MANIFEST = write_manifest(
+    Manifest(1, "2026-11-22", "0" * 64, 1.0, removals=(Removal("events 2026-11-21", 1.0, "a", "b"),)), SIGNER
+)
+REMOVAL = write_removal(Removal("events 2026-11-21", 1.0, "a", "b"), SIGNER)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, len(MANIFEST) - 1), st.integers(1, 255))
+def test_no_byte_can_be_changed_but_those_that_mean_nothing(place: int, flip: int) -> None:
+    data = bytearray(MANIFEST)
+    data[place] ^= flip
+    # The second line's JSON may be written in other ways (white space, escapes): then it says the same.
+    try:
+        assert read_manifest(bytes(data), KEYS) == read_manifest(MANIFEST, KEYS)
+    except ForgedError:
+        return
+    assert place > MANIFEST.index(b"\n")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_nonsense_is_forged(data: bytes) -> None:
+    for read in (read_manifest, read_removal):
+        for text in (data, data + b"\n" + MANIFEST.split(b"\n")[1] + b"\n", MANIFEST[: len(data)]):
+            with pytest.raises(ForgedError):
+                read(text, KEYS)
+
+
+def test_signed_nonsense_is_forged_too() -> None:
+    from recorder.proof.documents import _sign
+
+    good = json.loads(MANIFEST.split(b"\n")[0])
+    wrong: list[dict[str, object]] = [
+        {}, {"number": -1}, {"number": True}, {"day": "2026-13-01"}, {"previous": "x"}, {"recordings": [{}]},
+        {"recordings": {"a": 1}}, {"events": []}, {"events": {"a": [1]}}, {"removals": [{}]}, {"version": 2}, {"type": "x"},
+        {"removals": [{"subject": "../x", "at": 1, "by": "", "why": ""}]}, {"sealed": "x"},
+    ]  # fmt: skip
+    for change in wrong[1:]:
+        with pytest.raises(ForgedError):
+            read_manifest(_sign(good | change, SIGNER), KEYS)
+    with pytest.raises(ForgedError):
+        read_manifest(REMOVAL, KEYS)
+    with pytest.raises(ForgedError):
+        read_removal(MANIFEST, KEYS)
+    with pytest.raises(ForgedError):
+        read_manifest(MANIFEST, PublicKeys([]))
