@@ -173,7 +173,8 @@ class SpdySession:
         if not held and (self._closed or ERROR in self._ended):
             return None
         streams = [self._ids[kind] for kind in (STDOUT, STDERR, ERROR) if kind in self._ids]
-        completion = b"" if held else self._upstream.completion(streams, limit=MAX_FILLING)
+        accepted = [self._ids[kind] for kind in (STDOUT, STDERR, ERROR) if kind in self._accepted]
+        completion = b"" if held else self._upstream.completion(accepted, limit=MAX_FILLING)
         if completion is None:
             return None
         # Until a stream is accepted, a client waits for that (30 s) before it reads the error.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ from tests.protocol.streams import heard_spdy, heard_websocket
 
 STATUS = b'{"kind":"Status"}'
 MESSAGE = "ended"
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*")
 _COMMANDS = [
     *(("spdy/3.1", name) for name in sorted(SPDY_PROTOCOLS)),
     *(("websocket", name) for name in sorted(WEBSOCKET_PROTOCOLS)),
@@ -67,7 +69,8 @@ def _pieces(data: bytes) -> list[tuple[bytes, bytes, bool]]:
     return pieces
 
 
-def _packed(choice: int, pieces: Pieces, *, farewell: bool = False) -> bytes:
+def packed(choice: int, pieces: Pieces, *, farewell: bool = False) -> bytes:
+    """The input that stands for these pieces."""
     out = bytes((choice,))
     for side, data in pieces:
         for at in range(0, len(data), 0x3FFF):
@@ -75,6 +78,11 @@ def _packed(choice: int, pieces: Pieces, *, farewell: bool = False) -> bytes:
             head = (0x8000 if side == UPSTREAM else 0) | (0x4000 if farewell else 0) | len(part)
             out += head.to_bytes(2, "big") + part
     return out
+
+
+def chosen(upgrade: str, subprotocol: str, *, tty: bool) -> int:
+    """The byte that chooses a remotecommand."""
+    return _COMMANDS.index((upgrade, subprotocol)) | (0 if tty else 0x80)
 
 
 def _told(events: list[Event], given: int, runs: list[tuple[object, ...]]) -> None:
@@ -157,7 +165,9 @@ def _farewell(upgrade: str, subprotocol: str, passed: bytes, farewell: bytes | N
         assert heard.channels[3].endswith(said)
     else:
         try:
-            heard_spdy(passed[: _whole_frames(passed)])
+            begun = _whole_frames(passed)
+            stream = passed[begun : begun + 4]
+            heard_spdy(passed[:begun] + (stream + bytes(4) if len(stream) == 4 and stream[0] < 0x80 else b""))
         except AssertionError:
             return
         heard = heard_spdy(passed + farewell)
@@ -187,7 +197,9 @@ def _begins_well_websocket(passed: bytes, encoded: bool) -> bool:
             size = int.from_bytes(passed[at + 2 : at + head], "big")
         if not passed[at] & 0x80 or passed[at] & 0x0F == 0 or (passed[at] & 0x0F < 8 and not size):
             return False
-        if passed[at] & 0x0F == 8:
+        if passed[at] & 0x0F == 8 or (encoded and passed[at] & 0x0F < 8 and size % 4 != 1):
+            return False
+        if encoded and passed[at] & 0x0F < 8 and not _BASE64.fullmatch(passed[at + head + 1 : at + head + size - 2]):
             return False
         at += head + size
     whole = passed[: at if at <= len(passed) else 0]
@@ -201,11 +213,10 @@ def _begins_well_websocket(passed: bytes, encoded: bool) -> bool:
 def _remotecommand_seeds() -> list[bytes]:
     seeds = []
     for session in corpus("remotecommand"):
-        choice = _COMMANDS.index((session.facts["upgrade"], session.facts["subprotocol"]))
-        choice |= 0 if session.facts["tty"] else 0x80
-        seeds.append(_packed(choice, session.pieces, farewell=True))
+        choice = chosen(session.facts["upgrade"], session.facts["subprotocol"], tty=session.facts["tty"])
+        seeds.append(packed(choice, session.pieces, farewell=True))
         parts = [(side, data[at : at + 40]) for side, data in session.pieces for at in range(0, len(data), 40)]
-        seeds.append(_packed(choice, parts[:60], farewell=True))
+        seeds.append(packed(choice, parts[:60], farewell=True))
     return [seed for seed in seeds if len(seed) < 6000]
 
 
@@ -244,7 +255,7 @@ def _portforward_seeds() -> list[bytes]:
     for session in corpus("portforward"):
         choice = _FORWARDS.index((session.facts["upgrade"], session.facts["subprotocol"]))
         parts = [(side, data[at : at + 60]) for side, data in session.pieces for at in range(0, len(data), 60)]
-        seeds += [_packed(choice, session.pieces), _packed(choice, parts[:60])]
+        seeds += [packed(choice, session.pieces), packed(choice, parts[:60])]
     return seeds
 
 

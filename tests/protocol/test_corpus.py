@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from k8sproxy.errors import ProtocolError
 from k8sproxy.protocol.asciicast import OutputEncoder, decode_output, event_line, read_event
 from k8sproxy.protocol.remotecommand import STDERR, STDOUT, RemoteCommand
-from k8sproxy.protocol.spdy import FrameReader
+from k8sproxy.protocol.spdy import DICTIONARY, FrameReader
 from tests.fuzz.sessions import (
     CLIENT,
     UPSTREAM,
@@ -24,14 +25,10 @@ from tests.fuzz.sessions import (
     hear,
     hear_ports,
 )
-from tests.fuzz.targets import TARGETS
-from tests.protocol.streams import heard_spdy, heard_websocket
+from tests.fuzz.targets import TARGETS, chosen, packed
+from tests.protocol.streams import MASK, SpdyWriter, goaway, heard_spdy, heard_websocket, reset, typed, websocket
 from tests.strategies import mutations, splits
 
-# What any of the fuzzer's targets once failed on, as it came: (target, input).
-FINDINGS = [
-    ("acks", b'{"ack":1}{"ack":0}'),  # an ack of nothing was one that goes backwards, where it came in one piece
-]
 COMMANDS = {session.name: session for session in corpus("remotecommand")}
 FORWARDS = {session.name: session for session in corpus("portforward")}
 STATUS = b'{"kind":"Status","status":"Failure","message":"the session was ended"}'
@@ -318,6 +315,23 @@ def test_the_fuzzers_targets_hold_on_their_seeds(name: str) -> None:
         TARGETS[name].run(seed)
 
 
-@pytest.mark.parametrize(("name", "data"), FINDINGS)
+def findings() -> Iterator[tuple[str, bytes]]:
+    """What a target once failed on."""
+    # An ack of nothing was one that goes backwards, where it came in one piece.
+    yield "acks", b'{"ack":1}{"ack":0}'
+    # What stood behind a client's end was read, where it came in one piece with that.
+    websocket_end = [(CLIENT, typed(0, b"a") + websocket(8, b"\x03\xe8", mask=MASK) + b"\xff" * 8)]
+    yield "remotecommand", packed(chosen("websocket", "v5.channel.k8s.io", tty=True), websocket_end)
+    spdy = chosen("spdy/3.1", "v4.channel.k8s.io", tty=True)
+    yield "remotecommand", packed(spdy, [(CLIENT, goaway(0) + b"\xff" * 8)])
+    client, upstream = (SpdyWriter(DICTIONARY) for _ in range(2))
+    opening = [(CLIENT, client.opened(1, b"error") + client.opened(3, b"stdout")), (UPSTREAM, upstream.syn_reply(1))]
+    # A farewell was DATA on a stream that was not accepted yet, or on one that had ended.
+    yield "remotecommand", packed(spdy, opening, farewell=True)
+    yield "remotecommand", packed(spdy, [*opening, (UPSTREAM, b"\0\0\0")], farewell=True)
+    yield "remotecommand", packed(spdy, [*opening, (UPSTREAM, upstream.syn_reply(3) + reset(1))], farewell=True)
+
+
+@pytest.mark.parametrize(("name", "data"), list(findings()))
 def test_what_the_fuzzer_found(name: str, data: bytes) -> None:
     TARGETS[name].run(data)
