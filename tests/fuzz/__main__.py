@@ -27,7 +27,13 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in target.seeds():
         (corpus / hashlib.sha1(seed, usedforsecurity=False).hexdigest()).write_bytes(seed)
-    options = [f"-artifact_prefix={corpus}.", "-timeout=5", "-rss_limit_mb=1024", "-print_final_stats=1"]
+    options = [
+        f"-artifact_prefix={corpus}.",
+        "-timeout=5",
+        "-max_len=1024",
+        "-rss_limit_mb=1024",
+        "-print_final_stats=1",
+    ]
     atheris.Setup([sys.argv[0], *options, *arguments, str(corpus)], target.run)
     atheris.Fuzz()
 

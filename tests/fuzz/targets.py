@@ -217,7 +217,7 @@ def _remotecommand_seeds() -> list[bytes]:
         seeds.append(packed(choice, session.pieces, farewell=True))
         parts = [(side, data[at : at + 40]) for side, data in session.pieces for at in range(0, len(data), 40)]
         seeds.append(packed(choice, parts[:60], farewell=True))
-    return [seed for seed in seeds if len(seed) < 6000]
+    return [seed for seed in seeds if len(seed) <= 1024]
 
 
 def portforward(data: bytes) -> None:
