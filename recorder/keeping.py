@@ -82,6 +82,8 @@ class Keeping:
         self.sealer = Sealer(store, own, keys=keys, delay=config.proof.delay) if own is not None else None
         self.pruner = Pruner(store, rules(config.retention), signer=own, keys=keys)
         self._tasks: list[asyncio.Task[None]] = []
+        in_file = config.index.url is None or config.index.url.startswith("sqlite:")
+        self._bare_index = bool(config.encryption.keys) and config.index.enabled and in_file
 
     def start(self) -> None:
         """Begin, once the store is open."""
@@ -92,6 +94,8 @@ class Keeping:
             self._tasks.append(task)
         if self.sealer is None:
             _log.info("not_sealed", why="there is no proof.key")
+        if self._bare_index:
+            _log.warning("index_not_encrypted", why="the index in a file holds the text of screens as it is")
 
     async def aclose(self) -> None:
         """Stop; before the store is closed. What was begun is gone on with at the next start."""

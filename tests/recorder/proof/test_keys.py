@@ -141,7 +141,8 @@ def test_signed_nonsense_is_forged_too() -> None:
     good = json.loads(MANIFEST.split(b"\n")[0])
     wrong: list[dict[str, object]] = [
         {}, {"number": -1}, {"number": True}, {"day": "2026-13-01"}, {"previous": "x"}, {"recordings": [{}]},
-        {"recordings": {"a": 1}}, {"events": []}, {"events": {"a": [1]}}, {"removals": [{}]}, {"version": 2}, {"type": "x"},
+        {"recordings": {"a": 1}}, {"events": []}, {"events": {"a": [1]}}, {"removals": [{}]},
+        {"version": 2}, {"type": "x"},
         {"removals": [{"subject": "../x", "at": 1, "by": "", "why": ""}]}, {"sealed": "x"},
     ]  # fmt: skip
     for change in wrong[1:]:

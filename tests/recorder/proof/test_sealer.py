@@ -16,7 +16,7 @@ import pytest
 from recorder.model import End
 from recorder.proof import KeyFault, PublicKeys, Sealer, Signer
 from recorder.proof import sealer as sealer_module
-from recorder.proof.documents import NOTHING, day_of, digest
+from recorder.proof.documents import NOTHING, day_end, day_of, digest
 from recorder.proof.verify import Verifier
 from recorder.store.blobs import Blobs, FolderBlobs
 from recorder.store.errors import StoreError
@@ -69,7 +69,7 @@ def test_a_day_is_sealed_once_and_not_before_it_is_over(tmp_path: Path) -> None:
         await stage.fill(1)
         stage.clock = time.time()
         assert await stage.seal() == []
-        end = sealer_module.day_end(day_of(stage.clock))
+        end = day_end(day_of(stage.clock))
         stage.clock = end + sealer_module.DELAY - 1
         assert await stage.seal() == []
         stage.clock = end + sealer_module.DELAY
