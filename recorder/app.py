@@ -108,9 +108,7 @@ def _encrypted(config: Config, blobs: Blobs, log: Log | None) -> tuple[Blobs, Lo
         keys = keyring(config)
     except KeepingError as error:
         raise StartError(str(error)) from None
-    if keys is None:
-        return blobs, log
-    return EncryptedBlobs(blobs, keys), None if log is None else EncryptedLog(log, keys)
+    return blobs if keys is None else EncryptedBlobs(blobs, keys), None if log is None else EncryptedLog(log, keys)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -275,9 +275,10 @@ def stored(blobs: Blobs) -> Blobs:
 
 
 class EncryptedLog:
-    """See recorder.store.logs.Log. An append that is cut or changed ends its segment, as a torn batch does."""
+    """See recorder.store.logs.Log. An append that is cut or changed ends its segment, as a torn batch does. keyring:
+    None where nothing is encrypted; then a journal from before that is, is refused, and not taken for torn."""
 
-    def __init__(self, inner: Log, keyring: Keyring) -> None:
+    def __init__(self, inner: Log, keyring: Keyring | None) -> None:
         self.inner = inner
         self._keyring = keyring
         self._cipher: AESGCM | None = None
@@ -304,13 +305,18 @@ class EncryptedLog:
 
     async def begin(self, segment: int) -> None:
         """See Log."""
-        data_key = os.urandom(KEY_SIZE)
         await self.inner.begin(segment)
+        if self._keyring is None:
+            return
+        data_key = os.urandom(KEY_SIZE)
         self._wrapped = self._keyring.wrap(data_key, _journal_name(segment))
         self._cipher, self._segment, self._count = AESGCM(data_key), segment, 0
 
     async def append(self, make: Callable[[], bytes]) -> None:
         """See Log."""
+        if self._keyring is None:
+            await self.inner.append(make)
+            return
         if self._cipher is None:
             raise StoreError("the journal has no segment")
         # Counted before anything can fail: a nonce that was used once is used up.
@@ -325,13 +331,16 @@ class EncryptedLog:
 
     async def read(self, segment: int) -> AsyncGenerator[bytes, None]:
         """See Log. Raises StoreError also where a key is missing: what can't be read must not count as torn."""
-        buffer, plain, opened = bytearray(), None, _Opened(self._keyring, _journal_name(segment))
+        buffer, plain = bytearray(), None
+        opened = None if self._keyring is None else _Opened(self._keyring, _journal_name(segment))
         async for piece in self.inner.read(segment):
             if plain is None:
                 plain = not piece.startswith(_RECORD_MAGIC)
             if plain:
                 yield piece
                 continue
+            if opened is None:
+                raise StoreError("the journal is encrypted, and no key is configured")
             buffer += piece
             while len(buffer) >= _RECORD.size:
                 magic, size, identifier, nonce, wrapped, counter = _RECORD.unpack_from(buffer)

@@ -246,6 +246,26 @@ def test_a_segment_cannot_stand_for_another(tmp_path: Path) -> None:
     run(check())
 
 
+def test_a_journal_without_a_key(tmp_path: Path) -> None:
+    async def check() -> None:
+        await write(tmp_path, None, 1, b"RJ01plain")
+        log = EncryptedLog(FolderLog(tmp_path), None)
+        await log.open()
+        await log.begin(2)
+        await log.append(appended(b"RJ01more"))
+        assert [piece for segment in (1, 2) async for piece in log.read(segment)] == [b"RJ01plain", b"RJ01more"]
+        await log.aclose()
+        await write(tmp_path, OLD, 3, b"x")
+        log = EncryptedLog(FolderLog(tmp_path), None)
+        await log.open()
+        # Taken for torn, it would be deleted with all that was acked and is in no chunk.
+        with pytest.raises(StoreError, match="no key is configured"):
+            assert [piece async for piece in log.read(3)] is None
+        await log.aclose()
+
+    run(check())
+
+
 def test_appends_need_a_segment(tmp_path: Path) -> None:
     async def check() -> None:
         log = EncryptedLog(FolderLog(tmp_path), OLD)

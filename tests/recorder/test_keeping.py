@@ -71,17 +71,17 @@ def test_keys(tmp_path: Path) -> None:
     nothing = config(tmp_path)
     assert signer(nothing) is None and keyring(nothing) is None and len(public_keys(nothing, None)) == 0
     with_keys = config(tmp_path, "proof: {key: seal.pem, publicKeys: [old.pub]}\nencryption: {keys: [k]}")
-    with pytest.raises(KeepingError, match="proof.key"):
+    with pytest.raises(KeepingError, match=r"proof\.key"):
         signer(with_keys, make=False)
     own = signer(with_keys)
     assert own is not None and signer(with_keys, make=False) is not None
-    with pytest.raises(KeepingError, match="proof.publicKeys"):
+    with pytest.raises(KeepingError, match=r"proof\.publicKeys"):
         public_keys(with_keys, own)
     (tmp_path / "old.pub").write_bytes(own.public_pem)
     assert own.id in public_keys(with_keys, own)
-    with pytest.raises(KeepingError, match="encryption.keys"):
+    with pytest.raises(KeepingError, match=r"encryption\.keys"):
         keyring(with_keys)
-    with pytest.raises(StartError, match="encryption.keys"):
+    with pytest.raises(StartError, match=r"encryption\.keys"):
         open_store(with_keys)
 
 
