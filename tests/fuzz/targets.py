@@ -386,16 +386,22 @@ def _head_seeds() -> list[bytes]:
 
 
 def screen(data: bytes) -> None:
-    """Any text leaves text within its limit; a cast in any pieces the same segments."""
+    """Any text leaves text within its limit, in linear time (else the fuzzer gives up waiting); no cut matters."""
     if len(data) < 3:
         return
     text = data[3:].decode("utf-8", "surrogateescape")
+    if data[2] >= 0xF0:
+        text *= 100
     limit = 2000
-    seen = Screen(limit=limit, columns=data[0], rows=data[1])
+    at_once, in_parts = (Screen(limit=limit, columns=data[0], rows=data[1]) for _ in range(2))
+    at_once.feed(0.0, text)
     third = len(text) // 3
-    for at, part in enumerate((text[:third], text[third:])):
-        seen.feed(float(at), part)
-    seen.finish()
+    for part in (text[:third], text[third:]):
+        in_parts.feed(0.0, part)
+    for seen in (at_once, in_parts):
+        seen.finish()
+        assert sum(len(line) + 1 for each in seen.segments for _, line in each.lines) <= limit + 1
+    assert at_once.segments == in_parts.segments
     whole, single = CastText(), CastText()
     step = 1 + data[2]
     for at in range(0, len(data), step):
