@@ -1,8 +1,8 @@
 """Who may send: asked of the tailnet for every request, since a connection lives for hours.
 
 A peer may send if the configuration names its login name or one of its tags, or if it holds a grant rule with
-"send": true under DOMAIN/cap/recorder. A peer with a rule that does not parse may not send at all: what it was meant to
-say is not known. Whoever WhoIs does not know may not send either.
+"send": true under DOMAIN/cap/recorder. A peer with a rule that does not parse (recorder/access.py says which do) may
+not send at all: what it was meant to say is not known. Whoever WhoIs does not know may not send either.
 
 `insecure` addresses are let in without a question, for development without a tailnet. Whoever can connect from there,
 and that is everybody on the tailnet where a userspace daemon forwards to loopback, may then send what they like.
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.tailnet.whois import ClientKey, WhoIs
+from recorder import access
 from recorder.model import Source
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -28,13 +29,13 @@ class Admission:
         self, whois: WhoIs, *, domain: str, allow: Sequence[str] = (), insecure: Sequence[Network] = ()
     ) -> None:
         self.whois = whois
-        self.capability = f"{domain}/cap/recorder"
+        self.domain = domain
         self.allow = frozenset(allow)
         self.insecure = tuple(insecure)
 
     def take_over(self, other: Admission) -> None:
         """Be like another one from now on: a reload."""
-        self.whois, self.capability = other.whois, other.capability
+        self.whois, self.domain = other.whois, other.domain
         self.allow, self.insecure = other.allow, other.insecure
 
     def door(self, peername: object) -> Door:
@@ -44,14 +45,8 @@ class Admission:
         return Door(self, "", 0)
 
     def may_send(self, peer: Peer) -> bool:
-        """Whether this peer may send recordings and events."""
-        rules = peer.capabilities.get(self.capability, ())
-        granted = False
-        for rule in rules:
-            send = rule.get("send", False) if isinstance(rule, dict) else None
-            if not isinstance(send, bool):
-                return False
-            granted = granted or send
+        """Whether this peer may send recordings and events. Raises Refusal for a rule of its that can't be read."""
+        granted = access.rules(peer, self.domain).sends
         return granted or bool(self.allow.intersection(peer.tags) if peer.is_tagged else peer.login_name in self.allow)
 
 

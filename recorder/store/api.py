@@ -53,7 +53,7 @@ class Reading(Protocol):
         reaches `start` (seconds of the cast) to the first one that is past `end`; pieces, not lines, are the grain.
         Raises KeyError, StoreError."""
 
-    def follow(self, identifier: str) -> AsyncGenerator[bytes, None]:
+    def follow(self, identifier: str, *, start: float = 0.0) -> AsyncGenerator[bytes, None]:
         """Like `cast`, then whole lines as they get safe, until the recording ends. Raises KeyError, StoreError."""
 
     def events(self) -> AsyncGenerator[ApiEvent, None]:

@@ -345,10 +345,10 @@ class Store:
         async for lines in read_lines(reader, header_line, start=start, end=end):
             yield lines
 
-    async def follow(self, identifier: str) -> AsyncGenerator[bytes, None]:
+    async def follow(self, identifier: str, *, start: float = 0.0) -> AsyncGenerator[bytes, None]:
         """See api.Reading."""
         reader, header_line, live = await self._reader(identifier)
-        async for lines in read_lines(reader, header_line, live=live):
+        async for lines in read_lines(reader, header_line, start=start, live=live):
             yield lines
 
     async def text(self, identifier: str) -> AsyncGenerator[bytes, None]:

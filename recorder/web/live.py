@@ -36,7 +36,7 @@ async def watched(store: Reading, recording: Recording) -> AsyncGenerator[bytes,
 
 async def follow(store: Reading, identifier: str, start: float) -> AsyncGenerator[bytes, None]:
     """What the store gives, without the events before `start` seconds."""
-    async with aclosing(store.follow(identifier)) as pieces:
+    async with aclosing(store.follow(identifier, start=start)) as pieces:
         if start <= 0:
             async for piece in pieces:
                 yield piece

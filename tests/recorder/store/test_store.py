@@ -30,6 +30,7 @@ from tests.recorder.store.running import (
     settled,
     store_in,
     text_of,
+    until,
 )
 
 
@@ -110,6 +111,28 @@ def test_reading_from_a_time_reads_little(tmp_path: Path) -> None:
             assert len(whole) < 3_000_000
             assert (HEADER + body).endswith((await cast_of(store, live.id, start=29_000.0))[len(HEADER) :])
             assert await cast_of(store, live.id, start=1e5) in (HEADER, await cast_of(store, live.id, start=1e6))
+
+    run(main())
+
+
+def test_following_from_a_time_reads_little(tmp_path: Path) -> None:
+    async def main() -> None:
+        body = lines(60_000, width=200)
+        async with store_in(tmp_path) as store:
+            live = await store.begin(HEADER, SOURCE)
+            for number in range(0, 60_000, 1000):
+                live.write(lines(1000, start=number, width=200))
+                await live.wait_acked(live.given - 1)
+            await until(lambda: live.framed > len(body) // 2)
+            pieces = store.follow(live.id, start=12_000.0)
+            assert await anext(pieces) == HEADER
+            seen = await anext(pieces)
+            assert 11_000 < float(seen[1:].split(b",")[0]) <= 12_000
+            live.write(lines(10, start=60_000))
+            await live.finish(End.CLEAN)
+            async for piece in pieces:
+                seen += piece
+            assert (body + lines(10, start=60_000)).endswith(seen) and b'[12000.0, "o"' in seen
 
     run(main())
 

@@ -45,8 +45,8 @@ class Shelf:
     async def get(self, identifier: str) -> Recording:
         return self.recording
 
-    def follow(self, identifier: str) -> AsyncGenerator[bytes, None]:
-        return self.cast(identifier)
+    def follow(self, identifier: str, *, start: float = 0.0) -> AsyncGenerator[bytes, None]:
+        return self.cast(identifier, start=start)
 
     def recordings(self) -> AsyncGenerator[Recording, None]:
         raise NotImplementedError
