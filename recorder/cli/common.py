@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,15 +193,33 @@ def execute(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _quiet() -> None:
-    """The parts' log is for a service; a command says what is wrong itself."""
+    """The parts' log is for a service; a command says itself what it did, and passes on only what is wrong."""
     import logging
 
     import structlog
 
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        processors=[_log_line],
+        logger_factory=lambda *_: _Stderr(),
     )
+
+
+class _Stderr:
+    """Where the log's lines go."""
+
+    def warning(self, line: str) -> None:
+        click.echo(line, err=True)
+
+    error = critical = warning
+
+
+def _log_line(logger: object, method: str, event: MutableMapping[str, Any]) -> str:
+    """A line of the log, for people."""
+    event.pop("exc_info", None)
+    what = str(event.pop("event", "")).replace("_", " ")
+    more = ", ".join(f"{name} {value}" for name, value in event.items())
+    return "recorder: " + printable(f"{what}: {more}" if more else what)
 
 
 def printable(text: str, most: int = 4000) -> str:

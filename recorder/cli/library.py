@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from recorder.cli.common import Failed, Where, printable
 from recorder.config import Config
+from recorder.crypt import EncryptedBlobs, is_encrypted
 from recorder.index import Index, IndexFailure
 from recorder.index.filters import EVERYTHING, Filter
 from recorder.index.rows import Hit, RecordingRow
@@ -23,6 +24,7 @@ from recorder.index.words import hits as find_hits
 from recorder.index.words import pack, terms
 from recorder.model import Recording, is_id
 from recorder.screen import CastText
+from recorder.store.manifest import chunk_key
 from recorder.store.store import Store
 from recorder.web import values, windows
 from recorder.web.words import rfc3339
@@ -70,6 +72,7 @@ async def open_library(where: Where) -> AsyncIterator[Library]:
         return
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_read_only(where.config))
+        await _need_key(store)
         index = await _open_index(where.config)
         if index is not None:
             stack.push_async_callback(index.aclose)
@@ -90,6 +93,20 @@ async def open_read_only(config: Config) -> AsyncIterator[Store]:
         yield store
     finally:
         await store.aclose()
+
+
+async def _need_key(store: Store) -> None:
+    """See that the newest recording can be read, so that a missing key does not look like an empty store. Raises
+    Failed."""
+    if isinstance(store.blobs, EncryptedBlobs):
+        return
+    for day in sorted([name async for name, _ in store.blobs.names("recordings")], reverse=True):
+        for name in [name async for name, _ in store.blobs.names(f"recordings/{day.rstrip('/')}")]:
+            if is_id(name.rstrip("/")):
+                with suppress(KeyError):
+                    if is_encrypted(await store.blobs.get_range(chunk_key(name.rstrip("/"), 0), 0, 16)):
+                        raise Failed("the recordings are encrypted: give --encryption-key FILE, or --config FILE")
+                    return
 
 
 async def _open_index(config: Config) -> Index | None:

@@ -17,6 +17,7 @@ from recorder.proof.documents import (
     ForgedError,
     Manifest,
     Removal,
+    UnknownKeyError,
     digest,
     is_day,
     manifest_file,
@@ -33,7 +34,7 @@ from recorder.store.errors import StoreError
 class Chain:
     """manifests: those that are believed. faults: a sentence each. last: the last file's number and hash, None without
     any. first_day, last_day: of the files that are there, "" without any. hashes: of all files, by number.
-    removals: those that wait for the next manifest, by subject."""
+    removals: those that wait for the next manifest, by subject. strange: a manifest is by a key that was not given."""
 
     manifests: list[Manifest] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Chain:
     last_day: str = ""
     hashes: dict[int, str] = field(default_factory=dict)
     removals: dict[str, Removal] = field(default_factory=dict)
+    strange: bool = False
 
     def holds(self, anchor: Anchor) -> bool:
         """Whether the manifest that was sealed then is here now."""
@@ -79,6 +81,7 @@ async def _read_day(raw: Blobs, keys: PublicKeys, chain: Chain, day: str) -> Non
         manifest = read_manifest(data, keys)
     except ForgedError as error:
         faults.append(f"the manifest of {day} is not to be believed: {error}")
+        chain.strange = chain.strange or isinstance(error, UnknownKeyError)
     else:
         number = manifest.number
         if manifest.day != day:

@@ -38,6 +38,10 @@ class ForgedError(Exception):
     """A document that is not signed by a key that is trusted, or makes no sense."""
 
 
+class UnknownKeyError(ForgedError):
+    """It says that it is signed by a key that was not given."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One thing that is stored. name: behind the folder it is in; size: bytes; sha256: hex, of the bytes as stored."""
@@ -202,7 +206,7 @@ def _open(data: bytes, keys: PublicKeys, kind: str) -> Mapping[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         raise ForgedError("it has no signature") from None
     if name not in keys:
-        raise ForgedError(f"it is signed with the key {name[:16]!a}, which is none of those given")
+        raise UnknownKeyError(f"it is signed with the key {name[:16]!a}, which is none of those given")
     if not keys.good(name, signature, line):
         raise ForgedError("its signature is wrong")
     try:

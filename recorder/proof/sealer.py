@@ -23,6 +23,7 @@ from recorder.crypt import stored
 from recorder.model import Recording, id_day, is_id, new_id
 from recorder.proof.chain import Chain, read_chain, read_removals
 from recorder.proof.documents import (
+    DAYS,
     KEYS,
     NOTHING,
     Manifest,
@@ -140,6 +141,9 @@ class Sealer:
     def _check(self, chain: Chain) -> None:
         for fault in chain.faults:
             _log.error("proof_fault", fault=fault)
+        if chain.strange:
+            # What those list would be taken for unlisted, and be sealed a second time.
+            raise KeyFault("there are manifests by a key that is not among the public keys")
         anchor = self._signer.anchor()
         if anchor is not None and not chain.holds(anchor):
             if chain.last is None or chain.last.number < anchor.number:
@@ -233,6 +237,8 @@ class Sealer:
             removals=tuple(sorted(removals, key=lambda removal: removal.at)),
         )
         data = await asyncio.to_thread(write_manifest, manifest, self._signer)
+        if f"{day}.json" in {name async for name, _ in self._raw.names(DAYS)}:
+            raise StoreError("another recorder seals this store, too")
         await self._raw.put(manifest_file(day), data)
         chain.last = Anchor(manifest.number, digest(data))
         chain.manifests.append(manifest)

@@ -9,9 +9,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from recorder.cli import cli
+from recorder.crypt import Keyring
 from recorder.proof import Signer
 from tests.recorder.cli.conftest import Folder
-from tests.recorder.proof.stage import run
+from tests.recorder.proof.stage import Stage, run
 
 
 def harmless(text: str) -> bool:
@@ -219,6 +220,25 @@ def test_a_folder_in_use_is_not_pruned(own: Folder, key: str) -> None:
             await asyncio.to_thread(own, "prune", own.ids[0], "--hold", "--reason", "x")
 
     run(check())
+
+
+def test_an_encrypted_store_needs_its_key(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store", keyring=Keyring([b"k" * 32]))
+    (identifier,) = run(stage.fill(1))
+    (tmp_path / "key").write_text((b"k" * 32).hex())
+    (tmp_path / "key").chmod(0o600)
+    result = invoke("ls", "--store", str(stage.root))
+    assert result.exit_code == 1 and "--encryption-key" in result.stderr
+    result = invoke("ls", "--store", str(stage.root), "--encryption-key", str(tmp_path / "key"))
+    assert result.exit_code == 0 and identifier in result.stdout
+    result = invoke("verify", "--store", str(stage.root), "--trust-store-keys")
+    assert "1 not sealed yet" in result.stdout
+
+
+def test_what_cannot_be_read_is_told(own: Folder) -> None:
+    (own.stage.place(own.ids[0]) / "recording.json").write_text("\x1b{}")
+    result = own("ls")
+    assert own.ids[0] not in result.stdout and "recording unreadable" in result.stderr and harmless(result.stderr)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -20,6 +20,7 @@ from recorder.proof.documents import NOTHING, day_end, day_of, digest
 from recorder.proof.verify import Verifier
 from recorder.store.blobs import Blobs, FolderBlobs
 from recorder.store.errors import StoreError
+from recorder.store.manifest import folder
 from tests.recorder.proof.stage import DAY, PROXY, Stage, header, run, statuses
 
 
@@ -253,11 +254,69 @@ def test_another_key_goes_on_with_the_chain(tmp_path: Path) -> None:
         both = PublicKeys([old.public_key, stage.signer.public_key])
         ids += await stage.fill(1)
         stage.clock += DAY
+        with pytest.raises(KeyFault, match="not among the public keys"):
+            await stage.seal()
         await stage.seal(keys=both)
         report = await stage.verify(both)
         assert report.well and statuses(report) == dict.fromkeys(ids, "ok")
         assert not (await stage.verify(PublicKeys([stage.signer.public_key]))).well
         assert {path.stem for path in (stage.root / "proof/keys").iterdir()} == {old.id, stage.signer.id}
+
+    run(check())
+
+
+def test_two_sealers_do_not_write_over_each_other(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+
+    class Slow(FolderBlobs):
+        other: Sealer | None = None
+
+        async def get(self, key: str) -> bytes:
+            if self.other is not None and key.endswith(".chunk"):
+                other, self.other = self.other, None
+                await other.seal_due()
+            return await super().get(key)
+
+    async def check() -> None:
+        await stage.fill(1)
+        async with stage.store() as store:
+            other = Sealer(store, stage.signer, clock=lambda: stage.clock)
+            kept, slow = store.blobs, Slow(stage.root)
+            store.blobs, slow.other = slow, other
+            with pytest.raises(StoreError, match="another recorder"):
+                await Sealer(store, stage.signer, clock=lambda: stage.clock).seal_due()
+            store.blobs = kept
+            await slow.aclose()
+        assert (await stage.verify()).well
+
+    run(check())
+
+
+def test_in_an_object_store_in_envelopes(tmp_path: Path) -> None:
+    from recorder.crypt import EncryptedBlobs, EncryptedLog, Keyring
+    from recorder.store.logs import ObjectLog
+    from recorder.store.objects import open_objects
+    from recorder.store.store import Store
+
+    async def check() -> None:
+        objects, keyring, signer = open_objects("memory://", {}), Keyring([b"k" * 32]), Signer.make()
+        blobs = EncryptedBlobs(objects, keyring)
+        store = Store(blobs, EncryptedLog(ObjectLog(objects, "main"), keyring), min_free=0)
+        await store.open()
+        stage = Stage(tmp_path)
+        one = await stage.record(store)
+        await store.add_event(b"{}", PROXY)
+        await stage.settled(store)
+        await Sealer(store, signer, clock=lambda: stage.clock).seal_due()
+        keys = PublicKeys([signer.public_key])
+        found = statuses(await Verifier(objects, keys).run())
+        assert found.pop(one) == "ok" and list(found.values()) == ["ok"]
+        data = await objects.get(f"{folder(one)}/00000000.chunk")
+        await objects.put(f"{folder(one)}/00000000.chunk", data[:-1])
+        assert statuses(await Verifier(objects, keys).run())[one] == "cut"
+        await store.remove(one)
+        assert statuses(await Verifier(blobs, keys).run())[one] == "missing"
+        await store.aclose()
 
     run(check())
 
