@@ -219,6 +219,8 @@ class FrameReader:
         first = head[0]
         if first not in _FIRST:
             raise ProtocolError("a WebSocket frame with reserved bits, a reserved opcode, or a control frame in parts")
+        if not first & 0x08 and (first & 0x0F == CONTINUATION) != self.message_open:
+            raise ProtocolError("a WebSocket continuation of nothing, or a message inside a message")
         if len(head) < 2:
             self._head = head
             return len(data)
@@ -254,8 +256,6 @@ class FrameReader:
             self.opcode = opcode
             self._control = bytearray()
             return
-        if (opcode == CONTINUATION) != self.message_open:
-            raise ProtocolError("a WebSocket continuation of nothing, or a message inside a message")
         if opcode != CONTINUATION:
             self.message_open = True
             self.message_size = 0

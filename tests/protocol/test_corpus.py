@@ -330,6 +330,9 @@ def findings() -> Iterator[tuple[str, bytes]]:
     yield "remotecommand", packed(spdy, opening, farewell=True)
     yield "remotecommand", packed(spdy, [*opening, (UPSTREAM, b"\0\0\0")], farewell=True)
     yield "remotecommand", packed(spdy, [*opening, (UPSTREAM, upstream.syn_reply(3) + reset(1))], farewell=True)
+    # A continuation of nothing was only seen once its header was whole; until then it was filled up.
+    odd = chosen("websocket", "v4.base64.channel.k8s.io", tty=False)
+    yield "remotecommand", packed(odd, [(UPSTREAM, b"\x80")], farewell=True)
 
 
 @pytest.mark.parametrize(("name", "data"), list(findings()))
