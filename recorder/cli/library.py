@@ -73,10 +73,7 @@ async def open_library(where: Where) -> AsyncIterator[Library]:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_read_only(where.config))
         await _need_key(store)
-        index = await _open_index(where.config)
-        if index is not None:
-            stack.push_async_callback(index.aclose)
-        yield StoreLibrary(store, index)
+        yield StoreLibrary(store, _Lazy(where.config, stack))
 
 
 @asynccontextmanager
@@ -125,17 +122,34 @@ async def _open_index(config: Config) -> Index | None:
     return index
 
 
-class StoreLibrary:
-    """See Library. index: None where there is none; then a search reads every recording."""
+class _Lazy:
+    """The index, opened by whoever is the first to need it. stack: closes it."""
 
-    def __init__(self, store: Store, index: Index | None) -> None:
+    def __init__(self, config: Config, stack: AsyncExitStack) -> None:
+        self._config = config
+        self._stack = stack
+        self._index: Index | None = None
+
+    async def get(self) -> Index | None:
+        """It, None where there is none."""
+        if self._index is None:
+            self._index = await _open_index(self._config)
+            if self._index is not None:
+                self._stack.push_async_callback(self._index.aclose)
+        return self._index
+
+
+class StoreLibrary:
+    """See Library. Where there is no index a search reads every recording."""
+
+    def __init__(self, store: Store, index: _Lazy) -> None:
         self._store = store
         self._index = index
 
     async def sessions(self, wanted: Filter, limit: int, progress: Progress) -> list[Values]:
         """See Library."""
-        if wanted.text and self._index is not None:
-            return [values.row(row) for row in await self._indexed(self._index, wanted, limit)]
+        if wanted.text and (index := await self._index.get()) is not None:
+            return [values.row(row) for row in await self._indexed(index, wanted, limit)]
         asked, found, seen = terms(wanted.text), [], 0
         if wanted.text and not asked:
             return []
@@ -190,10 +204,11 @@ class StoreLibrary:
 
     async def events(self, identifier: str) -> list[Values] | None:
         """See Library."""
-        if self._index is None:
+        index = await self._index.get()
+        if index is None:
             return None
         try:
-            return [values.event(event) for event in await self._index.related(identifier, EVERYTHING)]
+            return [values.event(event) for event in await index.related(identifier, EVERYTHING)]
         except KeyError:
             return None
 

@@ -7,6 +7,7 @@ next one is held against: so one that was replaced is told at both places.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from recorder.proof.documents import (
@@ -78,7 +79,8 @@ async def _read_day(raw: Blobs, keys: PublicKeys, chain: Chain, day: str) -> Non
         faults.append(f"the manifest of {missing}{until} is missing")
     number = expected
     try:
-        manifest = read_manifest(data, keys)
+        # A busy day's has megabytes, and this may run beside what comes in.
+        manifest = await asyncio.to_thread(read_manifest, data, keys)
     except ForgedError as error:
         faults.append(f"the manifest of {day} is not to be believed: {error}")
         chain.strange = chain.strange or isinstance(error, UnknownKeyError)

@@ -64,7 +64,10 @@ async def look(blobs: Blobs, identifier: str) -> Looked:
         looked.parts.append(Part(name, len(data), await hash_of(data)))
         plain = await _plain(looked, blobs, f"{prefix}/{name}", data)
         if name.endswith(".chunk") and looked.readable:
-            await asyncio.to_thread(walk.take, name, plain)
+            if len(plain) < _LARGE:
+                walk.take(name, plain)
+            else:
+                await asyncio.to_thread(walk.take, name, plain)
         elif not name.endswith(".chunk"):
             looked.complain(f"{name!a} does not belong there")
     if looked.readable:

@@ -114,7 +114,7 @@ class Sealer:
         if self._tried_day == due:
             return []
         if not await self._is_settled(day_end(due)):
-            return []
+            raise StoreError(f"what ended by {due} is not wholly in the store yet, so it is not sealed")
         await self._export_key()
         chain = await read_chain(self._raw, self._keys)
         self._check(chain)

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from recorder.crypt import Keyring
 from recorder.proof import PublicKeys, Signer
 from recorder.proof.documents import Manifest, Removal, write_manifest, write_removal
 from recorder.proof.keys import Anchor
-from recorder.proof.verify import Finding, Report, Status
+from recorder.proof.verify import Finding, Report, Status, Verifier
 from tests.recorder.proof.stage import DAY, Stage, run, statuses
 
 
@@ -205,8 +207,6 @@ def test_the_last_manifest_dropped_needs_an_anchor(sealed: tuple[Stage, list[str
     stage.manifests()[-1].unlink()
 
     async def check(anchor: Anchor) -> Report:
-        from recorder.proof.verify import Verifier
-
         blobs = stage.blobs()
         try:
             return await Verifier(blobs, PublicKeys([stage.signer.public_key]), anchor=anchor).run()
@@ -285,3 +285,53 @@ def test_encrypted_recordings_are_checked_without_the_key(tmp_path: Path) -> Non
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     assert statuses(run(stage.verify(key=False)))[ids[0]] == "changed"
+
+
+OPERATIONS = ("flip", "cut", "grow", "delete", "empty", "exchange", "put in")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_is_done_to_whatever_is_sealed_is_found(sealed: tuple[Stage, list[str]], data: st.DataObject) -> None:
+    stage, _ = sealed
+    files = sorted(path for top in ("recordings", "proof/days") for path in (stage.root / top).rglob("*.*"))
+    path = data.draw(st.sampled_from(files))
+    operation = data.draw(st.sampled_from(OPERATIONS))
+    place = data.draw(st.integers(0, 1 << 20))
+    before = path.read_bytes()
+    other = data.draw(st.sampled_from([file for file in files if file.read_bytes() != before]))
+    kept = other.read_bytes()
+    extra = path.parent / ("00000099.chunk" if path.suffix == ".chunk" else "recording.json.chunk")
+
+    async def check() -> Report:
+        blobs = stage.blobs()
+        try:
+            return await Verifier(blobs, PublicKeys([stage.signer.public_key]), anchor=last, now=stage.clock).run()
+        finally:
+            await blobs.aclose()
+
+    last = run(stage.verify()).last
+    try:
+        match operation:
+            case "flip":
+                place %= len(before)
+                path.write_bytes(before[:place] + bytes([before[place] ^ 1]) + before[place + 1 :])
+            case "cut":
+                path.write_bytes(before[: place % len(before)])
+            case "grow":
+                path.write_bytes(before + b"x")
+            case "empty":
+                path.write_bytes(b"")
+            case "exchange":
+                path.write_bytes(kept)
+                other.write_bytes(before)
+            case "put in":
+                extra.write_bytes(kept)
+            case "delete":
+                path.unlink()
+        assert not run(check()).well, (operation, path)
+    finally:
+        path.write_bytes(before)
+        other.write_bytes(kept)
+        extra.unlink(missing_ok=True)
+    assert run(check()).well
