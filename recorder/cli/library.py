@@ -23,6 +23,7 @@ from recorder.index.rows import Hit, RecordingRow
 from recorder.index.words import hits as find_hits
 from recorder.index.words import pack, terms
 from recorder.model import Recording, is_id
+from recorder.proof.documents import is_day
 from recorder.screen import CastText
 from recorder.store.manifest import chunk_key
 from recorder.store.store import Store
@@ -97,8 +98,9 @@ async def _need_key(store: Store) -> None:
     Failed."""
     if isinstance(store.blobs, EncryptedBlobs):
         return
-    for day in sorted([name async for name, _ in store.blobs.names("recordings")], reverse=True):
-        for name in [name async for name, _ in store.blobs.names(f"recordings/{day.rstrip('/')}")]:
+    days = [name.rstrip("/") async for name, _ in store.blobs.names("recordings")]
+    for day in sorted(filter(is_day, days), reverse=True):
+        for name in [name async for name, _ in store.blobs.names(f"recordings/{day}")]:
             if is_id(name.rstrip("/")):
                 with suppress(KeyError):
                     if is_encrypted(await store.blobs.get_range(chunk_key(name.rstrip("/"), 0), 0, 16)):

@@ -109,6 +109,9 @@ async def read_removals(raw: Blobs, keys: PublicKeys) -> tuple[dict[str, Removal
             removal = read_removal(await raw.get(f"{REMOVALS}/{name}"), keys)
         except KeyError:
             continue  # sealed meanwhile
+        except ValueError:
+            faults.append(f"{REMOVALS}/{name!a} is none of the recorder's")
+            continue
         except ForgedError as error:
             faults.append(f"the removal {name!a} is not to be believed: {error}")
             continue
@@ -122,6 +125,6 @@ async def stored_keys(raw: Blobs) -> PublicKeys:
     for name in [name async for name, _ in raw.names(KEYS)]:
         try:
             keys.append(parse_public_key(await raw.get(f"{KEYS}/{name}"), f"{KEYS}/{name}"))
-        except (KeyError, KeyFault):
+        except (KeyError, ValueError, KeyFault):
             continue
     return PublicKeys(keys)

@@ -61,6 +61,9 @@ async def look(blobs: Blobs, identifier: str) -> Looked:
             data = await raw.get(f"{prefix}/{name}")
         except KeyError:
             continue  # the walk misses it
+        except ValueError:  # an object store may hold names that are none of ours
+            looked.complain(f"{name!a} does not belong there")
+            continue
         looked.parts.append(Part(name, len(data), await hash_of(data)))
         plain = await _plain(looked, blobs, f"{prefix}/{name}", data)
         if name.endswith(".chunk") and looked.readable:

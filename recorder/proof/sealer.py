@@ -185,7 +185,7 @@ class Sealer:
         for day in [name.rstrip("/") async for name, _ in self._raw.names("events")]:
             if is_day(day) and day <= due and day_end(day) >= oldest:
                 for name in [name async for name, _ in self._raw.names(f"events/{day}")]:
-                    if f"{day}/{name}" not in known:
+                    if is_id(name.removesuffix(".chunk")) and f"{day}/{name}" not in known:
                         found.events[f"{day}/{name}"] = day
         return found
 

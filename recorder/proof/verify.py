@@ -184,6 +184,8 @@ class Verifier:
 
     async def _folders(self, top: str) -> AsyncIterator[str]:
         for day in [name.rstrip("/") async for name, _ in self._raw.names(top)]:
+            if not is_day(day):
+                continue
             async for name, _ in self._raw.names(f"{top}/{day}"):
                 # One that stands under another day than its own is nowhere, for whoever reads by id.
                 if not is_id(name.rstrip("/")) or id_day(name.rstrip("/")) == day:
@@ -202,7 +204,7 @@ class Verifier:
             left = [left async for left, _ in self._raw.names(folder(name))]
             return Finding(name, Status.REMOVED, _removed(self._removals[name], bool(left)))
         looked = await look(self._blobs, name)
-        if not looked.parts:
+        if not looked.parts and not looked.fault:
             return None
         return Finding(name, *self._judge_unsealed(name, looked, chain))
 
@@ -266,6 +268,8 @@ class Verifier:
         day = key.partition("/")[0]
         removal = self._removals.get(f"events {day}")
         known = self._events.get(key)
+        if known is None and not is_id(key.partition("/")[2].removesuffix(".chunk")):
+            return Finding(ascii(name).strip("'"), Status.UNKNOWN, "it is none of the recorder's")
         try:
             data = await self._raw.get(name)
         except KeyError:

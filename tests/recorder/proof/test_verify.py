@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recorder.crypt import Keyring
+from recorder.model import id_day
 from recorder.proof import PublicKeys, Signer
+from recorder.proof.chain import stored_keys
 from recorder.proof.documents import Manifest, Removal, write_manifest, write_removal
 from recorder.proof.keys import Anchor
 from recorder.proof.verify import Finding, Report, Status, Verifier
@@ -285,6 +287,29 @@ def test_encrypted_recordings_are_checked_without_the_key(tmp_path: Path) -> Non
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     assert statuses(run(stage.verify(key=False)))[ids[0]] == "changed"
+
+
+def test_names_that_only_an_object_store_can_hold() -> None:
+    import obstore
+
+    from recorder.store.objects import open_objects
+
+    identifier = "01M81TJ1N6V9Y7QQPADHDTDJP5"
+    objects = open_objects("memory://", {})
+    strange = (
+        "recordings/$x/y", "recordings/2026-11-22/$y/z", f"recordings/{id_day(identifier)}/{identifier}/$z.chunk",
+        "proof/days/$.json", "proof/removals/$.json", "proof/keys/$.pem", "events/$/x", "events/2026-11-22/$",
+    )  # fmt: skip
+    for name in strange:
+        obstore.put(objects._store, name, b"x")
+
+    async def check() -> Report:
+        await stored_keys(objects)
+        return await Verifier(objects, PublicKeys([Signer.make().public_key])).run()
+
+    report = run(check())
+    assert len(report.faults) == 2 and all("none of the recorder's" in fault for fault in report.faults)
+    assert statuses(report) == {identifier: "changed", "events/2026-11-22/$": "unknown"}
 
 
 OPERATIONS = ("flip", "cut", "grow", "delete", "empty", "exchange", "put in")
