@@ -315,6 +315,7 @@ class App:
 
     def _checks(self) -> dict[str, str | None]:
         return {
+            "starting": None if self.started.is_set() else "the recorder does not listen yet",
             "draining": "the recorder is stopping" if self._stop.is_set() else None,
             "store": self._store.healthy if self._store is not None else "the store is not open",
         }

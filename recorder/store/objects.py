@@ -148,4 +148,6 @@ def _refused(error: BaseException) -> StoreError:
     name = type(error).__name__
     if name in ("PermissionDeniedError", "UnauthenticatedError"):
         return StoreError("the recorder may not write to its store")
+    if isinstance(error, NotFoundError | FileNotFoundError):  # of a key that is not there nobody asks for this
+        return StoreError("the recorder's store has no such bucket")
     return StoreError(f"the recorder's store cannot be reached ({name})")

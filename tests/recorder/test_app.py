@@ -6,100 +6,24 @@ RECORDER_CRASHES=50 RECORDER_SENDERS=100 make the test of crashes the long one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import random
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
 from recorder.model import End
 from recorder.store import Store
 from recorder.store.blobs import FolderBlobs
-from tests.recorder.ingest.senders import H2Sender, exchange
+from tests.recorder.ingest.senders import H2Sender
+from tests.recorder.serving import recorder, write_config
 from tests.recorder.store.running import HEADER, lines, text_of
 
 CRASHES = int(os.environ.get("RECORDER_CRASHES", "3"))
 SENDERS = int(os.environ.get("RECORDER_SENDERS", "20"))
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-@dataclass
-class Process:
-    process: asyncio.subprocess.Process
-    port: int
-    admin: int
-    config: Path
-
-    async def get(self, path: str) -> tuple[int, str]:
-        status, _, body = await exchange(self.admin, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        return status, body.decode()
-
-    async def ready(self) -> None:
-        while True:
-            assert self.process.returncode is None
-            with contextlib.suppress(OSError):
-                if (await self.get("/readyz"))[0] == 200:
-                    return
-            await asyncio.sleep(0.05)
-
-    async def logged(self, event: str) -> dict[str, object]:
-        """The next line of the log with this event."""
-        assert self.process.stderr is not None
-        while line := await self.process.stderr.readline():
-            with contextlib.suppress(ValueError):
-                value: dict[str, object] = json.loads(line)
-                if value.get("event") == event:
-                    return value
-        raise AssertionError(f"the log ended without {event}")
-
-
-def write_config(path: Path, port: int, admin: int, **changes: object) -> None:
-    config: dict[str, object] = {
-        "apiVersion": "recorder/v1alpha1",
-        "tailnet": {"socket": "nobody.sock"},
-        "store": {"folder": "data", "minFree": "1MiB"},
-        "index": {"enabled": False},
-        "ingest": {"listen": [f"127.0.0.1:{port}"], "insecureAllow": ["127.0.0.1"]},
-        "admin": {"address": f"127.0.0.1:{admin}"},
-        "shutdown": {"grace": "30s"},
-    }
-    path.write_text(yaml.safe_dump(config | changes))
-
-
-@asynccontextmanager
-async def recorder(folder: Path, **changes: object) -> AsyncIterator[Process]:
-    port, admin = free_port(), free_port()
-    config = folder / "recorder.yaml"
-    write_config(config, port, admin, **changes)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from recorder.cli import main; main()", "serve", "--config", str(config),
-        stderr=asyncio.subprocess.PIPE, limit=1 << 20,
-    )  # fmt: skip
-    running = Process(process, port, admin, config)
-    try:
-        async with asyncio.timeout(60):
-            await running.ready()
-        yield running
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-        process._transport.close()  # type: ignore[attr-defined]  # or it warns when it is collected
 
 
 def test_serve_drain_and_reload(tmp_path: Path) -> None:
