@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from recorder.crypt import Keyring
 from recorder.holds import Hold, Holds, Match
 from recorder.model import new_id
 from recorder.proof import PublicKeys
@@ -289,3 +290,19 @@ def test_matches(tmp_path: Path, match: Match, holds: bool) -> None:
     value: dict[str, Any] = json.loads(_header("prod", "ana@example.com"))
     assert match.holds_for(Recording("x", value, PROXY, 1.0)) is holds
     assert Match.of(match.values()) == match
+
+
+def test_in_envelopes_too(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store", keyring=Keyring([b"k" * 32]))
+    one, other = run(two(stage))
+
+    async def check() -> None:
+        await stage.seal()
+        async with stage.store() as store:
+            await Holds(store.blobs).add(Hold(one, 1.0, "ana", "a secret case"))
+        assert await prune(stage, Rules(max_age=DAY)) == [other]
+        found = statuses(await stage.verify(key=False))
+        assert found == {one: "ok", other: "removed"}
+
+    run(check())
+    assert all(b"secret" not in path.read_bytes() for path in stage.root.rglob("*") if path.is_file())
