@@ -84,7 +84,7 @@ class App:
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._recorders = Recorders(self._dial)
-        set_recording_limits(self._recorders, config)
+        set_recording_limits(self._recorders, self._tailnet.dialer, config)
         self._sessions = Sessions(self._recorders)
         queues = ApiEvents(self._recorders.post_events, self._recorders.probe_events, queue=config.events.queue)
         self._events = Events(queues, EventSettings())
@@ -256,8 +256,7 @@ class App:
         requests = config.log.requests and config.log.level in ("debug", "info")
         self._site.requests = RequestLog(config.log.format, enabled=requests)
         self._site.limits = assembly.limits
-        set_recording_limits(self._recorders, config)
-        set_event_settings(self._events, config)
+        set_recording_limits(self._recorders, tailnet.dialer, config)
         set_event_settings(self._events, config)
         tailnet.whois.ttl = config.tailnet.whois_ttl
         self._tailnet, self._site.whois = tailnet, tailnet.whois

@@ -382,8 +382,9 @@ def limits_of(config: Config) -> Limits:
     )
 
 
-def set_recording_limits(recorders: Recorders, config: Config) -> None:
+def set_recording_limits(recorders: Recorders, dialer: Dialer, config: Config) -> None:
     """Give the recorder wire's client the configuration's limits; they hold for the next session."""
+    dialer.timeout = config.recording.dial_timeout
     limits, recording = recorders.limits, config.recording
     limits.dial_timeout = recording.dial_timeout
     limits.accept_timeout = recording.accept_timeout

@@ -140,9 +140,10 @@ def said_of_sessions() -> dict[str, tuple[str, list[str]]]:
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             what, event = ast.unparse(node.func), node.args[0] if node.args else None
-            if not isinstance(event, ast.Constant) or not (what == "self._say" or what.startswith("_log.")):
+            own = {"self._say": "info", "self._warn": "warning"}.get(what)
+            if not isinstance(event, ast.Constant) or not (own or what.startswith("_log.")):
                 continue
-            level, fields = ("info", ["session"]) if what == "self._say" else (node.func.attr, [])
+            level, fields = (own, ["session"]) if own else (node.func.attr, [])
             if level != "error":
                 found[str(event.value)] = level, fields + [str(keyword.arg) for keyword in node.keywords]
     return found

@@ -64,6 +64,7 @@ class Connection:
         "_route",
         "_running",
         "_seen",
+        "_session",
         "_site",
         "_stalled_since",
         "client",
@@ -86,6 +87,7 @@ class Connection:
         self._counted = ""
         self._exchange: Exchange | None = None
         self._running: Decision | None = None
+        self._session: Session | None = None
         self._info: RequestInfo | None = None
         self._last_known = 0.0
         self._seen = 0
@@ -167,7 +169,7 @@ class Connection:
         decision = decide(authority, info)
         upstream = route.upstream
         endpoint = upstream.endpoint
-        session = None if info.session is SessionKind.NONE else self._session(head, info, decision)
+        session = None if info.session is SessionKind.NONE else self._begin_session(head, info, decision)
         upstream_head = rewrite(
             head,
             decision,
@@ -182,7 +184,7 @@ class Connection:
         event = await self._tell(head, info, decision, session) if decision.events else None
         if event is not None and event.body is not None:
             exchange.body_seen = event.body.feed
-        self._running, self._last_known = decision, started
+        self._running, self._last_known, self._session = decision, started, session
         connection: UpstreamConnection | None = None
         try:
             if session is not None:
@@ -198,7 +200,9 @@ class Connection:
                 connection = None
                 connection = await upstream.dial()
                 await exchange.start(connection, perf_counter())
-        except (Cut, ClientGone):
+        except (Cut, ClientGone) as end:
+            if isinstance(end, Cut) and end.reset:
+                self.client.wire.abort()  # before the end of a recording is waited for
             self._record(info, exchange, perf_counter() - started)
             raise
         finally:
@@ -206,7 +210,7 @@ class Connection:
                 exchange.detach()
                 upstream.release(connection, reusable=exchange.reusable)
             self._answering = exchange.status > 0
-            self._exchange = self._running = None
+            self._exchange = self._running = self._session = None
             if event is not None:
                 site.events.tell(decision.grants, event)
             if session is not None:
@@ -218,7 +222,7 @@ class Connection:
             endpoint.rejected()
         return not (exchange.closing or site.draining)
 
-    def _session(self, head: RequestHead, info: RequestInfo, decision: Decision) -> Session | None:
+    def _begin_session(self, head: RequestHead, info: RequestInfo, decision: Decision) -> Session | None:
         """The session that a request asks for. Raises Refusal and ProtocolError."""
         if info.session not in STREAMING:
             if decision.recording is not None:
@@ -412,7 +416,11 @@ class Connection:
             return  # It is over meanwhile; what runs now was decided by itself.
         self._last_known = perf_counter()
         if now is None or not _covers(now, decision):
-            exchange.cut("grant_withdrawn", "the tailnet's policy does not allow this any more")
+            message = "the tailnet's policy does not allow this any more"
+            if self._session is not None and exchange.upgraded:
+                self._session.end("grant_withdrawn", message)
+            else:
+                exchange.cut("grant_withdrawn", message)
 
     @property
     def kind(self) -> str:

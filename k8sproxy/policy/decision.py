@@ -140,7 +140,7 @@ def _refuse_unrecordable(session: SessionKind) -> NoReturn:
 
 
 def _demand(grants: Grants, session: SessionKind) -> RecordingDemand | None:
-    if not grants.recorders and not grants.enforce_recorder:
+    if not grants.names_recorder and not grants.enforce_recorder:
         return None
     mode = FailureMode.CLOSED if grants.enforce_recorder else FailureMode.OPEN
     return RecordingDemand(grants.recorders, mode, session)

@@ -63,12 +63,14 @@ class Grants:
     """All rules of a peer united; without any rule, everything is empty.
 
     groups, recorders: in the order of the rules, without duplicates. recorders: "IP:PORT", IPv6 in brackets.
+    names_recorder: a rule names one, by a tag or an address; a tag without a node leaves no address.
     """
 
     groups: tuple[str, ...] = ()
     recorders: tuple[str, ...] = ()
     enforce_recorder: bool = False
     enable_events: bool = False
+    names_recorder: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ def parse_grants(peer: Peer) -> Grants:
         recorders=recorders,
         enforce_recorder=any(rule.enforce_recorder for rule in rules),
         enable_events=any(rule.enable_events for rule in rules),
+        names_recorder=any(rule.recorder_tags or rule.recorders for rule in rules),
     )
 
 

@@ -70,8 +70,16 @@ class NoEventRecorder(Exception):
     """No recorder of a list can take events. attempts: each address with why it failed."""
 
     def __init__(self, attempts: Sequence[tuple[str, str]]) -> None:
+        attempts = [(address, _without(address, why)) for address, why in attempts]
         self.attempts = tuple(attempts)
         super().__init__("; ".join(f"{address}: {why}" for address, why in attempts) or "none has an address")
+
+
+def _without(address: str, why: str) -> str:
+    """A reason without the address that it begins with: who dials says it, and who posts says it again."""
+    while why.startswith(f"{address}: "):
+        why = why.removeprefix(f"{address}: ")
+    return why
 
 
 class _Queue:

@@ -40,6 +40,7 @@ from k8sproxy.policy.decision import FailureMode, RecordingDemand
 from k8sproxy.policy.rewrite import Streaming
 from k8sproxy.recording.capture import Capture
 from k8sproxy.recording.facts import Facts
+from k8sproxy.recording.outbox import Outbox
 from k8sproxy.recording.streams import ForwardedPorts, Streams, negotiated, open_streams, readable
 from k8sproxy.recording.tap import Tap
 from k8sproxy.recording.upload import NoRecorder, Upload, UploadError
@@ -103,7 +104,7 @@ class Session(Tap):
         self._closed_mode = demand is not None and demand.failure_mode is FailureMode.CLOSED
         self._loop = asyncio.get_running_loop()
         self._upload: Upload | None = None
-        self._capture: Capture | None = None
+        self._outbox: Outbox | None = None  # from the switch to the recording's end
         self._streams: Streams | ForwardedPorts | None = None
         self._ports: ForwardedPorts | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -111,6 +112,7 @@ class Session(Tap):
         self._holds_end = self._closed_mode  # whether the end has to wait for the last ack
         self._slow = False  # the recorder's buffer is full
         self._gap = 0  # bytes of output left out since it is
+        self._gaps = 0  # how often it was
         self._size: tuple[int, int] | None = None  # the terminal's, which is not in the recording since it is
         self._ahead = 0  # bytes that have been read, and not been passed on
         self._torn = False  # the client waits within a frame, of which nobody knows how it goes on
@@ -158,7 +160,7 @@ class Session(Tap):
         self._registry.failed("not_accepted", self._mode)
         if self._closed_mode:
             raise unavailable(error.attempts)
-        self._say("session_unrecorded", why=str(error))
+        self._warn("session_unrecorded", why=str(error))
 
     # -- while it runs
 
@@ -201,8 +203,8 @@ class Session(Tap):
             return
         now = self._loop.time()
         capture = Capture(facts.cast_header(self.started), now, tty=facts.tty, event_codes=upload.event_codes)
-        self._capture = capture
-        self._keep(capture.deadline(now))
+        self._outbox = Outbox(self._loop, capture, self._write)
+        self._outbox.deadline(now)
         if capture.due is not None:
             self._timer = self._loop.call_at(capture.due, self._header_due)
 
@@ -218,14 +220,14 @@ class Session(Tap):
             return b""
         if said is None:
             return b""
-        if said.sizes and self._capture is not None:
+        if said.sizes and self._outbox is not None:
             if self._slow:
                 # While no output is kept a later size replaces an earlier one: a client can send them without end.
                 self._size = said.sizes[-1]
             else:
                 now = self._loop.time()
                 for width, height in said.sizes:
-                    self._keep(self._capture.resize(width, height, now))
+                    self._outbox.resize(width, height, now)
         return b"".join(said.replies) if self.blocked and not self._torn else b""
 
     def from_upstream(self, view: memoryview) -> int:
@@ -251,7 +253,7 @@ class Session(Tap):
         if self.demand is None:
             return size
         if streams.output:
-            if self._capture is None and self._closed_mode:
+            if self._outbox is None and self._closed_mode:
                 self._ahead, self._torn = size, not between
                 self._failed("there was output behind the end of the session")
                 return 0
@@ -273,16 +275,16 @@ class Session(Tap):
         return size - undecided
 
     def _keep_output(self, streams: Streams | ForwardedPorts) -> None:
-        capture = self._capture
-        if capture is None:
+        outbox = self._outbox
+        if outbox is None:
             return
         now = self._loop.time()
         for stderr, pieces in streams.output:
             if self._slow and not self._closed_mode:
                 self._gap += sum(map(len, pieces))
             else:
-                self._keep_gap(capture, now)
-                self._keep(capture.output(stderr, pieces, now))
+                self._keep_gap(outbox, now)
+                outbox.output(stderr, pieces, now)
 
     def upstream_ended(self) -> bool:
         if not self._holds_end or self._upload is None:
@@ -298,9 +300,9 @@ class Session(Tap):
 
     # -- to the recorder
 
-    def _keep(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> None:
         upload = self._upload
-        if upload is None or not data:
+        if upload is None:
             return
         upload.write(data)
         if upload.blocked and not self._slow:
@@ -309,15 +311,17 @@ class Session(Tap):
     def _full(self) -> None:
         """The recorder is slower than the output: that waits from the next border on, or is left out."""
         self._slow = True
-        if not self._closed_mode:
+        if not self._closed_mode and not self._gaps:
+            # Said once; how much is missing in the end is said with the end.
             self._registry.failed("slow", self._mode)
-            self._say("recording_gap", recorder=self.recorder)
+            self._warn("recording_gap", recorder=self.recorder)
+        self._gaps += 1
 
     def _upload_drained(self) -> None:
         self._slow = False
         size, self._size = self._size, None
-        if size is not None and self._capture is not None:
-            self._keep(self._capture.resize(*size, self._loop.time()))
+        if size is not None and self._outbox is not None:
+            self._outbox.resize(*size, self._loop.time())
         if self._settling is None:
             self._go_on()
 
@@ -326,18 +330,18 @@ class Session(Tap):
             self.blocked = False
             self.drained()
 
-    def _keep_gap(self, capture: Capture, now: float) -> None:
+    def _keep_gap(self, outbox: Outbox, now: float) -> None:
         if self._gap:
             lost, self._gap = self._gap, 0
             self.lost += lost
-            self._keep(capture.gap(lost, "the recorder was too slow", now))
+            outbox.gap(lost, "the recorder was too slow", now)
 
     def _header_due(self) -> None:
         self._timer = None
-        capture = self._capture
-        if capture is not None and capture.due is not None:
+        outbox = self._outbox
+        if outbox is not None and outbox.due is not None:
             # A loop's timer may come a little early by the loop's own clock, and there is no second one.
-            self._keep(capture.deadline(max(self._loop.time(), capture.due)))
+            outbox.deadline(max(self._loop.time(), outbox.due))
 
     def _settle(self) -> None:
         self.blocked = True
@@ -346,13 +350,13 @@ class Session(Tap):
 
     async def settle(self) -> None:
         """Bring the recording to its end and see that the recorder has it; then the session's end may go on."""
-        upload, capture = self._upload, self._capture
-        if upload is None or capture is None:
+        upload, outbox = self._upload, self._outbox
+        if upload is None or outbox is None:
             return
         now = self._loop.time()
-        self._keep_gap(capture, now)
-        upload.write(capture.ended(now))
-        self._capture = None
+        self._keep_gap(outbox, now)
+        outbox.ended(now)
+        self._outbox = None
         try:
             await upload.finish()
         except UploadError as error:
@@ -379,11 +383,14 @@ class Session(Tap):
         if not self.recorded:
             return
         self.recorded = False
-        upload, self._upload, self._capture = self._upload, None, None
+        upload, self._upload = self._upload, None
+        if self._outbox is not None:
+            self._outbox.close()
+            self._outbox = None
         if upload is not None:
             upload.abort()
         self._registry.failed("failed", self._mode)
-        self._say("recording_failed", recorder=self.recorder, why=why, failure_mode=self._mode.value)
+        self._warn("recording_failed", recorder=self.recorder, why=why, failure_mode=self._mode.value)
         self._slow = False
         if self._closed_mode:
             self._lost_words = f"this session must be recorded, and its recording failed: {why}"
@@ -396,6 +403,7 @@ class Session(Tap):
     async def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         self.drained, self.ended = Tap.drained, Tap.ended
         try:
             if self._settling is None and self._upload is not None:
@@ -409,17 +417,27 @@ class Session(Tap):
                 await asyncio.shield(self._settling)
         finally:
             self._registry.over(self)
-            if self.began:
-                self._say(
-                    "session_ended",
-                    seconds=round(time.time() - self.started, 3),
-                    received=self.received,
-                    sent=self.sent,
-                    recorded=self.recorded,
-                    lost=self.lost or None,
-                    ports=self.ports or None,
-                    cause=self.cause or None,
-                )
+            if self._settling is not None and not self._settling.done():
+                # Cancelled: its client has gone. Whether it was recorded is known a little later.
+                self._settling.add_done_callback(self._say_ended)
+            else:
+                self._say_ended()
+
+    def _say_ended(self, _: object = None) -> None:
+        if self.began:
+            self._say(
+                "session_ended",
+                seconds=round(time.time() - self.started, 3),
+                received=self.received,
+                sent=self.sent,
+                recorded=self.recorded,
+                lost=self.lost or None,
+                ports=self.ports or None,
+                cause=self.cause or None,
+            )
+
+    def _warn(self, event: str, **values: object) -> None:
+        _log.warning(event, session=self.facts.id, **values)
 
     def _say(self, event: str, **values: object) -> None:
         _log.info(event, session=self.facts.id, **values)

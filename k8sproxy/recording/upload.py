@@ -27,12 +27,6 @@ from k8sproxy.recording.health import Health
 from k8sproxy.recording.limits import Limits
 
 
-# Bytes in the row from which it is offered to the wire at once, and seconds that fewer may wait for more: every packet
-# costs the daemon at each end more CPU than a keystroke costs the proxy. Nobody sees 20 ms, recorders ack every 50.
-SMALL = 16 * 1024
-COALESCE = 0.02
-
-
 class UploadError(Exception):
     """A recorder does not have (all of) what it was sent; the message is a sentence that says why."""
 
@@ -41,6 +35,8 @@ class NoRecorder(Exception):
     """No recorder accepted the session. attempts: (address, why) in the order in which they were tried."""
 
     def __init__(self, attempts: tuple[tuple[str, str], ...]) -> None:
+        # What a dial says names the address already.
+        attempts = tuple((address, why.removeprefix(f"{address}: ")) for address, why in attempts)
         super().__init__("; ".join(f"{address}: {why}" for address, why in attempts) or "no recorder has an address")
         self.attempts = attempts
 
@@ -84,7 +80,6 @@ class Upload:
         "_progress",
         "_row",
         "_timer",
-        "_waking",
         "_was_blocked",
         "acked",
         "buffered",
@@ -121,7 +116,6 @@ class Upload:
         self._mark: tuple[int, float] | None = None  # (bytes, when written), until it is acked: the acks' latency
         self._progress = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._waking: asyncio.TimerHandle | None = None
         self._was_blocked = False
 
     # -- the owner's side
@@ -159,23 +153,10 @@ class Upload:
             self._was_blocked = True
         if self._timer is None or self._mark is None:
             self._watch()
-        if self.buffered >= SMALL:
-            carrier.wake()
-        elif self._waking is None:
-            self._waking = self._loop.call_later(COALESCE, self._wake)
-
-    def _wake(self) -> None:
-        self._waking = None
-        if self._carrier is not None:
-            self._carrier.wake()
-
-    def _stop_waking(self) -> None:
-        if self._waking is not None:
-            self._waking.cancel()
-            self._waking = None
+        carrier.wake()
 
     async def finish(self) -> None:
-        """Ends the body and waits until the recorder has all of it, `finish_timeout` seconds at most.
+        """Ends the body and waits until the recorder has all of it: `finish_timeout` seconds from its last progress.
 
         Raises UploadError; `failed` is not called from here on.
         """
@@ -186,26 +167,36 @@ class Upload:
         self._finishing = True
         if not self.ending:
             self.ending = True
-            self._stop_waking()
             self._carrier.wake()
         if self._done is None:
             self._done = self._loop.create_future()
         try:
-            async with asyncio.timeout(self._limits.finish_timeout):
-                # Not the future itself: whoever else waits for it must not be cancelled with this one.
-                await asyncio.wait((self._done,))
-        except TimeoutError:
+            confirmed = await self._confirmed(self._done)
+        except BaseException:
+            self.abort()
+            raise
+        if not confirmed:
             self.fail(
                 f"the recorder did not confirm the end within {self._limits.finish_timeout:g} s: it has stored "
                 f"{self.acked} of {self.written} bytes"
                 if self.version == 2
                 else f"the recorder did not confirm the end within {self._limits.finish_timeout:g} s"
             )
-        except BaseException:
-            self.abort()
-            raise
         if self.failure is not None:
             raise UploadError(self.failure)
+
+    async def _confirmed(self, done: asyncio.Future[None]) -> bool:
+        """Whether the end came before finish_timeout had passed without progress, or ack_timeout in all: a recorder
+        that is slow has a full buffer to store still."""
+        began = self._loop.time()
+        last = began + max(self._limits.ack_timeout, self._limits.finish_timeout)
+        while not done.done():
+            left = min(last, max(began, self._progress) + self._limits.finish_timeout) - self._loop.time()
+            if left <= 0:
+                return False
+            # Not the future itself: whoever else waits for it must not be cancelled with this one.
+            await asyncio.wait((done,), timeout=left)
+        return True
 
     def abort(self) -> None:
         """Tells the recorder to give up, and forgets what is not sent. `failed` is not called from here on."""
@@ -301,7 +292,6 @@ class Upload:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._stop_waking()
         self._row.clear()
         self.buffered = 0
         if self._done is not None and not self._done.done():

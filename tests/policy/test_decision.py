@@ -46,7 +46,7 @@ def test_an_ordinary_request_gets_the_decision_that_was_made_beforehand() -> Non
     assert decision is authority.ordinary
     assert decision.peer is RECORDED
     assert decision.impersonation == authority.impersonation == Impersonation("ann@example.com", ("dev",))
-    assert decision.grants == authority.grants == Grants(groups=("dev",), recorders=(ADDRESS,))
+    assert decision.grants == authority.grants == Grants(groups=("dev",), recorders=(ADDRESS,), names_recorder=True)
     assert decision.recording is None
     assert decision.events is False
     assert decide(authority, request_info("GET", "/version")) is decision
@@ -72,7 +72,8 @@ def test_events_are_told_where_a_rule_asks_for_them() -> None:
 def test_sessions_demand_what_the_grants_say(path: str, kind: SessionKind, upgrade: str, method: str) -> None:
     demands = [
         (peer(), None),
-        (peer({"recorder": ["tag:rec"], "recorderAddrs": []}), None),
+        (peer({"recorder": [], "recorderAddrs": []}), None),
+        (peer({"recorder": ["tag:rec"], "recorderAddrs": []}), RecordingDemand((), FailureMode.OPEN, kind)),
         (RECORDED, RecordingDemand((ADDRESS,), FailureMode.OPEN, kind)),
         (ENFORCED, RecordingDemand((ADDRESS,), FailureMode.CLOSED, kind)),
         (NOBODY_TO_RECORD, RecordingDemand((), FailureMode.CLOSED, kind)),

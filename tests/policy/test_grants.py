@@ -61,6 +61,7 @@ def test_all_rules_count() -> None:
         recorders=("100.64.0.9:80", "[fd7a::9]:80", "100.64.0.8:80"),
         enforce_recorder=True,
         enable_events=True,
+        names_recorder=True,
     )
     rules = counted_rules(peer)
     assert rules[1] == Rule(CAPABILITY, (), ("tag:rec",), ("100.64.0.9:80", "[fd7a::9]:80"), True, False)
@@ -91,7 +92,7 @@ def test_the_legacy_name_gives_groups_and_only_where_the_new_one_is_absent() -> 
         {"impersonate": {}},
         {"impersonate": {"groups": None}},
         {"recorder": None, "recorderAddrs": None, "enforceRecorder": None, "enableEvents": None},
-        {"recorder": [None, "tag:x"], "recorders": 7, "impersonat": "x", "enableSessionRecordings": "?"},
+        {"recorder": [], "recorders": 7, "impersonat": "x", "enableSessionRecordings": "?"},
         {"x": 1, "X": 2},
     ],
 )
@@ -103,7 +104,7 @@ def test_null_is_the_zero_value_and_unknown_fields_are_ignored(rule: object) -> 
 def test_field_names_match_in_any_case_as_in_go(name: str) -> None:
     assert parse_grants(with_rules({name: True})).enforce_recorder
     assert parse_grants(with_rules({"Impersonate": {"GROUPS": ["a"]}, "RECORDERADDRS": ["1.2.3.4:5"]})) == Grants(
-        groups=("a",), recorders=("1.2.3.4:5",)
+        groups=("a",), recorders=("1.2.3.4:5",), names_recorder=True
     )
 
 

@@ -573,8 +573,9 @@ async def test_the_header_waits_for_the_size_and_the_user_does_not(early: float)
     assert timer is not None
     assert timer.when() - asyncio.get_running_loop().time() <= 1.0
     timer.cancel()
-    assert played.session._capture is not None and played.session._capture.due is not None
-    played.session._capture.due = asyncio.get_running_loop().time() + early
+    outbox = played.session._outbox
+    assert outbox is not None and outbox.due is not None
+    outbox._capture.due = asyncio.get_running_loop().time() + early
     played.session._header_due()
     await turns()
     assert (played.cast.header["width"], played.cast.header["height"]) == (80, 24) and played.cast.output == b"$ "

@@ -8,7 +8,6 @@ import hashlib
 import pytest
 from h2.settings import SettingCodes
 
-from k8sproxy.recording import upload as upload_module
 from k8sproxy.recording.recorders import UploadError
 from tests.fakes.recorder import FakeRecorder
 from tests.recording.stage import failure_of, recorders, refusal_of, session, turns
@@ -481,25 +480,5 @@ def test_the_windows_of_the_answers_are_given_back() -> None:
                 await turns(1)
             answers.ack(30_000)
             await upload.finish()
-
-    run(scene())
-
-
-@BOTH
-def test_a_few_bytes_wait_for_more(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keystrokes share a packet; a large piece, and the end, take along what waits."""
-    monkeypatch.setattr(upload_module, "COALESCE", 3600.0)
-
-    async def scene() -> None:
-        async with session(version) as (fake, upload):
-            upload.write(b"a")
-            upload.write(b"b")
-            await turns()
-            assert not fake.sessions[0].body and upload.buffered == 2
-            upload.write(b"c" * upload_module.SMALL)
-            await fake.until(lambda: len(fake.sessions[0].body) == 2 + upload_module.SMALL)
-            upload.write(b"d")
-            await upload.finish()
-            assert bytes(fake.sessions[0].body[-2:]) == b"cd"
 
     run(scene())

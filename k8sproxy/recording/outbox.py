@@ -1,0 +1,114 @@
+"""What a session has said, collected for a moment on its way: Session -> Outbox -> Capture -> Upload.
+
+Output comes in pieces of a TLS record or of a keystroke, and each that went its own way would cost a line, a packet,
+and in the daemons at both ends of the tailnet more CPU than the proxy spends on it. So pieces of one stream are put
+together until there are BATCH bytes of them or WAIT seconds have passed, and go out as one event with the first one's
+time; lines of other kinds wait behind them. Nobody sees 20 ms in a replay, and what reaches the recorder is confirmed
+by it no sooner than it has been written to a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from k8sproxy.recording.capture import Capture
+
+# Bytes: four TLS records, and what one frame of HTTP/2 to our recorder holds.
+BATCH = 64 * 1024
+# Seconds. Fifty events a second are a film.
+WAIT = 0.02
+
+
+class Outbox:
+    """One session's. capture: turns output into lines. write: takes the lines."""
+
+    __slots__ = ("_capture", "_lines", "_loop", "_pieces", "_since", "_size", "_stderr", "_timer", "_write")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, capture: Capture, write: Callable[[bytes], None]) -> None:
+        self._loop = loop
+        self._capture = capture
+        self._write = write
+        self._pieces: list[bytes] = []  # of one stream
+        self._stderr = False
+        self._size = 0
+        self._since = 0.0  # when the first of them came
+        self._lines: list[bytes] = []  # what goes ahead of them
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def due(self) -> float | None:
+        """When `deadline` has to be called; None: the header has gone out."""
+        return self._capture.due
+
+    def output(self, stderr: bool, pieces: Sequence[memoryview], now: float) -> None:
+        """Bytes of stdout, or of stderr. Views are not kept."""
+        if stderr is not self._stderr:
+            self._end_piece()
+        if not self._pieces:
+            self._stderr, self._since = stderr, now
+            self._arm()
+        for piece in pieces:
+            self._pieces.append(bytes(piece))
+            self._size += len(piece)
+        if self._size >= BATCH:
+            self.flush()
+
+    def resize(self, width: int, height: int, now: float) -> None:
+        """The terminal has that many columns and rows."""
+        self._end_piece()
+        self._line(self._capture.resize(width, height, now))
+
+    def gap(self, lost: int, why: str, now: float) -> None:
+        """So many bytes of output are missing here."""
+        self._end_piece()
+        self._line(self._capture.gap(lost, why, now))
+
+    def deadline(self, now: float) -> None:
+        """The time for the header may have come (Capture.due)."""
+        self._end_piece()
+        self._line(self._capture.deadline(now))
+
+    def ended(self, now: float) -> None:
+        """The session is over: all of it goes."""
+        self._end_piece()
+        self._line(self._capture.ended(now))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is here."""
+        self._end_piece()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._write(lines[0] if len(lines) == 1 else b"".join(lines))
+
+    def close(self) -> None:
+        """Forget what is here."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._pieces.clear()
+        self._lines.clear()
+
+    def _end_piece(self) -> None:
+        """What has come of one stream becomes a line. The capture is told of things in their order."""
+        if self._pieces:
+            pieces, self._pieces = self._pieces, []
+            self._size = 0
+            self._line(self._capture.output(self._stderr, pieces, self._since))
+
+    def _line(self, data: bytes) -> None:
+        if data:
+            self._lines.append(data)
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(WAIT, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self.flush()
