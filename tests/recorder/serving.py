@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +68,13 @@ def write_config(path: Path, port: int, admin: int, **changes: object) -> None:
 
 
 @asynccontextmanager
-async def recorder(folder: Path, **changes: object) -> AsyncIterator[Process]:
+async def recorder(folder: Path, *, prefix: Sequence[str] = (), **changes: object) -> AsyncIterator[Process]:
+    """One that is ready. prefix: words before its command. changes: sections of its configuration."""
     port, admin = free_port(), free_port()
     config = folder / "recorder.yaml"
     write_config(config, port, admin, **changes)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from recorder.cli import main; main()", "serve", "--config", str(config),
+        *prefix, sys.executable, "-c", "from recorder.cli import main; main()", "serve", "--config", str(config),
         stderr=asyncio.subprocess.PIPE, limit=1 << 20,
     )  # fmt: skip
     running = Process(process, port, admin, config)
