@@ -11,13 +11,19 @@ import os
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from recorder.access import ANYWHERE
+from recorder.index import Filter, Index
 from recorder.model import End
+from recorder.proof import PublicKeys, Sealer, Signer
+from recorder.proof.verify import Verifier
 from recorder.store import Store
 from recorder.store.blobs import FolderBlobs
+from recorder.store.logs import FolderLog
 from tests.recorder.ingest.senders import H2Sender
 from tests.recorder.serving import recorder, write_config
 from tests.recorder.store.running import HEADER, lines, text_of
@@ -68,14 +74,16 @@ def test_serve_drain_and_reload(tmp_path: Path) -> None:
 
 
 def test_killed_while_they_send(tmp_path: Path) -> None:
-    """kill -9 at a random moment; all that was acked is there afterwards, and every recording has an end."""
+    """kill -9 at a random moment; all that was acked is there afterwards, every recording has an end, the index has
+    them all as they are, and they can be sealed and verified."""
 
     async def main() -> None:
         chance = random.Random(5)
         acked: dict[str, tuple[int, bool]] = {}
         for crash in range(CRASHES + 1):
-            async with recorder(tmp_path) as running:
+            async with recorder(tmp_path, index={"enabled": True}) as running:
                 if crash == CRASHES:
+                    await indexed(tmp_path / "data")
                     running.process.send_signal(signal.SIGTERM)
                     assert await running.process.wait() == 0
                     break
@@ -108,6 +116,43 @@ def test_killed_while_they_send(tmp_path: Path) -> None:
                     assert (await store.get(found[name])).end is End.CLEAN and text == body(name)
         await store.aclose()
         assert sum(size for size, _ in acked.values()) > 100_000
+        await verified(tmp_path / "data", len(found))
+
+    async def indexed(folder: Path) -> None:
+        """Wait until the index has what the store has."""
+        store = Store(FolderBlobs(folder), None)
+        await store.open()
+        index = Index(f"sqlite:{folder / 'index.db'}")
+        await index.open()
+        async with asyncio.timeout(60):
+            while True:
+                stored = {one.id: (one.end, one.size, one.events, one.duration) async for one in store.recordings()}
+                found: dict[str, tuple[End, int, int, float]] = {}
+                cursor: str | None = None
+                while True:
+                    page = await index.recordings(Filter(), (ANYWHERE,), limit=500, cursor=cursor)
+                    for row in page.items:
+                        one = row.recording
+                        found[one.id] = (one.end, one.size, one.events, one.duration)
+                    if (cursor := page.cursor) is None:
+                        break
+                if found == stored:
+                    break
+                await asyncio.sleep(0.5)
+        assert End.RUNNING not in {end for end, *_ in stored.values()}
+        await index.aclose()
+        await store.aclose()
+
+    async def verified(folder: Path, count: int) -> None:
+        """Seal it all, as if the days were over, and verify it."""
+        store = Store(FolderBlobs(folder), FolderLog(folder), min_free=0)
+        await store.open()
+        signer, later = Signer.make(), time.time() + 2 * 86400
+        await Sealer(store, signer, clock=lambda: later).seal_due()
+        await store.aclose()
+        report = await Verifier(FolderBlobs(folder), PublicKeys([signer.public_key]), now=later).run()
+        assert report.well and {finding.status.value for finding in report.findings} == {"ok"}
+        assert len(report.findings) == count
 
     def body(name: str) -> bytes:
         header = json.loads(HEADER) | {"sessionID": name}

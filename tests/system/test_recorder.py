@@ -9,6 +9,7 @@ tailnet, and found by a word on its screen.
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import signal
@@ -21,6 +22,7 @@ import pytest
 from tests.bed import Bed, Node, kubernetes_grant
 from tests.bed.tailnet import Grant
 from tests.recorder.index import postgres
+from tests.recorder.store import s3
 from tests.system.keeper import Keeper
 from tests.system.kubectl import STREAMING, Kubectl
 from tests.system.proxy import Proxy, reported, wait_until
@@ -400,3 +402,39 @@ def test_the_index_in_postgresql(
         keeper.start()
         assert keeper.session(auditor, q=word)["id"] == found["id"]
     assert not (tmp_path / "keeper" / "data" / "index.db").exists()
+
+
+def test_the_store_on_an_s3_server_that_goes_away(
+    policy: Policy, bed: Bed, nodes: dict[str, Node], kubectl: Callable[..., Kubectl], proxy: Proxy, auditor: Node,
+    web: str, go: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """And comes back: who was being recorded is told why it ended, and what was acked by then is there for good."""
+    alice = kubectl("alice", proxy)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(s3.running(tmp_path / "s3"))
+        store = {"url": server.url("bed"), "options": server.options}
+        index = {"url": f"sqlite:{tmp_path / 'index.db'}"}
+        keeper = stack.enter_context(Keeper(tmp_path / "keeper", nodes["recorder"], store=store, index=index))
+        bed.tailnet.set_recorder_port(keeper.port)
+        policy(keeper)
+        with alice.start("exec", web, "--", *counting(go)) as running:
+            running.expect("line 10\n")
+            found = keeper.session(auditor, state="running")
+            before = wait_until(
+                lambda: _if_in(b"line 10", keeper.cast(auditor, found["id"])), "the lines that are safe"
+            )
+            server.stop()
+            assert running.wait(30) == 1
+            assert "the recorder's store cannot be reached" in running.err
+        assert keeper.readiness()[0] == 503
+        denied = alice.fails("exec", web, "--", "touch", str(tmp_path / "touched"))
+        assert "HTTP 503" in denied and not (tmp_path / "touched").exists()
+        server.start()
+        wait_until(lambda: keeper.readiness()[0] == 200, "readiness again")
+        word = new_word()
+        wait_until(lambda: alice.run("exec", web, "--", "sh", "-c", printing(word)).returncode == 0, "a new session")
+        keeper.kill()
+        keeper.start()
+        assert keeper.session(auditor, q=word, state="clean")
+        after = keeper.cast(auditor, keeper.session(auditor, state="cut")["id"])
+        assert after.startswith(before) and running.out.encode().startswith(read_cast(after).output())
