@@ -94,6 +94,7 @@ class Wire:
         "_resuming",
         "_sock",
         "_tls",
+        "_told",
         "_write",
         "_write_wants_read",
         "blocked",
@@ -119,7 +120,8 @@ class Wire:
         self._write_wants_read = False
         self._alert = b""  # what is left to send of our close_notify
         self._broken = False
-        self._heard = False
+        self._heard = False  # bytes have come since the last look
+        self._told = False  # has been read since a look was asked for
         self.blocked = False
         self.closed = False
         self.ended = False  # the other side has ended, or the wire broke
@@ -157,6 +159,7 @@ class Wire:
             self._flush()
         if self.paused or self.closed or self.ended:
             return
+        self._told = True
         view = self._buffer
         got = 0
         broken: Exception | None = None
@@ -207,18 +210,21 @@ class Wire:
 
         libuv tells of an error on a socket once and then watches it no more (uv__poll_io), while bytes that came ahead
         of a reset are read first: where they took the one turn there was, nobody would call again. Only a wire that
-        has been read since the last look can be in that state.
+        has been read since the last look can be in that state, and not one that the loop still tells of: a wire in full
+        flow would be read by both, every turn.
         """
         if self._heard and self._resuming is None:
+            self._told = False
             self._resuming = self._loop.call_soon(self._look_turn)
 
     def _look_turn(self) -> None:
         self._resuming = None
+        if self._told:
+            return  # by the loop, since this was asked for: the next look is the clock's
         self._heard = False
         if not (self.paused or self.closed or self.ended):
             self._readable()
-            if self._heard:
-                self.look()
+            self.look()  # until there is nothing
 
     def _finish(self, error: Exception | None) -> None:
         if self.closed or self._broken or (self.ended and error is None):

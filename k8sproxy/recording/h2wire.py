@@ -76,6 +76,8 @@ _CONFIGURATION = H2Configuration(
 _GOAWAY = 0x7
 _SETTINGS = 0x4
 _WINDOW_UPDATE = b"\0\0\x04\x08\0"  # the head's front: length, type, flags
+_WINDOW_UPDATE_TYPE = 0x8
+_MAX_WINDOW = 2**31 - 1  # RFC 9113, 6.9.1
 _HEADER_SIZE = 9
 # Bytes read before a window is given back: a quarter of it.
 _RETURN = 16 * 1024
@@ -333,6 +335,8 @@ class Connection:
             stream = self._streams.get(number)
             if data[at + 3 : at + 5] == b"\0\0" and stream is not None and stream.upload is not None:
                 self._ack(stream, data[at + _HEADER_SIZE : at + size])
+            elif data[at + 3] == _WINDOW_UPDATE_TYPE and self._enlarge(number, data[at + _HEADER_SIZE : at + size]):
+                pass
             else:
                 self._frame(data[at : at + size], number)
             at += size
@@ -373,6 +377,25 @@ class Connection:
         if stream.upload is not None:
             stream.upload.receive_data(data)
             self._window_changed(stream.number)  # fewer bytes unacked: see _allowance
+
+    def _enlarge(self, number: int, increment: bytes) -> bool:
+        """A WINDOW_UPDATE, which comes for every frame or two; whether that was all there is to say of it.
+
+        What is wrong with it, or with its stream, is h2's business."""
+        size = int.from_bytes(increment, "big")
+        if len(increment) != 4 or not 0 < size <= _MAX_WINDOW:
+            return False
+        if not number:
+            if self._h2.outbound_flow_control_window + size > _MAX_WINDOW:
+                return False
+            self._h2.outbound_flow_control_window += size
+        else:
+            stream = self._streams.get(number)
+            if stream is None or stream.h2.closed or stream.h2.outbound_flow_control_window + size > _MAX_WINDOW:
+                return False
+            stream.h2.outbound_flow_control_window += size
+        self._window_changed(number)
+        return True
 
     def _frame(self, frame: bytes, number: int) -> None:
         try:
