@@ -1,10 +1,11 @@
-"""Recorded sessions: python -m bench.sessions [--rounds N] [--only SCENARIO ..] [--json FILE] [--markdown FILE]
+"""Recorded sessions: python -m bench.sessions [--tailnet] [--rounds N] [--only SCENARIO ..] [--json FILE] [--markdown FILE]
 
-A bed (tests/bed) without an audit log, and a recorder that keeps nothing (bench/peers/cmd/recsink) behind a node of its
-own. The client is kubectl's own (client-go's remotecommand, bench/peers/cmd/execload). Both proxies are reached in the
-one way that Tailscale's package knows without a node's certificate: plain HTTP on loopback behind a PROXY v2 header.
-Whom the header names decides: alice's grant has a recorder and enforces it, bob's has none. So recorded and unrecorded
-sessions go through one process.
+A bed (tests/bed) without an audit log, and a recorder that keeps nothing (bench/peers/cmd/recsink): on loopback,
+which both proxies reach directly, so that what is measured is theirs; or with --tailnet behind a node of its own,
+where the encryption of the two daemons takes most of the machine. The client is kubectl's own (client-go's
+remotecommand, bench/peers/cmd/execload). Both proxies are reached in the one way that Tailscale's package knows
+without a node's certificate: plain HTTP on loopback behind a PROXY v2 header. Whom the header names decides: alice's
+grant has a recorder and enforces it, bob's has none. So recorded and unrecorded sessions go through one process.
 
     output      exec of a command that writes text, to its end; MB/s, and the proxy's CPU seconds a GB
     sessions    exec of true, eight at a time; sessions a second
@@ -13,7 +14,7 @@ sessions go through one process.
     events      GET of one object, 16 connections, with enableEvents and without; requests a second, p50
 
 CPU is the proxy process's own. Tailscale's has its node within itself; k8sproxy's node is a tailscaled beside it, which
-carries the recording (LocalAPI's dial), so its CPU is counted too and given apart.
+carries the recording with --tailnet (LocalAPI's dial): its CPU is counted too, and given apart.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Way:
 class Bench:
     """The bed with everything on it."""
 
-    def __init__(self, stack: ExitStack, bed: Bed, peers: Path) -> None:
+    def __init__(self, stack: ExitStack, bed: Bed, peers: Path, *, tailnet: bool) -> None:
         self.bed = bed
         self.peers = peers
         port = free_port()
@@ -70,7 +71,9 @@ class Bench:
             bob={"user": "bob@example.com"},
             eve={"user": "eve@example.com"},
         )
-        recorder: dict[str, Any] = {"recorder": ["tag:recorder"]}
+        recorder: dict[str, Any] = (
+            {"recorder": ["tag:recorder"]} if tailnet else {"recorderAddrs": [f"127.0.0.1:{port}"]}
+        )
         bed.set_grants(
             [
                 kubernetes_grant("alice@example.com", [_GROUP], enforceRecorder=True, **recorder),
@@ -261,6 +264,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=SCENARIOS, default=SCENARIOS)
     parser.add_argument("--streaming", nargs="*", choices=STREAMING, default=STREAMING)
+    parser.add_argument("--tailnet", action="store_true", help="reach the recorder over the tailnet")
     parser.add_argument("--megabytes", type=int, default=200, help="of --only output")
     parser.add_argument("--shells", type=int, default=500, help="of --only idle")
     parser.add_argument("--seconds", type=float, default=4.0, help="of --only sessions and events")
@@ -275,7 +279,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="k8sproxy-bench-") as name, ExitStack() as stack:
         bed = stack.enter_context(Bed(name, audit=False, progress=say))
         title = f"{describe()}; load average {os.getloadavg()[0]:.1f} before, {options.rounds} rounds"
-        bench = Bench(stack, bed, peers)
+        bench = Bench(stack, bed, peers, tailnet=options.tailnet)
         others = Others()
         both = [way for way in bench.ways if not way.endswith("events")]
         for scenario in options.only:
