@@ -67,7 +67,6 @@ class _Connection(h2.connection.H2Connection):
             self._prepare_for_sending(frames)
         return events
 
-
     @property
     def overlong(self) -> bool:
         """Whether a frame is on its way that is too long: h2 itself says so only once it has all of it."""

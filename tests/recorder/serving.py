@@ -43,6 +43,15 @@ class Process:
                     return
             await asyncio.sleep(0.05)
 
+    async def readiness(self, wanted: int) -> str:
+        """What /readyz says, once it has that status."""
+        async with asyncio.timeout(30):
+            while True:
+                status, text = await self.get("/readyz")
+                if status == wanted:
+                    return text
+                await asyncio.sleep(0.02)
+
     async def logged(self, event: str) -> dict[str, object]:
         """The next line of the log with this event."""
         assert self.process.stderr is not None

@@ -57,15 +57,6 @@ def fill(path: Path) -> None:
                 assert error.errno == errno.ENOSPC
 
 
-async def readiness(running: Process, wanted: int) -> str:
-    """What /readyz says, once it has that status."""
-    while True:
-        status, text = await running.get("/readyz")
-        if status == wanted:
-            return text
-        await asyncio.sleep(0.02)
-
-
 def test_a_full_disk(tmp_path: Path, disk: tuple[str, ...]) -> None:
     """Who sends is told at once, readiness is off, what had been acked stays, and it goes on when there is room."""
 
@@ -83,7 +74,7 @@ def test_a_full_disk(tmp_path: Path, disk: tuple[str, ...]) -> None:
             await sender.until_ended(hit)
             assert "full" in sender.error(hit)
             acked = sender.acked(hit)
-            assert "full" in await readiness(running, 503)
+            assert "full" in await running.readiness(503)
             assert (await running.get("/healthz"))[0] == 200
             refused = sender.request()
             await sender.until_head(refused)
@@ -91,7 +82,7 @@ def test_a_full_disk(tmp_path: Path, disk: tuple[str, ...]) -> None:
             assert (await exchange(running.port, EVENT))[0] == 503
 
             ballast.unlink()
-            await readiness(running, 200)
+            await running.readiness(200)
             # The one that had nothing to say meanwhile goes on, and new ones are taken.
             await sender.send(quiet, lines(50, start=100), end=True)
             await sender.until_ended(quiet)
@@ -133,7 +124,7 @@ def test_a_disk_that_is_nearly_full_takes_no_new_sessions(tmp_path: Path, disk: 
             await sender.until_acked(number, len(HEADER))
             ballast = inside(running, tmp_path / "data" / "ballast")
             ballast.write_bytes(bytes(SIZE - (6 << 20)))
-            assert "nearly full" in await readiness(running, 503)
+            assert "nearly full" in await running.readiness(503)
             refused = sender.request()
             await sender.until_head(refused)
             assert sender.heads[refused][":status"] == "503"
@@ -141,7 +132,7 @@ def test_a_disk_that_is_nearly_full_takes_no_new_sessions(tmp_path: Path, disk: 
             await sender.until_ended(number)
             assert sender.acked(number) == len(HEADER + lines(100)) and not sender.error(number)
             ballast.unlink()
-            await readiness(running, 200)
+            await running.readiness(200)
             await sender.close()
 
     asyncio.run(main())

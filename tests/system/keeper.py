@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import signal
 import socket
@@ -15,13 +16,38 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode
 
-from tests.bed import Node, free_port
+from tests.bed import Bed, Node, free_port
 from tests.bed.http import Reply, request
 from tests.bed.processes import Process, Processes
 from tests.system.proxy import wait_until
 
 READY = 30.0  # seconds; two are usual, on two busy cores
 API = "/api/v1"
+CAP_RECORDER = "tailscale.com/cap/recorder"
+_serial = itertools.count(1)
+
+
+def new_word() -> str:
+    """A word that no screen has shown yet."""
+    return f"heron{next(_serial)}bird"
+
+
+def printing(word: str) -> str:
+    """A shell command that prints it without having it in its text."""
+    return f"printf {word[:3]}; echo {word[3:]}"
+
+
+def with_recorder(bed: Bed) -> dict[str, Node]:
+    """The bed's nodes, with `recorder` (tag:recorder), `sender` (tag:k8sproxy) and `auditor`, a person."""
+    wanted: dict[str, dict[str, Any]] = {
+        "recorder": {"tags": ["tag:recorder"], "socks5": False},
+        "sender": {"tags": ["tag:k8sproxy"]},
+        "auditor": {"user": "auditor@example.com"},
+    }
+    missing = {name: arguments for name, arguments in wanted.items() if name not in bed.nodes}
+    if missing:
+        bed.add_nodes(**missing)
+    return bed.nodes
 
 
 class Keeper:
@@ -149,6 +175,13 @@ class Keeper:
                 yield answer
         finally:
             connection.close()
+
+    def welcomes(self, who: Node) -> bool:
+        """Whether a node may look at anything."""
+        try:
+            return self.get(who, "/whoami").ok
+        except OSError:  # a dial that meets a new packet filter on its way
+            return False
 
     def sessions(self, who: Node, **query: str) -> list[dict[str, Any]]:
         """What the list of sessions shows to a node."""

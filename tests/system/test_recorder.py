@@ -23,27 +23,16 @@ from tests.bed import Bed, Node, kubernetes_grant
 from tests.bed.tailnet import Grant
 from tests.recorder.index import postgres
 from tests.recorder.store import s3
-from tests.system.keeper import Keeper
+from tests.system.keeper import CAP_RECORDER, Keeper, new_word, printing, with_recorder
 from tests.system.kubectl import STREAMING, Kubectl
 from tests.system.proxy import Proxy, reported, wait_until
 from tests.system.raw import Connection
 from tests.system.recorders import play, read_cast
 from tests.system.terminal import Terminal
 
-CAP_RECORDER = "tailscale.com/cap/recorder"
 EVERYTHING = {"users": ["*"], "view": True, "live": True, "export": True, "audit": True}
 SOON = 2.0  # seconds from a recorder's end to an enforced session's, as the issue has it
 _serial = itertools.count(1)
-
-
-def new_word() -> str:
-    """A word that no screen has shown yet."""
-    return f"heron{next(_serial)}bird"
-
-
-def printing(word: str) -> str:
-    """A shell command that prints it without having it in its text."""
-    return f"printf {word[:3]}; echo {word[3:]}"
 
 
 # -- who is there
@@ -52,13 +41,7 @@ def printing(word: str) -> str:
 @pytest.fixture(scope="module")
 def nodes(bed: Bed) -> dict[str, Node]:
     """The bed's, with those of this file."""
-    wanted: dict[str, dict[str, Any]] = {
-        "recorder": {"tags": ["tag:recorder"], "socks5": False},
-        "sender": {"tags": ["tag:k8sproxy"]},
-        "auditor": {"user": "auditor@example.com"},
-    }
-    bed.add_nodes(**{name: arguments for name, arguments in wanted.items() if name not in bed.nodes})
-    return bed.nodes
+    return with_recorder(bed)
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +99,7 @@ def policy(proxy: Proxy, nodes: dict[str, Node], grants: Callable[..., None]) ->
             return group in (json.loads(answer.body)["impersonation"] or {}).get("groups", ())
 
         wait_until(known, "the grant in the proxy")
-
-        def welcome() -> bool:
-            try:
-                return keeper.get(nodes["auditor"], "/whoami").ok
-            except OSError:
-                return False
-
-        wait_until(welcome, "the grant in the recorder")
+        wait_until(lambda: keeper.welcomes(nodes["auditor"]), "the grant in the recorder")
 
     return change
 
@@ -234,7 +210,7 @@ def test_requests_are_told(
     enforce: bool,
 ) -> None:
     policy(keeper, enableEvents=True, enforce=enforce)
-    name = f"told-{next(_serial)}"
+    name = f"told-{new_word()}"
     alice = kubectl("alice", proxy)
     alice.ok("create", "configmap", name, "--from-literal=colour=blue")
     alice.ok("delete", "configmap", name)
@@ -388,7 +364,7 @@ def test_the_index_in_postgresql(
     with Keeper(tmp_path / "keeper", nodes["recorder"], index={"url": server.database()}) as keeper:
         bed.tailnet.set_recorder_port(keeper.port)
         policy(keeper, enableEvents=True)
-        word, name = new_word(), f"told-{next(_serial)}"
+        word, name = new_word(), f"told-{new_word()}"
         done = alice.run("exec", web, "--", "sh", "-c", printing(word))
         alice.ok("create", "configmap", name)
         alice.ok("delete", "configmap", name)

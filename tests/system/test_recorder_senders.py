@@ -21,7 +21,7 @@ from tests.bed.processes import Processes
 from tests.bed.programs import HERE, Programs
 from tests.bed.tailnet import Grant
 from tests.system.beds import STANDARD_GRANTS
-from tests.system.keeper import Keeper
+from tests.system.keeper import CAP_RECORDER, Keeper, new_word, printing, with_recorder
 from tests.system.kubectl import STREAMING, Kubectl, write_kubeconfig
 from tests.system.proxy import wait_until
 from tests.system.recorders import Cast, read_cast
@@ -33,29 +33,12 @@ HEADER = (
     b'{"version": 2, "width": 80, "height": 24, "srcNode": "laptop.example.ts.net", "srcNodeUser": "ana@example.com"}\n'
 )
 RECORD = b"POST /record HTTP/1.1\r\nHost: recorder\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
-_serial = itertools.count(1)
-
-
-def new_word() -> str:
-    """A word that no screen has shown yet."""
-    return f"egret{next(_serial)}bird"
-
-
-def printing(word: str) -> str:
-    """A shell command that prints it without having it in its text."""
-    return f"printf {word[:3]}; echo {word[3:]}"
 
 
 @pytest.fixture(scope="module")
 def nodes(bed: Bed) -> dict[str, Node]:
     """The bed's, with those of this file."""
-    wanted: dict[str, dict[str, Any]] = {
-        "recorder": {"tags": ["tag:recorder"], "socks5": False},
-        "sender": {"tags": ["tag:k8sproxy"]},
-        "auditor": {"user": "auditor@example.com"},
-    }
-    bed.add_nodes(**{name: arguments for name, arguments in wanted.items() if name not in bed.nodes})
-    return bed.nodes
+    return with_recorder(bed)
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +51,10 @@ def keeper(bed: Bed, nodes: dict[str, Node], tmp_path_factory: pytest.TempPathFa
         alice = kubernetes_grant(
             "alice@example.com", ["system:masters"], recorder=["tag:recorder"], enforceRecorder=True
         )
-        bed.set_grants([alice, Grant(["auditor"], ["recorder"], {"tailscale.com/cap/recorder": [rule]})])
-        wait_until(lambda: _welcome(keeper, nodes["auditor"]), "the grant in the recorder")
+        bed.set_grants([alice, Grant(["auditor"], ["recorder"], {CAP_RECORDER: [rule]})])
+        wait_until(lambda: keeper.welcomes(nodes["auditor"]), "the grant in the recorder")
         yield keeper
     bed.set_grants(STANDARD_GRANTS)
-
-
-def _welcome(keeper: Keeper, who: Node) -> bool:
-    try:
-        return keeper.get(who, "/whoami").ok
-    except OSError:  # a dial that meets the new packet filter on its way
-        return False
 
 
 @pytest.fixture

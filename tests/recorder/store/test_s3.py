@@ -14,7 +14,7 @@ from recorder.store import Store, StoreError
 from recorder.store.logs import ObjectLog
 from recorder.store.objects import ObjectBlobs, open_objects
 from tests.recorder.ingest.senders import H2Sender, exchange
-from tests.recorder.serving import Process, recorder
+from tests.recorder.serving import recorder
 from tests.recorder.store import s3
 from tests.recorder.store.running import HEADER, SOURCE, cast_of, kill, lines, run, settled, text_of, until
 
@@ -76,10 +76,10 @@ def test_blobs(server: s3.Server, prefix: str) -> None:
 def test_credentials_and_buckets_that_are_none(server: s3.Server, prefix: str) -> None:
     async def main() -> None:
         blobs = open_objects(server.url(prefix), server.options | {"secret_access_key": "wrong"})
-        with pytest.raises(StoreError, match="^the recorder may not write to its store$"):
+        with pytest.raises(StoreError, match=r"^the recorder may not write to its store$"):
             await blobs.put("a", b"b")
         blobs = open_objects(f"s3://nowhere/{prefix}", server.options)
-        with pytest.raises(StoreError, match="^the recorder's store has no such bucket$"):
+        with pytest.raises(StoreError, match=r"^the recorder's store has no such bucket$"):
             await blobs.put("a", b"b")
 
     run(main())
@@ -147,15 +147,6 @@ def test_killed_in_the_middle(server: s3.Server, prefix: str) -> None:
 # -- the process
 
 
-async def readiness(running: Process, wanted: int) -> str:
-    """What /readyz says, once it has that status."""
-    while True:
-        status, text = await running.get("/readyz")
-        if status == wanted:
-            return text
-        await asyncio.sleep(0.02)
-
-
 def test_the_server_goes_away_and_comes_back(server: s3.Server, prefix: str, tmp_path: Path) -> None:
     """Running sessions get an error, new ones are refused, readiness is off; what had been acked is there later."""
 
@@ -171,7 +162,7 @@ def test_the_server_goes_away_and_comes_back(server: s3.Server, prefix: str, tmp
             await sender.until_ended(hit)  # senders wait for 30 s
             assert "the recorder's store cannot be reached" in sender.error(hit)
             assert sender.acked(hit) == len(HEADER + lines(100))
-            assert "the recorder's store cannot be reached" in await readiness(running, 503)
+            assert "the recorder's store cannot be reached" in await running.readiness(503)
             assert (await running.get("/healthz"))[0] == 200
             for method in ("HEAD", "POST"):
                 refused = sender.request(method, end=method == "HEAD")
@@ -181,7 +172,7 @@ def test_the_server_goes_away_and_comes_back(server: s3.Server, prefix: str, tmp
             assert (await exchange(running.port, event))[0] == 503
 
             server.start()
-            await readiness(running, 200)
+            await running.readiness(200)
             after = sender.request()
             await sender.send(after, HEADER + lines(7), end=True)
             await sender.until_ended(after)
