@@ -143,7 +143,7 @@ class Http1:
             if (unwilling := self._site.unwilling) is not None:
                 raise Refusal(503, "unwilling", unwilling)
             intake.admit(source)
-            await _continue(request)
+            await _continue(request, f"Asciicast-Event-Codes: {EVENT_CODES}\r\n")
             clean = await self._read(request, intake, changed)
             if clean:
                 intake.end()
@@ -192,9 +192,10 @@ class Http1:
         return True
 
 
-async def _continue(request: web.BaseRequest) -> None:
+async def _continue(request: web.BaseRequest, fields: str = "") -> None:
+    """fields: lines of the head. A sender of version 1 sees no other head before it sends."""
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.transport.write(f"HTTP/1.1 100 Continue\r\n{fields}\r\n".encode())
 
 
 def _refuse(status: int, message: str) -> web.Response:

@@ -49,7 +49,7 @@ def keeper(bed: Bed, nodes: dict[str, Node], tmp_path_factory: pytest.TempPathFa
         bed.tailnet.set_recorder_port(keeper.port)
         rule = {"users": ["*"], "view": True, "export": True, "live": True}
         alice = kubernetes_grant(
-            "alice@example.com", ["system:masters"], recorder=["tag:recorder"], enforceRecorder=True
+            "alice@example.com", ["system:masters"], recorder=["tag:recorder"], enforceRecorder=True, enableEvents=True
         )
         bed.set_grants([alice, Grant(["auditor"], ["recorder"], {CAP_RECORDER: [rule]})])
         wait_until(lambda: keeper.welcomes(nodes["auditor"]), "the grant in the recorder")
@@ -94,7 +94,7 @@ def test_the_first_version_by_hand(keeper: Keeper, nodes: dict[str, Node], audit
     events = lines(word, 200)
     with keeper.dial(nodes["sender"]) as sock:
         sock.sendall(RECORD)
-        assert read_head(sock) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert read_head(sock) == b"HTTP/1.1 100 Continue\r\nAsciicast-Event-Codes: o, e, r, m\r\n\r\n"
         # The header line in two chunks, and events across chunks.
         body = HEADER + b"".join(events)
         for start, end in itertools.pairwise((0, 11, len(HEADER) + 30, 2000, len(body) - 5, len(body))):
@@ -216,6 +216,21 @@ def test_many_sessions_of_tailscales_proxy(
     assert {session["state"] for session in sample} == {"clean"}
     for session in sample:
         assert read_cast(keeper.cast(auditor, session["id"])).output() == f"{word}\n".encode()
+
+
+def test_events_of_tailscales_proxy(keeper: Keeper, ts_kubectl: Kubectl, bed: Bed, auditor: Node) -> None:
+    name = f"told-{new_word()}"
+    ts_kubectl.ok("create", "configmap", name)
+    ts_kubectl.ok("delete", "configmap", name)
+
+    def told() -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = keeper.get(auditor, "/events", name=name, verb="delete").json()["items"]
+        return items
+
+    (event,) = wait_until(told, "the event of the deletion")
+    wanted = {"user": "alice@example.com", "resource": "configmaps", "namespace": "default", "method": "DELETE"}
+    assert {key: event[key] for key in wanted} == wanted
+    assert event["node"] == bed.nodes["alice"].dns_name
 
 
 # -- Tailscale SSH

@@ -28,7 +28,10 @@ def test_a_session(tmp_path: Path) -> None:
         async with ingest(tmp_path) as running:
             reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
             writer.write(RECORD)
-            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            assert (
+                await reader.readuntil(b"\r\n\r\n")
+                == b"HTTP/1.1 100 Continue\r\nAsciicast-Event-Codes: o, e, r, m\r\n\r\n"
+            )
             writer.write(chunked(HEADER + lines(3000)))
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200 ") and b"Asciicast-Event-Codes: o, e, r, m\r\n" in head
