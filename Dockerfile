@@ -20,7 +20,7 @@ COPY k8sproxy/ k8sproxy/
 COPY recorder/ recorder/
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 # The lock holds the tests' packages too. As constraints it says which versions; the wheel says which packages.
-RUN pip --python /opt/k8sproxy/bin/python install --no-cache-dir --constraint requirements.lock /wheels/*.whl
+RUN pip --python /opt/k8sproxy/bin/python install --no-cache-dir --constraint requirements.lock "$(ls /wheels/*.whl)[recorder]"
 
 FROM python:${PYTHON_VERSION}-slim
 ARG VERSION=0.1.0

@@ -1,4 +1,4 @@
-"""Recorded sessions: python -m bench.sessions [--tailnet] [--rounds N] [--only SCENARIO ..] [--json FILE] [--markdown FILE]
+"""Recorded sessions: python -m bench.sessions [--tailnet] [--rounds N] [--only SCENARIO ..] [--json FILE]
 
 A bed (tests/bed) without an audit log, and a recorder that keeps nothing (bench/peers/cmd/recsink): on loopback,
 which both proxies reach directly, so that what is measured is theirs; or with --tailnet behind a node of its own,

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from k8sproxy.config import Config, load
+from recorder.config import load as load_recorder
 
 ROOT = Path(__file__).parents[1]
 BASE, RECORDER = ROOT / "manifests/base", ROOT / "manifests/recorder"
@@ -283,14 +284,20 @@ def test_one_pod_at_a_time(base: list[dict[str, Any]]) -> None:
     assert spec["strategy"] == {"type": "Recreate"}
 
 
-def test_images_are_pinned_and_the_recorder_does_not_start(objects: list[dict[str, Any]]) -> None:
+def test_the_recorders_configuration_is_one(tmp_path: Path) -> None:
+    config = load_recorder(RECORDER / "recorder.yaml", environment={"POD_IP": "10.0.0.7"})
+    assert str(config.admin.address) == "10.0.0.7:9090"
+    assert str(config.store.folder) == "/var/lib/recorder"
+
+
+def test_images_are_pinned(objects: list[dict[str, Any]]) -> None:
     version = PROJECT["project"]["version"]
     for container in containers(objects):
         name, _, tag = container["image"].rpartition(":")
         assert tag == version if name == "k8sproxy" else re.fullmatch(r"v\d+\.\d+\.\d+", tag)
     for item in objects:
         if item["kind"] == "StatefulSet":
-            assert item["spec"]["replicas"] == 0, "its server is not part of this release"
+            assert item["spec"]["replicas"] == 1, "two would be two stores"
 
 
 def test_the_overlay_in_the_documentation_fits(tmp_path: Path) -> None:
