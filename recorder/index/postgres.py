@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-import asyncpg  # type: ignore[import-untyped]  # it ships no types
+import asyncpg
 
 from recorder.index import schema
 from recorder.index.database import POSTGRES, Change, Dialect, Having, IndexFailure, Rows, Statement, Writing
