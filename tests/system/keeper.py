@@ -10,7 +10,7 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,15 +53,23 @@ def with_recorder(bed: Bed) -> dict[str, Node]:
 class Keeper:
     """One recorder with its data in `directory`. Its log is kept after its end.
 
-    node: whose tailscaled it asks; a userspace one forwards to loopback, where it listens. allow: who may send. Further
-    sections come as keyword arguments, as they stand in the file.
+    node: whose tailscaled it asks; a userspace one forwards to loopback, where it listens. allow: who may send. prefix:
+    words before its command. Further sections come as keyword arguments, as they stand in the file.
     """
 
-    def __init__(self, directory: Path, node: Node, *, allow: tuple[str, ...] = ("tag:k8sproxy",), **sections: Any):
+    def __init__(
+        self,
+        directory: Path,
+        node: Node,
+        *,
+        allow: tuple[str, ...] = ("tag:k8sproxy",),
+        prefix: Sequence[str] = (),
+        **sections: Any,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.node = node
-        self.port, self.web_port, self.admin_port = free_port(), free_port(), free_port()
+        self.port, self.web_port = free_port(), free_port()
         self.file = directory / "recorder.yaml"
         self.log_file = directory / "recorder.log"
         self.config: dict[str, Any] = {
@@ -70,10 +78,12 @@ class Keeper:
             "store": {"folder": str(directory / "data"), "minFree": "1MiB"},
             "ingest": {"listen": [f"tailnet:{self.port}"], "allow": list(allow)},
             "web": {"listen": [f"tailnet:{self.web_port}"]},
-            "admin": {"address": f"127.0.0.1:{self.admin_port}"},
+            "admin": {"address": f"127.0.0.1:{free_port()}"},
             "shutdown": {"grace": "0s"},
             **sections,
         }
+        self.admin_url = f"http://{self.config['admin']['address']}"
+        self._prefix = tuple(prefix)
         self._processes: Processes | None = None
         self._process: Process | None = None
 
@@ -98,7 +108,7 @@ class Keeper:
         if self._processes is None:
             self._processes = Processes(self.directory)
         program = str(Path(sys.executable).with_name("recorder"))
-        self._process = self._processes.start("recorder", [program, "serve", "--config", str(self.file)])
+        self._process = self._processes.start("recorder", [*self._prefix, program, "serve", "--config", str(self.file)])
         wait_until(self._is_ready, f"readiness of the recorder; its log:\n{self.log_tail()}", READY)
 
     def _is_ready(self) -> bool:
@@ -132,7 +142,7 @@ class Keeper:
 
     def admin(self, path: str) -> Reply:
         """GET of the admin site."""
-        return request("GET", f"http://127.0.0.1:{self.admin_port}", path)
+        return request("GET", self.admin_url, path)
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name and labels, as in the text."""
