@@ -6,6 +6,7 @@ RECORDER_CRASHES=50 RECORDER_SENDERS=100 make the test of crashes the long one.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import random
@@ -30,6 +31,11 @@ from tests.recorder.store.running import HEADER, lines, text_of
 
 CRASHES = int(os.environ.get("RECORDER_CRASHES", "3"))
 SENDERS = int(os.environ.get("RECORDER_SENDERS", "20"))
+
+
+@functools.cache
+def some_lines(count: int) -> bytes:
+    return lines(count)
 
 
 def test_serve_drain_and_reload(tmp_path: Path) -> None:
@@ -156,7 +162,7 @@ def test_killed_while_they_send(tmp_path: Path) -> None:
 
     def body(name: str) -> bytes:
         header = json.loads(HEADER) | {"sessionID": name}
-        return json.dumps(header).encode() + b"\n" + lines(int(name) % 7 * 3000 + 500)
+        return json.dumps(header).encode() + b"\n" + some_lines(int(name) % 7 * 3000 + 500)
 
     async def session(sender: H2Sender, number: int) -> None:
         while not sender.lost:
