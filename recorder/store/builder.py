@@ -73,6 +73,7 @@ class Builder:
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._aged = 0
+        self._active = False
 
     def look(self, live: Live, count: int) -> None:
         """It has grown; `count` recordings are live."""
@@ -89,12 +90,27 @@ class Builder:
         """Look at everything: a segment has begun, or something is over."""
         self._wake.set()
 
+    def relieve(self) -> None:
+        """Put whatever can be put, however little it is; `busy` while that goes on."""
+        for live in self._lives():
+            if live.tail:
+                self._ripe[live] = None
+            if live.frames:
+                self._wanting[live] = None
+        self._wake.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has work that it knows of."""
+        return self._active or self._wake.is_set() or bool(self._puts)
+
     async def run(self) -> None:
         """Build until cancelled; puts under way are cancelled with it, the journal has what they had."""
         try:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
+                self._active = True
                 while self._ripe:
                     await self._build()
                     self._choose()
@@ -103,6 +119,7 @@ class Builder:
                     await self._build()
                 self._choose()
                 await self._trim_journal()
+                self._active = False
         finally:
             puts = list(self._puts.values())
             for put in puts:

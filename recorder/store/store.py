@@ -396,10 +396,14 @@ class Store:
         self.lives[live.id] = live
 
     async def _relief(self) -> None:
-        while self._room.pressure.held > self._room.pressure.MAX_HELD // 2:
+        pressure = self._room.pressure
+        if pressure.held <= pressure.MAX_HELD // 2:
+            return
+        self.builder.relieve()
+        # Tails too short for a frame stay, and many of them may be more than that: then there is no use in waiting.
+        while pressure.held > pressure.MAX_HELD // 2 and self.builder.busy:
             if self.builder.fault is not None:
                 raise StoreError(self.builder.fault)
-            self.builder.poke()
             await asyncio.sleep(0.005)
 
     def _grown(self, live: Live) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from recorder.model import End
 from recorder.store import Store, StoreError
+from recorder.store.live import Pressure
 from recorder.store.records import Reader
 from tests.recorder.store.running import (
     HEADER,
@@ -349,3 +350,24 @@ def test_the_journal_reader_stops_at_the_first_damage() -> None:
         assert sum(len(list(reader.feed(whole[i : i + 1]))) for i in range(damage)) == reader.number
     reader = Reader()
     assert [len(batch) for batch in reader.feed(whole)] == [1, 2, 1] and not reader.damaged
+
+
+def test_more_short_recordings_in_the_journal_than_memory_should_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tails too short for a frame: there is nothing to wait for, and the start goes on."""
+
+    async def main() -> None:
+        store = Store(FaultyBlobs(tmp_path), FaultyLog(tmp_path), min_free=0)
+        await store.open()
+        lives = [await store.begin(HEADER, SOURCE) for _ in range(40)]
+        for live in lives:
+            live.write(lines(100))
+            await live.wait_acked(live.given - 1)
+        await kill(store)
+        monkeypatch.setattr(Pressure, "MAX_HELD", 20_000)
+        async with asyncio.timeout(30), store_in(tmp_path) as store:
+            for live in lives:
+                assert await text_of(store, live.id) == HEADER + lines(100)
+
+    run(main())
