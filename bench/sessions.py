@@ -40,6 +40,8 @@ from tests.bed import Bed, free_port, kubernetes_grant
 SCENARIOS = ("output", "sessions", "echo", "idle", "events")
 STREAMING = ("websocket", "spdy")
 _GROUP = "system:masters"
+# Seconds after which a run of a load generator has lost something.
+_HANGS = 120
 _EXEC = "/api/v1/namespaces/default/pods/bench/exec"
 # What `ls -l` and logs are made of: printable lines. base64 of random bytes does not compress, and needs no escapes but
 # the line feeds.
@@ -122,7 +124,7 @@ class Bench:
     def run(self, program: str, way: Way, path: str, *arguments: str) -> dict[str, Any]:
         """One run of a load generator; what it prints."""
         command = [str(self.peers / program), f"--url={way.url}{path}", *way.arguments, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_HANGS)
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
         if done.returncode or answer.get("errors"):
             raise RuntimeError(f"{program}: {answer.get('last_error') or done.stderr[-500:]}")
@@ -290,6 +292,9 @@ def main() -> None:
                     names, count = ["k8sproxy, recorded"], 1
                 elif scenario == "events":
                     names = ["k8sproxy, events", "k8sproxy, unrecorded"]
+                elif scenario == "echo" and streaming == "spdy":
+                    # What is typed into a session that Tailscale's proxy records over SPDY does not always arrive.
+                    names = [name for name in both if name != "tailscale, recorded"]
                 samples, took = rounds(names, count, _sampler(bench, scenario, streaming, options), others)
                 most = max(most, took)
                 content[f"{scenario}, {streaming}"] = samples
