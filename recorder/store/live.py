@@ -215,7 +215,8 @@ class Live:
 
     def end_as(self, end: End) -> None:
         """End it, without waiting until that is safe. Only the first end counts."""
-        if self._asked is None:
+        # What could not begin has no end either: the journal, once it is well again, would keep that alone.
+        if self._asked is None and self.error is None:
             self._asked = end
             self.room.mark(self)
 

@@ -84,7 +84,7 @@ def token(bed: Bed, namespace: str, account: str) -> str:
 
 
 def kubectl_of(bed: Bed, namespace: str, account: str) -> Kubectl:
-    return Kubectl(bed.cluster.kubeconfig_for(account, token=token(bed, namespace, account)))
+    return Kubectl(bed.cluster.kubeconfig_for(f"{namespace}-{account}", token=token(bed, namespace, account)))
 
 
 # -- at the API server
@@ -172,7 +172,9 @@ class Pod:
 
     def __init__(self, bed: Bed, namespace: str, rendered: list[dict[str, Any]], directory: Path) -> None:
         (deployment,) = (item for item in rendered if item["kind"] == "Deployment")
-        (config,) = (item for item in rendered if item["kind"] == "ConfigMap")
+        (config,) = (
+            item for item in rendered if item["kind"] == "ConfigMap" and item["metadata"]["name"] == "k8sproxy"
+        )
         spec = deployment["spec"]["template"]["spec"]
         (self.sidecar,), (self.main,) = spec["initContainers"], spec["containers"]
         self.bed = bed

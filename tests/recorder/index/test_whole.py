@@ -387,6 +387,7 @@ def test_two_recorders_take_the_same_moment(server: postgres.Server) -> None:
 
 def test_the_server_is_found_or_the_reason_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "binaries", lambda: None)
+    monkeypatch.delenv("K8SPROXY_REQUIRE_BED", raising=False)
     with pytest.raises(pytest.skip.Exception), postgres.running():
         pass
     monkeypatch.setenv("K8SPROXY_REQUIRE_BED", "1")
