@@ -25,10 +25,10 @@ from pathlib import Path
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from k8sproxy.dataplane.listener import bind
 from k8sproxy.dataplane.site import Site
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer, is_tailnet
+from k8sproxy.sockets import bind
 
 Checks = Callable[[], Awaitable[Mapping[str, str | None]]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -31,13 +31,14 @@ from k8sproxy.assembly import (
     set_recording_limits,
 )
 from k8sproxy.config import Config, ConfigError, load
-from k8sproxy.dataplane.listener import Server, raise_file_limit
+from k8sproxy.dataplane.listener import Server
 from k8sproxy.dataplane.site import Site
 from k8sproxy.errors import Refusal
 from k8sproxy.recording.apievents import ApiEvents
 from k8sproxy.recording.events import Events, EventSettings
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.recording.sessions import Sessions
+from k8sproxy.sockets import raise_file_limit
 from k8sproxy.telemetry import LOG, RequestLog, Telemetry, configure_logging
 
 _log = structlog.get_logger("k8sproxy")

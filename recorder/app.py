@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import resource
 import signal
 import socket
 import sys
@@ -23,6 +22,7 @@ import structlog
 from prometheus_client.metrics_core import Metric
 
 from k8sproxy.errors import Refusal
+from k8sproxy.sockets import bind, raise_file_limit
 from k8sproxy.tailnet.localapi import LocalAPI
 from k8sproxy.tailnet.whois import WhoIs
 from recorder import __version__
@@ -42,8 +42,6 @@ from recorder.telemetry import LOG, Histogram, Metrics, configure_logging, count
 
 _log = structlog.get_logger("recorder")
 
-# Connections that the kernel keeps for us while we are busy.
-_BACKLOG = 512
 # Seconds after which a thread lets another one run: threads that sync and pack need the interpreter for some
 # microseconds between two long calls, and should not wait 5 ms for it each time.
 _SWITCH = 0.001
@@ -109,30 +107,6 @@ def _encrypted(config: Config, blobs: Blobs, log: Log | None) -> tuple[Blobs, Lo
     except KeepingError as error:
         raise StartError(str(error)) from None
     return blobs if keys is None else EncryptedBlobs(blobs, keys), None if log is None else EncryptedLog(log, keys)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket on one address. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-        sock.listen(_BACKLOG)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def raise_file_limit() -> None:
-    """As many open files as this process may have: every sender's connection is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class App:

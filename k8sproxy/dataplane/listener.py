@@ -37,12 +37,11 @@ from k8sproxy.dataplane.site import Gate, Site
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.protocol.proxyprotocol import HEAD_SIZE, ProxyHeaderParser
+from k8sproxy.sockets import bind
 from k8sproxy.tailnet.whois import ClientKey
 
 _log = structlog.get_logger("k8sproxy")
 
-# Connections that the kernel holds for us while we are busy; the kernel's own limit (somaxconn) is 4096 by default.
-_BACKLOG = 1024
 # Accepted in one turn of the loop, so that a burst of connections does not starve those that are open.
 _ACCEPTS = 64
 # Seconds without accepting when the process is out of descriptors; accepting on would spin.
@@ -125,23 +124,6 @@ class Listener:
             self._retry.cancel()
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket on one address. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-        sock.listen(_BACKLOG)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 class Server:
@@ -338,15 +320,3 @@ class Server:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         return count
-
-
-def raise_file_limit() -> int:
-    """Raise the soft limit of open files to the hard one: a connection takes two. Returns the limit in force."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            return hard
-    return soft

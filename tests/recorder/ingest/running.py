@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from k8sproxy.sockets import bind
 from k8sproxy.tailnet.localapi import LocalAPI
 from k8sproxy.tailnet.whois import WhoIs
-from recorder.app import bind
 from recorder.ingest.admission import Admission
 from recorder.ingest.server import IngestServer
 from recorder.ingest.site import IngestSite
