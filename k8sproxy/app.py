@@ -34,12 +34,13 @@ from k8sproxy.config import Config, ConfigError, load
 from k8sproxy.dataplane.listener import Server
 from k8sproxy.dataplane.site import Site
 from k8sproxy.errors import Refusal
+from k8sproxy.logs import LOG, configure_logging
 from k8sproxy.recording.apievents import ApiEvents
 from k8sproxy.recording.events import Events, EventSettings
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.recording.sessions import Sessions
 from k8sproxy.sockets import raise_file_limit
-from k8sproxy.telemetry import LOG, RequestLog, Telemetry, configure_logging
+from k8sproxy.telemetry import RequestLog, Telemetry
 
 _log = structlog.get_logger("k8sproxy")
 

@@ -22,6 +22,7 @@ import structlog
 from prometheus_client.metrics_core import Metric
 
 from k8sproxy.errors import Refusal
+from k8sproxy.logs import LOG, configure_logging
 from k8sproxy.sockets import bind, raise_file_limit
 from k8sproxy.tailnet.localapi import LocalAPI
 from k8sproxy.tailnet.whois import WhoIs
@@ -38,7 +39,7 @@ from recorder.keeping import Keeping, KeepingError, keyring
 from recorder.store import Store, StoreError
 from recorder.store.blobs import Blobs, FolderBlobs, make_folder
 from recorder.store.logs import FolderLog, Log, ObjectLog
-from recorder.telemetry import LOG, Histogram, Metrics, configure_logging, counter, counters, gauge
+from recorder.telemetry import Histogram, Metrics, counter, counters, gauge
 
 _log = structlog.get_logger("recorder")
 
