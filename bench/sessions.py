@@ -43,9 +43,14 @@ _GROUP = "system:masters"
 # Seconds after which a run of a load generator has lost something.
 _HANGS = 120
 _EXEC = "/api/v1/namespaces/default/pods/bench/exec"
-# What `ls -l` and logs are made of: printable lines. base64 of random bytes does not compress, and needs no escapes but
-# the line feeds.
-_OUTPUT = "base64 -w 120 /dev/urandom | head -c 4000000 > out; for i in $(seq {count}); do cat out; done"
+# What a command writes. text: printable lines, as of `ls -l` and logs; base64 of random bytes does not compress, and
+# needs no escapes but the line feeds. lines: short ones, with colours. zeros: a sparse file. binary: an archive.
+_BLOCKS = {
+    "text": "base64 -w 120 /dev/urandom | head -c 4000000",
+    "lines": "yes \"$(printf 'drwxr-xr-x 2 \\033[32mroot\\033[0m root 4096\\t\\303\\274ber')\" | head -c 4000000",
+    "zeros": "head -c 4000000 /dev/zero",
+    "binary": "head -c 4000000 /dev/urandom",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +137,9 @@ class Bench:
 
     # -- the scenarios: a sample of one way
 
-    def output(self, way: Way, streaming: str, megabytes: int) -> Sample:
+    def output(self, way: Way, streaming: str, megabytes: int, content: str) -> Sample:
         """One command's output."""
-        script = _OUTPUT.format(count=megabytes // 4)
+        script = f"{_BLOCKS[content]} > out; for i in $(seq {megabytes // 4}); do cat out; done"
         before, node = _cpu(way), way.node()
         answer = self.run("execload", way, _EXEC, "--mode=output", *_flags(streaming), "--", "sh", "-c", script)
         gigabytes = answer["bytes"] / 1e9
@@ -268,6 +273,7 @@ def main() -> None:
     parser.add_argument("--streaming", nargs="*", choices=STREAMING, default=STREAMING)
     parser.add_argument("--tailnet", action="store_true", help="reach the recorder over the tailnet")
     parser.add_argument("--megabytes", type=int, default=200, help="of --only output")
+    parser.add_argument("--content", choices=_BLOCKS, default="text", help="of --only output")
     parser.add_argument("--shells", type=int, default=500, help="of --only idle")
     parser.add_argument("--seconds", type=float, default=4.0, help="of --only sessions and events")
     parser.add_argument("--json", type=Path, help="write every sample to a file")
@@ -312,7 +318,7 @@ def _sampler(bench: Bench, scenario: str, streaming: str, options: argparse.Name
     def sample(name: str) -> Sample:
         way = bench.ways[name]
         if scenario == "output":
-            return bench.output(way, streaming, options.megabytes)
+            return bench.output(way, streaming, options.megabytes, options.content)
         if scenario == "sessions":
             return bench.sessions(way, streaming, options.seconds)
         if scenario == "echo":

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,10 @@ CAP_KUBERNETES = "tailscale.com/cap/kubernetes"
 
 # The longest path that a unix socket may have (sun_path in unix(7), less its final NUL).
 MAX_SOCKET_PATH = 107
+
+# How often a dial is tried that is refused, and the seconds between.
+DIALS = 3
+DIAL_PAUSE = 0.3
 
 # Daemons would otherwise upload their logs, look for a way out through the
 # router and for a captive portal.
@@ -163,7 +168,18 @@ class Node:
         return reply.json()
 
     def dial(self, host: str, port: int, timeout: float = 30) -> socket.socket:
-        """A TCP connection from this node through its SOCKS5 server (RFC 1928) to a tailnet name or address."""
+        """A TCP connection from this node through its SOCKS5 server (RFC 1928) to a tailnet name or address.
+
+        A dial that meets a changed packet filter on its way is refused, though a moment later it would not be: it is
+        tried DIALS times before ConnectionRefusedError says so.
+        """
+        for _ in range(DIALS - 1):
+            with contextlib.suppress(ConnectionRefusedError):
+                return self._dial(host, port, timeout)
+            time.sleep(DIAL_PAUSE)  # there is no event to wait for: a daemon does not tell when a filter counts
+        return self._dial(host, port, timeout)
+
+    def _dial(self, host: str, port: int, timeout: float) -> socket.socket:
         if self.socks5 is None:
             raise BedError(f"node {self.name} has no SOCKS5 server")
         proxy_host, proxy_port = self.socks5.rsplit(":", 1)
