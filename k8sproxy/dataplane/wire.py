@@ -7,7 +7,9 @@ bulk, a third less for a small request, and no buffers for an idle connection.
 Reading: all wires of a loop read into one buffer, one after the other, and hand their `receiver` a view of it that is
 only good during the call. A turn reads at most TURN bytes, so that one fast connection does not starve the others.
 After a turn that may have left decrypted bytes inside OpenSSL (they make no descriptor readable), the next turn is
-asked for by hand; the same on resume.
+asked for by hand; the same on resume. A short record ends a turn, since what comes behind a small answer is nothing,
+and to find that out costs a system call. In full flow (FLOW bytes in the turn before) it does not: servers write a
+frame in a short record and a long one, and read one by one they cost two rounds of everything that follows.
 
 Writing: what is written goes to the socket at once; what the socket does not take is kept, `blocked` is True until
 it is gone, and then `drained` is called. Whoever feeds the wire pauses its source meanwhile: that is the whole of
@@ -34,6 +36,8 @@ from collections.abc import Callable
 
 # Bytes read in a turn: four TLS records. More makes bulk hardly cheaper and others wait longer.
 TURN = 64 * 1024
+# Bytes in a turn from which on a wire is taken to be in full flow: more than an ordinary answer.
+FLOW = 24 * 1024
 _RECORD = 16 * 1024  # the largest TLS record's plaintext (RFC 8446, 5.1)
 # Seconds without an acknowledgement after which what was sent is taken to be lost for good: as long as keep-alive takes
 # (handshake), which does not look while bytes are in flight. The kernel alone would try for a quarter of an hour.
@@ -85,6 +89,7 @@ class Wire:
         "_alert",
         "_broken",
         "_buffer",
+        "_flowing",
         "_heard",
         "_kept",
         "_loop",
@@ -120,6 +125,7 @@ class Wire:
         self._write_wants_read = False
         self._alert = b""  # what is left to send of our close_notify
         self._broken = False
+        self._flowing = False  # the last turn brought FLOW bytes
         self._heard = False  # bytes have come since the last look
         self._told = False  # has been read since a look was asked for
         self.blocked = False
@@ -175,7 +181,7 @@ class Wire:
                     if got >= TURN:
                         more = self._pending() > 0
                         break
-                    if step < _RECORD and not self._pending():
+                    if step < _RECORD and not self._flowing and not self._pending():
                         break
             else:
                 got = self._read(TURN, view)
@@ -190,6 +196,7 @@ class Wire:
             self._watch_writable()
         except (OSError, ValueError) as error:
             broken = error.with_traceback(None)  # which would hold this frame, which holds the error
+        self._flowing = got >= FLOW
         if got and self.receiver is not None:
             self._heard = True
             try:

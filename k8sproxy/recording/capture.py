@@ -55,11 +55,9 @@ class Capture:
 
     def output(self, stderr: bool, pieces: Sequence[bytes | memoryview], now: float) -> bytes:
         """Bytes of stdout, or of stderr, in the pieces that they came in; one line for all. Views are not kept."""
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        text = self._streams[stderr].feed(data)
-        if not text:
-            return self.deadline(now)
-        return self._line(event_line(self._seconds(now), self._code(stderr), text), now)
+        data = b"".join(pieces)
+        line = self._streams[stderr].line(self._seconds(now), self._code(stderr), data)
+        return self._line(line, now) if line else self.deadline(now)
 
     def resize(self, width: int, height: int, now: float) -> bytes:
         """The terminal has that many columns and rows. The same again, and sizes that no terminal has, are left out."""

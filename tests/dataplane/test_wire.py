@@ -67,6 +67,13 @@ async def until(condition: object) -> None:
         await asyncio.sleep(0.001)
 
 
+def peek(wire: Wire) -> int:
+    """Bytes that wait in the socket."""
+    with contextlib.suppress(BlockingIOError):
+        return len(socket.socket.recv(wire._sock, 1 << 17, socket.MSG_PEEK))
+    return 0
+
+
 @both
 async def test_everything_arrives_in_turns(tls: bool) -> None:
     async with connected(tls) as (ends, raw):
@@ -191,6 +198,28 @@ async def test_a_turn_leaves_nothing_inside_openssl() -> None:
             ends.wire.resume()
             await until(lambda seen=seen: len(ends.turns) > seen)
             assert ends.wire._pending() == 0
+
+
+async def test_a_short_record_ends_a_turn_unless_bytes_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with connected(True) as (ends, raw):
+        monkeypatch.setattr(module, "FLOW", 4096)
+        wire = ends.wire
+
+        async def came_with(*records: int) -> list[int]:
+            before, seen = len(ends.data), len(ends.turns)
+            for size in records:
+                await raw.send(b"x" * size)
+            waiting = sum(size + 22 for size in records)  # all of it is there before the first of it is read
+            await until(lambda: peek(wire) >= waiting)
+            wire.resume()
+            await until(lambda: len(ends.data) - before == sum(records))
+            wire.pause()
+            return ends.turns[seen:]
+
+        assert await came_with(100, 5000) == [100, 5000]
+        assert await came_with(100, 5000) == [5100]
+        assert await came_with(10) == [10]
+        assert await came_with(20, 30) == [20, 30]
 
 
 @both

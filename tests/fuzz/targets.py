@@ -271,6 +271,10 @@ def cast(data: bytes) -> None:
     texts = [encoder.feed(output[at : at + step]) for at in range(0, len(output), step)]
     texts.append(encoder.finish())
     assert b"".join(map(asciicast.decode_output, texts)) == output
+    encoder = asciicast.OutputEncoder()
+    lines = [encoder.line(1.5, "o", output[at : at + step]) for at in range(0, len(output), step)]
+    read = [asciicast.read_event(line, 1 << 20)[2] for line in lines if line]
+    assert b"".join(map(asciicast.decode_output, [*read, encoder.finish()])) == output
     for text in texts:
         line = asciicast.event_line(1.5, "o", text)
         assert line.endswith(b"\n") and line.count(b"\n") == 1

@@ -52,6 +52,7 @@ OUTPUT = st.lists(
         ).map(str.encode),
         st.sampled_from([b"\xed\xb2\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", b"\xf4\x8f\xba", b"\xff"]),
         st.sampled_from([b"x" * 1500, bytes(range(256)) * 8, "日本".encode() * 400, b'\r\n\x1b[0m\\"' * 200]),
+        st.integers(1, 1200).map(bytes),  # NUL
     ),
     max_size=8,
 ).map(b"".join)
@@ -60,8 +61,8 @@ OUTPUT = st.lists(
 def encode(pieces: list[bytes]) -> list[str]:
     """The data of the events, as a reader has it."""
     encoder = OutputEncoder()
-    texts = [*map(encoder.feed, pieces), encoder.finish()]
-    return [read_event(event_line(1.0, "o", text), LIMIT)[2] for text in texts]
+    lines = [encoder.line(1.0, "o", piece) for piece in pieces]
+    return [read_event(line, LIMIT)[2] if line else "" for line in lines] + [encoder.finish()]
 
 
 # --- the header ---
@@ -234,6 +235,44 @@ def test_output_comes_back_exactly_however_it_is_cut(data: st.DataObject) -> Non
     assert decode_output("".join(texts)) == output
     assert b"".join(map(decode_output, texts)) == output
     assert "\ufffd" not in "".join(texts) or "\ufffd".encode() in output
+
+
+@given(st.data())
+def test_lines_are_those_of_what_is_fed(data: st.DataObject) -> None:
+    """The short ways say the same as the long one."""
+    output = data.draw(OUTPUT)
+    pieces = data.draw(splits(output))
+    encoder = OutputEncoder()
+    text = "".join([*map(encoder.feed, pieces), encoder.finish()])
+    assert "".join(encode(pieces)) == text or b"\xf4\x8f" in output  # whose bytes may be escaped in two ways
+
+
+def test_long_runs_of_nul_are_written_as_any_text_is() -> None:
+    for output in (bytes(255), bytes(256), b'"' + bytes(300) + b"\n" + bytes(200_000), bytes(256) + b"x" + bytes(1000)):
+        for piece in (output, bytearray(output)):
+            assert OutputEncoder().line(1.25, "e", piece) == event_line(1.25, "e", output.decode())
+    # Beside what is not ASCII they are text like any other.
+    assert encode([bytes(300) + "é".encode()]) == ["\0" * 300 + "é", ""]
+
+
+@pytest.mark.parametrize("character", ["é", "日", "\U0001f600", "\U0010fe80"])
+def test_a_character_is_held_back_until_it_is_whole_and_no_longer(character: str) -> None:
+    data = character.encode()
+    for cut in range(1, len(data)):
+        assert encode([b"a" + data[:cut], data[cut:] + b"b"]) in (
+            ["a", f"{character}b", ""],
+            ["a", f"{OutputEncoder().feed(data)}b", ""],
+        )
+        # What can't become one is not held for ever.
+        held = encode([b"a" + data[:cut], b"b"])
+        assert decode_output("".join(held)) == b"a" + data[:cut] + b"b" and held[1].endswith("b")
+    assert encode([b"a" + data, b"b"])[1:] == ["b", ""]
+
+
+@pytest.mark.parametrize("broken", [b"\xff", b"\xc1", b"\x80", b"\xe0\x80", b"\xf4\x90"])
+def test_what_can_become_no_character_is_not_held_back(broken: bytes) -> None:
+    first, second, rest = encode(["é".encode() + broken, b"b"])
+    assert decode_output(first) == "é".encode() + broken and (second, rest) == ("b", "")
 
 
 @pytest.mark.parametrize(
