@@ -54,6 +54,8 @@ _CODED = re.compile(r"eyJ[A-Za-z0-9+/_-]{8}|ZXlK[A-Za-z0-9+/]{12}|LS0tLS1CRUdJTi
 _LABELLED = re.compile(
     r"(?:token|password|passwd|secret|stringdata)[\\\"']*\s*[:=]|kind[\\\"']*\s*:\s*[\\\"']*secret\b"
 )
+# What a line of a configuration file, a flag or an assignment calls its value, whatever the language.
+_LABEL = re.compile(r"(?<![A-Za-z0-9_.-])([A-Za-z0-9_.-]++)[\\\"']*+\s*+[:=]")
 _FLAG = re.compile(r"--?[A-Za-z0-9_.-]+")
 _SEPARATORS = re.compile("[;=]")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -175,7 +177,9 @@ def _is_secret(text: str) -> bool:
     # One character of those that each word has, of those that are rare in names.
     if (" " in text or "-" in text) and any(map(text.lower().__contains__, _TEXT_WORDS)):
         return True
-    if (":" in text or "=" in text) and _LABELLED.search(text.lower()) is not None:
+    if (":" in text or "=" in text) and (
+        _LABELLED.search(text.lower()) is not None or any(_hides(label[1]) for label in _LABEL.finditer(text))
+    ):
         return True
     return _is_coded(text)
 
