@@ -231,7 +231,8 @@ def _without_secrets(value: object, name: str) -> object:
         kind = value.get("kind")
         if isinstance(kind, str) and kind != "TokenRequest" and _is_sensitive(kind):
             return _only_harmless(value)
-        hidden = "value" in value and _value_is_hidden(value)
+        # {"password": {"value": ..}} too; one that only points, {"secretKeyRef": ..}, has no value.
+        hidden = "value" in value and (_hides(name) or _value_is_hidden(value))
         return {
             key: _blank(member)
             if key == _LAST_APPLIED or key == "stringData" or (hidden and key == "value")

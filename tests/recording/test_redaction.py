@@ -206,6 +206,7 @@ def test_what_is_no_secret_stays_as_sent(body: bytes) -> None:
         {"spec": {"header": "Bearer " + SECRET}},
         {"spec": {"clientSecret": SECRET, "apiKey": [SECRET, {"kept": 1}], "pin_token": 1234}},
         {"stringData": {"a": SECRET}},
+        {"spec": {"adminPassword": {"value": SECRET}, "passwords": [{"value": SECRET}]}},
         {"data": {"config": "[default]\naws_access_key_id = AKIA\naws_secret_access_key = " + SECRET}},
         {"data": {"config.json": json.dumps({"auths": {"r.example.com": {"auth": CODED}}})}},
         {"data": {"app.properties": "db.user=a\napi.key=" + SECRET}},
