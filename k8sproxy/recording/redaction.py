@@ -17,8 +17,9 @@ what it has. Header values never get this far, but for User-Agent.
 
 What has to be parsed and can't be is dropped whole: a body that was cut, YAML (kubectl's server-side apply sends JSON
 under that type, which is read), protobuf and CBOR, an object with a member twice, of which readers see different ones.
-Protobuf and CBOR of other resources are searched for the stronger words, as bytes, and dropped where one is found; a
-secret there whose name has none of them is not seen.
+Protobuf of other resources has no names of fields in it, but those of a map's keys and of environment variables, which
+stand in front of their values: it is dropped where one of these hides something, or where a stronger word stands in it.
+CBOR has all names in it, and is dropped for any word.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ _STRONG_WORD = (
     *map(str.encode, _TEXT_WORDS),
 )
 # runtime.Unknown's magic number (apimachinery, serializer/protobuf) and CBOR's self-described tag (RFC 8949, 3.4.6).
-_BINARY = (b"k8s\x00", b"\xd9\xd9\xf7")
+_PROTOBUF = b"k8s\x00"
+_CBOR = b"\xd9\xd9\xf7"
+# Field 1 of a message, a text of less than 128 bytes: the key of a map's entry, the name of an EnvVar. Field 2 is next.
+_FIRST_FIELD = re.compile(rb"\n(?=([\x01-\x7f])([ -~]+))")
 
 # Members of an object (or patch, or DeleteOptions) of a sensitive resource that stay, where they are plain values.
 _HARMLESS = frozenset(
@@ -99,9 +103,10 @@ def redact_body(info: RequestInfo, body: bytes, *, truncated: bool) -> tuple[byt
     sensitive = _is_sensitive(info.resource)
     doubtful = sensitive or info.subresource == "token"
     lowered = body.lower()
-    if body.startswith(_BINARY):
-        drop = doubtful or any(word in lowered for word in _STRONG_WORD) or _is_coded(body.decode("latin-1"))
-        return (b"", True) if drop else (body, False)
+    if body.startswith((_PROTOBUF, _CBOR)):
+        words = _ANY_WORD if body.startswith(_CBOR) else _STRONG_WORD
+        drop = doubtful or any(word in lowered for word in words) or _is_coded(body.decode("latin-1"))
+        return (b"", True) if drop or _has_hidden_field(body) else (body, False)
     if not doubtful and not any(word in lowered for word in _ANY_WORD) and _is_text(body):
         return body, False
     if truncated:
@@ -138,6 +143,17 @@ def _unescape(text: str) -> str:
     if "%" not in text and "+" not in text:
         return text
     return unquote_to_bytes(text.replace("+", " ")).decode(errors="replace")
+
+
+def _has_hidden_field(body: bytes) -> bool:
+    """Whether a name that hides something stands in front of a value, in protobuf."""
+    for field in _FIRST_FIELD.finditer(body):
+        name, size = field[2], field[1][0]
+        if len(name) >= size and body[field.start(2) + size : field.start(2) + size + 1] == b"\x12":
+            name = name[:size]
+            if _hides(name.decode("ascii")):
+                return True
+    return False
 
 
 def _is_text(body: bytes) -> bool:

@@ -248,6 +248,23 @@ def test_what_cannot_be_read_and_may_hold_a_secret_is_dropped(body: bytes) -> No
     assert redact_body(PODS, body, truncated=False) == (b"", True)
 
 
+@pytest.mark.parametrize(
+    "name", ["token", "auth", "jwt", "cookie", "kubeconfig", "credentials", "ssh-key", "t" * 60 + "token"]
+)
+def test_a_telling_name_in_front_of_a_value_in_protobuf(name: str) -> None:
+    """As a ConfigMap has its keys, and a container its environment."""
+    entry = b"\n" + bytes((len(name),)) + name.encode() + b"\x12\x07hunter2"
+    assert redact_body(MAPS, b"k8s\x00\n\x03\n\x01x" + entry, truncated=False) == (b"", True)
+    assert redact_body(MAPS, b"k8s\x00\n\n" + entry, truncated=True) == (b"", True)
+    other = entry.replace(b"\x12", b"\x1a")
+    assert as_sent(MAPS, b"k8s\x00" + other)
+
+
+def test_cbor_names_its_fields() -> None:
+    assert redact_body(MAPS, b"\xd9\xd9\xf7\xa1etokenghunter2", truncated=False) == (b"", True)
+    assert as_sent(MAPS, b"\xd9\xd9\xf7\xa1dkindcPod")
+
+
 def test_a_member_spelt_with_escapes() -> None:
     assert redact_body(PODS, b'{"p\\u0061ssword":"hunter2"}', truncated=False) == (b'{"password":"REDACTED"}', True)
 
@@ -269,7 +286,19 @@ def test_secrets_never_come_out_of_anything(value: object, data: st.DataObject) 
 
 @pytest.mark.parametrize(
     "piece",
-    [b"eyJ", b"LS0tLS1CRUdJTi", b"token ", b"kind:", b'kind\\"', b"Basic ", b"ZXlK", b'"token" ', b"api_", b"kind: ", b"key="],
+    [
+        b"eyJ",
+        b"LS0tLS1CRUdJTi",
+        b"token ",
+        b"kind:",
+        b'kind\\"',
+        b"Basic ",
+        b"ZXlK",
+        b'"token" ',
+        b"api_",
+        b"kind: ",
+        b"key=",
+    ],
 )
 def test_no_body_costs_more_than_its_size(piece: bytes) -> None:
     # Quadratic search would run into the suite's time limit: 64 KiB of what a pattern begins with.
