@@ -126,11 +126,18 @@ def redact_query(query: str) -> tuple[str, dict[str, list[str]], bool]:
     pairs: list[str] = []
     values: dict[str, list[str]] = {}
     redacted = False
+    flagged: set[str] = set()  # names whose last value is a flag like --password, whose value the next one is
     for pair in query.split("&") if query else ():
         raw_name, equals, raw_value = pair.partition("=")
         name, value = _unescape(raw_name), _unescape(raw_value)
+        behind_flag = name in flagged
+        flagged.discard(name)
+        if _is_telling_flag(value):
+            flagged.add(name)
         # A value with a ";" or "=" in it may be more pairs to another reader: its names count too.
-        if value and (_hides(name) or _is_secret(value) or any(map(_hides, _SEPARATORS.split(value)[:-1]))):
+        if value and (
+            behind_flag or _hides(name) or _is_secret(value) or any(map(_hides, _SEPARATORS.split(value)[:-1]))
+        ):
             redacted = True
             raw_value = value = REDACTED
         pairs.append(raw_name + equals + raw_value)
@@ -174,6 +181,11 @@ def _hides(name: str) -> bool:
 @lru_cache(4096)
 def _short_hides(name: str) -> bool:
     return _NAMES.search(name) is not None and _POINTERS.search(name) is None
+
+
+def _is_telling_flag(word: str) -> bool:
+    """Whether what stands behind this word of a command is a secret."""
+    return word[:1] == "-" and _FLAG.fullmatch(word) is not None and _hides(word)
 
 
 def _is_sensitive(word: str) -> bool:
@@ -260,7 +272,7 @@ def _without_secrets(value: object, name: str) -> object:
         flagged = False  # the item before is a flag like --password, whose value this one is
         for item in value:
             items.append(REDACTED if flagged and isinstance(item, str) else _without_secrets(item, name))
-            flagged = isinstance(item, str) and item[:1] == "-" and _FLAG.fullmatch(item) is not None and _hides(item)
+            flagged = isinstance(item, str) and _is_telling_flag(item)
         return items
     return REDACTED if isinstance(value, (int, float)) and not isinstance(value, bool) and _hides(name) else value
 

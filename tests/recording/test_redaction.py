@@ -249,7 +249,7 @@ def test_what_cannot_be_read_and_may_hold_a_secret_is_dropped(body: bytes) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["token", "auth", "jwt", "cookie", "kubeconfig", "credentials", "ssh-key", "t" * 60 + "token"]
+    "name", ["token", "auth", "jwt", "cookie", "kubeconfig", "credentials", "sshkey", "t" * 60 + "token"]
 )
 def test_a_telling_name_in_front_of_a_value_in_protobuf(name: str) -> None:
     """As a ConfigMap has its keys, and a container its environment."""
@@ -334,6 +334,8 @@ def test_queries() -> None:
         "x=a;auth=hunter2",
         "x=a;api_key=hunter2;b=c",
         "command=--password%3Dhunter2",
+        "command=login&command=--token&command=hunter2&command=x",
+        "command=--token&stdin=1&command=hunter2",
         "token=a=hunter2",
         "token=%zzhunter2",
     ],
@@ -347,6 +349,7 @@ def test_secrets_in_queries(query: str) -> None:
 def test_what_a_query_asks_for_is_no_secret() -> None:
     query = "continue=abc&resourceVersion=1&fieldSelector=metadata.name%3Dx&labelSelector=app&container=token&limit=5"
     assert redact_query(query)[0] == query
+    assert redact_query("command=--token&stdin=1")[0] == "command=--token&stdin=1"
 
 
 @pytest.mark.parametrize("query", ["a;b=c", "x=%zz", "&&"])
