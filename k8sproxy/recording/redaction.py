@@ -57,6 +57,9 @@ _LABELLED = re.compile(
 )
 # What a line of a configuration file, a flag or an assignment calls its value, whatever the language.
 _LABEL = re.compile(r"(?<![A-Za-z0-9_.-])([A-Za-z0-9_.-]++)[\\\"']*+\s*+[:=]")
+# Text: a URL with a password in it. A body that may hold one has both of these (the slashes may be escaped).
+_URL = re.compile(r"://[^/\s:@?#\"']*+:[^/\s@?#\"']++@")
+_URL_WORDS = (b"@", b":/", b":\\/")
 _FLAG = re.compile(r"--?[A-Za-z0-9_.-]+")
 _SEPARATORS = re.compile("[;=]")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -105,9 +108,10 @@ def redact_body(info: RequestInfo, body: bytes, *, truncated: bool) -> tuple[byt
     lowered = body.lower()
     if body.startswith((_PROTOBUF, _CBOR)):
         words = _ANY_WORD if body.startswith(_CBOR) else _STRONG_WORD
-        drop = doubtful or any(word in lowered for word in words) or _is_coded(body.decode("latin-1"))
+        text = body.decode("latin-1")
+        drop = doubtful or any(word in lowered for word in words) or _is_coded(text) or _URL.search(text) is not None
         return (b"", True) if drop or _has_hidden_field(body) else (body, False)
-    if not doubtful and not any(word in lowered for word in _ANY_WORD) and _is_text(body):
+    if not doubtful and not _may_hide(lowered) and _is_text(body):
         return body, False
     if truncated:
         return b"", True
@@ -150,6 +154,12 @@ def _unescape(text: str) -> str:
     if "%" not in text and "+" not in text:
         return text
     return unquote_to_bytes(text.replace("+", " ")).decode(errors="replace")
+
+
+def _may_hide(lowered: bytes) -> bool:
+    """Whether a text, in lower case, has to be looked at closely."""
+    at, slash, escaped = _URL_WORDS
+    return (at in lowered and (slash in lowered or escaped in lowered)) or any(word in lowered for word in _ANY_WORD)
 
 
 def _has_hidden_field(body: bytes) -> bool:
@@ -209,7 +219,7 @@ def _is_secret(text: str) -> bool:
         _LABELLED.search(text.lower()) is not None or any(_hides(label[1]) for label in _LABEL.finditer(text))
     ):
         return True
-    return _is_coded(text)
+    return ("@" in text and _URL.search(text) is not None) or _is_coded(text)
 
 
 def _is_coded(text: str) -> bool:
