@@ -15,6 +15,9 @@ what it has. Header values never get this far, but for User-Agent.
                             it, and the annotation kubectl.kubernetes.io/last-applied-configuration, which holds the
                             object once more as it was before anybody looked.
 
+A body that was cut, and has none of those words so far, may have been going to say one: a Secret's kind stands behind
+its data. So it ends in front of what is unfinished and may turn out to be a secret's.
+
 What has to be parsed and can't be is dropped whole: a body that was cut, YAML (kubectl's server-side apply sends JSON
 under that type, which is read), protobuf and CBOR, an object with a member twice, of which readers see different ones.
 Protobuf of other resources has no names of fields in it, but those of a map's keys and of environment variables, which
@@ -78,6 +81,11 @@ _STRONG_WORD = (
     *(b"_token", b"-token", b"_secret", b"-secret", b"_key", b"-key"),
     *map(str.encode, _TEXT_WORDS),
 )
+# What an unfinished JSON text is made of; a string at its end may have no end.
+_JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
+# A member that says nothing by itself, and may be a Secret's or have its name behind it; and the same in YAML.
+_UNTOLD = (b'"data"', b'"value"')
+_YAML_UNTOLD = re.compile(rb"^[ \t-]+[\"']?(?:data|value)[\"']?[ \t]*:", re.MULTILINE)
 # runtime.Unknown's magic number (apimachinery, serializer/protobuf) and CBOR's self-described tag (RFC 8949, 3.4.6).
 _PROTOBUF = b"k8s\x00"
 _CBOR = b"\xd9\xd9\xf7"
@@ -112,15 +120,16 @@ def redact_body(info: RequestInfo, body: bytes, *, truncated: bool) -> tuple[byt
         drop = doubtful or any(word in lowered for word in words) or _is_coded(text) or _URL.search(text) is not None
         return (b"", True) if drop or _has_hidden_field(body) else (body, False)
     if not doubtful and not _may_hide(lowered) and _is_text(body):
-        return body, False
+        told = _finished(body) if truncated else body
+        return told, len(told) < len(body)
     if truncated:
         return b"", True
     try:
         tree = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
-        told = _only_harmless(tree) if sensitive else _without_secrets(tree, "")
-        if not sensitive and told == tree:
+        kept = _only_harmless(tree) if sensitive else _without_secrets(tree, "")
+        if not sensitive and kept == tree:
             return body, False
-        return json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"), True
+        return json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"), True
     except (ValueError, RecursionError):
         return b"", True
 
@@ -160,6 +169,25 @@ def _may_hide(lowered: bytes) -> bool:
     """Whether a text, in lower case, has to be looked at closely."""
     at, slash, escaped = _URL_WORDS
     return (at in lowered and (slash in lowered or escaped in lowered)) or any(word in lowered for word in _ANY_WORD)
+
+
+def _finished(body: bytes) -> bytes:
+    """A text that was cut, up to the first object that is unfinished and has a member whose meaning would have stood
+    behind it. What the outermost object is, the resource says."""
+    if body.lstrip()[:1] not in (b"{", b"["):
+        return b"" if _YAML_UNTOLD.search(body) is not None else body
+    opened: list[int] = []  # where each object and list begins that is unfinished
+    untold: set[int] = set()
+    for token in _JSON_TOKEN.finditer(body):
+        word = token[0]
+        if word in b"{[":
+            opened.append(token.start())
+        elif word in b"}]":
+            if opened:
+                opened.pop()
+        elif word in _UNTOLD and len(opened) > 1:
+            untold.add(opened[-1])
+    return next((body[:start] for start in opened if start in untold), body)
 
 
 def _has_hidden_field(body: bytes) -> bool:

@@ -280,6 +280,34 @@ def test_cut_bodies_stay_where_nothing_in_them_is_suspicious() -> None:
     assert redact_body(PODS, b'{"spec":{"token":"x', truncated=True) == (b"", True)
 
 
+@pytest.mark.parametrize(
+    ("value", "begins"),
+    [
+        ({"items": [{"data": {"x": CODED, "y": {}}, "kind": "Secret"}]}, b'{"items": ['),
+        ({"spec": {"x": [], "env": [{"name": "A"}, {"value": SECRET, "name": "DB_PASSWORD"}]}}, b'{"spec": {"x": [], '),
+        ([{"op": "add"}, {"value": SECRET, "path": "/data/password"}], b'[{"op": "add"}, '),
+        ({"a": '}]{[\\"', "o": {"data": {"x": {"value": SECRET}}, "kind": "Secret"}}, b'{"a": '),
+    ],
+)
+def test_wherever_a_body_is_cut_nothing_comes_out(value: object, begins: bytes) -> None:
+    """Also where what tells that it is a secret would have stood behind the cut."""
+    body = json.dumps(value).encode()
+    for size in range(1, len(body)):
+        out, redacted = redact_body(MAPS, body[:size], truncated=True)
+        assert SECRET[:3].encode() not in out and CODED[:3].encode() not in out
+        assert redacted is (out != body[:size])
+        assert out in (b"", body[:size]) or out.startswith(begins)
+
+
+def test_what_is_cut_ends_in_front_of_what_is_unfinished() -> None:
+    cut = b'{"data":{"a":"x","data":"y"},"items":[{"data":{"a":1},"kind":"Pod"},{"data":{"a":"c'
+    told = b'{"data":{"a":"x","data":"y"},"items":[{"data":{"a":1},"kind":"Pod"},'
+    assert redact_body(MAPS, cut, truncated=True) == (told, True)
+    assert redact_body(MAPS, b'{"data":{"a":"x', truncated=True) == (b'{"data":{"a":"x', False)
+    assert redact_body(MAPS, b"a:\n- data:\n    x: y\n", truncated=True) == (b"", True)
+    assert redact_body(MAPS, b"data:\n  x: y\n", truncated=True) == (b"data:\n  x: y\n", False)
+
+
 @given(json_values, st.data())
 def test_secrets_never_come_out_of_anything(value: object, data: st.DataObject) -> None:
     wrapped = {"spec": [value, {"kind": "Secret", "data": {"a": CODED}}, {"token": SECRET}], "password": SECRET}
