@@ -212,6 +212,8 @@ class Connection:
             self._answering = exchange.status > 0
             self._exchange = self._running = self._session = None
             if event is not None:
+                if event.body is not None and not exchange.body_came:
+                    event.body.truncated = True
                 site.events.tell(decision.grants, event)
             if session is not None:
                 if decision.events and session.ports:

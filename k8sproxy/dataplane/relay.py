@@ -78,6 +78,11 @@ class Exchange:
         """Whether the client's request body is unfinished and only the client holds it up."""
         return not self._body_up.done and not self._connection.wire.blocked
 
+    @property
+    def body_came(self) -> bool:
+        """Whether all of the client's request body has come."""
+        return self._body_up.done
+
     def start(self, connection: UpstreamConnection, started: float) -> asyncio.Future[None]:
         """Begin, and give what to wait for. started: perf_counter() when the request's head was whole.
 

@@ -1,0 +1,133 @@
+"""Requests that recorders are told of, through the whole proxy: what is told when, and what is left.
+
+The queues themselves are tests/recording/test_apievents.py's, what stays of a body test_redaction.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from tests.dataplane.stage import Stage, get, peer, post, reply, request
+from tests.dataplane.test_cancel import _stepping
+from tests.dataplane.test_recorded import asked
+from tests.fakes.recorder import FakeRecorder
+from tests.recording.scenes import WebSocket
+
+both_modes = pytest.mark.parametrize("enforced", [False, True], ids=["open", "closed"])
+
+
+def grant(stage: Stage, recorder: FakeRecorder, *, enforced: bool) -> None:
+    stage.daemon.answer = peer("dev", recorderAddrs=[recorder.address], enforceRecorder=enforced, enableEvents=True)
+
+
+def told(recorder: FakeRecorder) -> list[dict[str, Any]]:
+    return [json.loads(event) for event in recorder.events]
+
+
+def body_of(event: dict[str, Any]) -> bytes:
+    return base64.b64decode(event["request"]["body"])
+
+
+@both_modes
+async def test_a_request_is_told(enforced: bool) -> None:
+    async with Stage() as stage, FakeRecorder() as recorder:
+        grant(stage, recorder, enforced=enforced)
+        client, upstream, _ = await stage.exchange(post(b'{"kind":"Pod"}'))
+        assert await upstream.exactly(14) == b'{"kind":"Pod"}'
+        await upstream.send(reply())
+        await client.response()
+        await recorder.until(lambda: recorder.events)
+        [event] = told(recorder)
+        assert body_of(event) == b'{"kind":"Pod"}' and "truncated" not in event["request"]
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["counted", "chunked"])
+@pytest.mark.parametrize("piece", [b"", b'{"spec":{"x":'], ids=["nothing", "half"])
+async def test_a_body_that_did_not_come_whole_is_marked_as_cut(piece: bytes, chunked: bool) -> None:
+    async with Stage() as stage, FakeRecorder() as recorder:
+        grant(stage, recorder, enforced=False)
+        framing = "Transfer-Encoding: chunked" if chunked else "Content-Length: 100"
+        client, upstream, _ = await stage.exchange(request("POST", "/api/v1/namespaces/a/pods", framing))
+        sent = b"%x\r\n%s\r\n" % (len(piece), piece) if chunked and piece else piece
+        await client.send(sent)
+        await upstream.exactly(len(sent))
+        client.reset()
+        await recorder.until(lambda: recorder.events)
+        [event] = told(recorder)
+        assert body_of(event) == piece and event["request"]["truncated"] is True
+
+
+async def test_a_body_that_was_not_asked_for_is_marked_as_cut() -> None:
+    """Refused before it was read: the API server is not to be had."""
+    async with Stage() as stage, FakeRecorder() as recorder:
+        grant(stage, recorder, enforced=False)
+        stage.api.close()
+        client = await stage.client()
+        await client.send(post(b'{"kind":"Pod"}'))
+        assert (await client.response()).status == 502
+        await recorder.until(lambda: recorder.events)
+        assert told(recorder)[0]["request"]["truncated"] is True
+
+
+@pytest.mark.parametrize("what", ["get", "post", "exec"])
+async def test_what_must_be_told_and_can_not_be_is_refused(what: str) -> None:
+    async with Stage() as stage, FakeRecorder() as recorder:
+        grant(stage, recorder, enforced=True)
+        recorder.statuses = {"HEAD": 503}
+        client = await stage.client()
+        await client.send({"get": get(), "post": post(b"{}"), "exec": asked(WebSocket())}[what])
+        status, message = (await client.response()).refusal()
+        assert status == 403 and "enableEvents" in message and recorder.address in message
+        assert stage.api.untouched() and not recorder.sessions
+
+
+async def test_the_attempt_at_a_session_that_no_recorder_takes_is_told() -> None:
+    async with Stage() as stage, FakeRecorder() as recorder:
+        grant(stage, recorder, enforced=True)
+        recorder.statuses = {"POST": 500}
+        client = await stage.client()
+        await client.send(asked(WebSocket()))
+        assert (await client.response()).status == 403
+        await recorder.until(lambda: recorder.events)
+        [event] = told(recorder)
+        assert event["kubernetes"]["Subresource"] == "exec" and event["sessionID"]
+        assert stage.api.untouched()
+
+
+@both_modes
+async def test_cancelled_at_every_await(enforced: bool) -> None:
+    """No place in a queue stays taken."""
+    at = 1
+    while await _cancelled(at, enforced=enforced):
+        at += 1
+    assert at > 2
+
+
+async def _cancelled(at: int, *, enforced: bool) -> bool:
+    reached = asyncio.Event()
+    async with Stage() as stage, FakeRecorder() as recorder:
+        grant(stage, recorder, enforced=enforced)
+        serve = stage.server._serve
+        stage.server._serve = lambda *arguments: _stepping(serve(*arguments), at, reached)  # type: ignore[method-assign]
+
+        async def act() -> None:
+            client, upstream, _ = await stage.exchange(post(b"{}"))
+            await upstream.send(reply())
+            await client.response()
+            await client.end()
+            await client.rest()
+
+        acting = asyncio.ensure_future(act())
+        cancelled = asyncio.ensure_future(reached.wait())
+        await asyncio.wait((acting, cancelled), return_when=asyncio.FIRST_COMPLETED)
+        await stage.until(lambda: acting.done() or not stage.connections)
+        for task in (acting, cancelled):
+            task.cancel()
+        await asyncio.wait((acting, cancelled))
+        await stage.until(lambda: not any(queue.in_use for queue in stage.events.queues._queues.values()))
+    return reached.is_set()
