@@ -6,6 +6,7 @@
     nodes/NAME/proxy/{exec,attach}/NS/POD[/UID]/CTR     the same streams at the kubelet; recorded just so
     nodes/NAME/proxy/{run,cri,..}                       the kubelet's other ways to run a command
     pods|services/NAME/proxy with an upgrade            a byte stream to an application, which may be a shell
+    /apis/GROUP/../proxy/..nodes/NAME/proxy/..          the same on another cluster, behind an aggregated API's proxy
     any other upgrade                                   unknown, for example the console of an aggregated API
 
 The kubelet's list is one of what is known to be harmless, and is matched against plain spellings alone: the API server
@@ -82,6 +83,9 @@ def classify(
             return SessionKind.NODE_PROXY_SAFE if safe else SessionKind.NODE_PROXY_COMMAND
         if upgrade and (subresource == "proxy" or verb == "proxy"):
             return SessionKind.PROXY_UPGRADE
+    elif subresource == "proxy" and "nodes" in behind and "proxy" in behind:
+        # Karmada's clusters/NAME/proxy and its like. Behind an exec there, there is an upgrade; behind a run, none.
+        return SessionKind.NODE_PROXY_COMMAND
     if not upgrade or (upgrade == "websocket" and verb == "watch" and not subresource):
         return SessionKind.NONE
     return SessionKind.UNKNOWN_UPGRADE
