@@ -81,6 +81,8 @@ _MAX_WINDOW = 2**31 - 1  # RFC 9113, 6.9.1
 _HEADER_SIZE = 9
 # Bytes read before a window is given back: a quarter of it.
 _RETURN = 16 * 1024
+# Bytes of our answers (to PINGs, to SETTINGS) that may wait for a recorder that asks and does not read: thousands.
+_MAX_UNREAD = 64 * 1024
 _FATAL = ("the connection to the recorder broke HTTP/2", "the recorder is closing its connections")
 
 
@@ -138,6 +140,7 @@ class Connection:
         self._ready: list[Stream] = []
         self._opened = 0
         self._read = 0
+        self._unread = 0  # bytes of control frames written since the kernel has not taken all
         self._h2 = H2Connection(_CONFIGURATION)
         self._h2.local_settings = Settings(client=True, initial_values=_SETTINGS_OF_OURS)
         self._h2.initiate_connection()
@@ -250,7 +253,13 @@ class Connection:
         """Sends what h2 has written."""
         data = self._h2.data_to_send()
         if data:
-            self._wire.send((data,), len(data))
+            self._send_control(data)
+
+    def _send_control(self, data: bytes) -> None:
+        self._unread = self._unread + len(data) if self._wire.stalled else 0
+        self._wire.send((data,), len(data))
+        if self._unread > _MAX_UNREAD:
+            self._on_lost("the recorder wants answers, and reads none")
 
     def _flush(self) -> None:
         """Frames what the streams have, as far as the windows and the socket go."""
@@ -373,7 +382,7 @@ class Connection:
             updates += _WINDOW_UPDATE + stream.number.to_bytes(4, "big") + stream.read.to_bytes(4, "big")
             stream.read = 0
         if updates:
-            self._wire.send((updates,), len(updates))
+            self._send_control(updates)
         if stream.upload is not None:
             stream.upload.receive_data(data)
             self._window_changed(stream.number)  # fewer bytes unacked: see _allowance
