@@ -126,7 +126,7 @@ class Submission:
                 self._failed(Rejected(words), words)
             elif not 200 <= head.status < 300:
                 self._upload.fail(f"the recorder answered {words}")
-            elif not self._ended:
+            elif not self._ended or self._wire.stalled:  # what the kernel has not taken, no recorder has
                 self._upload.fail("the recorder ended its answer before the session's end")
             else:
                 self._upload.receive_end()

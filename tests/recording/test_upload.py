@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 
 import pytest
 from h2.settings import SettingCodes
 
+from k8sproxy.recording.h1wire import Submission
 from k8sproxy.recording.recorders import UploadError
 from tests.fakes.recorder import FakeRecorder
 from tests.recording.stage import failure_of, recorders, refusal_of, session, turns
 from tests.tailnet.running import run
 
 BOTH = pytest.mark.parametrize("version", [1, 2])
+
+
+def test_a_v1_recorder_that_says_it_has_what_it_has_not_read() -> None:
+    async def scene() -> None:
+        async with session(1) as (fake, upload):
+            kept = fake.sessions[0]
+            kept.connection.transport.pause_reading()
+            carrier = upload._carrier
+            assert isinstance(carrier, Submission)
+            carrier._wire._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+            async def end() -> str:
+                upload.write(bytes(500_000))  # one chunk, of which the kernel takes less
+                return await refusal_of(upload)
+
+            finishing = asyncio.ensure_future(end())
+            await turns(20)
+            assert carrier._wire.stalled and not upload.buffered
+            kept.finish()
+            assert "before the session's end" in await finishing
+
+    run(scene())
 
 
 @BOTH
