@@ -67,6 +67,7 @@ class Connection:
         "_session",
         "_site",
         "_stalled_since",
+        "_vetted",
         "client",
         "id",
         "requests",
@@ -92,6 +93,7 @@ class Connection:
         self._last_known = 0.0
         self._seen = 0
         self._stalled_since = 0.0
+        self._vetted: Peer | None = None  # the answer by which what runs was last found to be allowed
 
     async def serve(self) -> None:
         """Answer requests until either side ends the connection. Raises nothing but CancelledError."""
@@ -185,6 +187,7 @@ class Connection:
         if event is not None and event.body is not None:
             exchange.body_seen = event.body.feed
         self._running, self._last_known, self._session = decision, started, session
+        self._vetted = decision.peer
         connection: UpstreamConnection | None = None
         try:
             if session is not None:
@@ -390,7 +393,9 @@ class Connection:
                 exchange.cut("upload_stalled")
         else:
             self._seen, self._stalled_since = exchange.received, now
-        return self._site.whois.cached(self._key) is None
+        # Another answer too: another connection of the peer's may have asked anew, as one that polls always does first.
+        peer = self._site.whois.cached(self._key)
+        return peer is None or peer is not self._vetted
 
     def break_unheard(self) -> None:
         """End what runs, or waits for a request, if the other side of either wire is gone without a word."""
@@ -406,7 +411,7 @@ class Connection:
         try:
             peer = await self._site.whois.ask(self._key)
             if peer is decision.peer:
-                self._last_known = perf_counter()
+                self._last_known, self._vetted = perf_counter(), peer
                 return
             now = decide(authorize(peer, impersonate=self._gate.route.impersonate), info)
         except Refusal as refusal:
@@ -417,7 +422,9 @@ class Connection:
         if self._exchange is not exchange:
             return  # It is over meanwhile; what runs now was decided by itself.
         self._last_known = perf_counter()
-        if now is None or not _covers(now, decision):
+        if now is not None and _covers(now, decision):
+            self._vetted = now.peer
+        else:
             message = "the tailnet's policy does not allow this any more"
             if self._session is not None and exchange.upgraded:
                 self._session.end("grant_withdrawn", message)

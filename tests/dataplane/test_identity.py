@@ -15,6 +15,7 @@ from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.tailnet.localapi import LocalAPI
 from tests.dataplane.stage import ANA, AWAY, CHUNKED, KUBERNETES, UNKNOWN, Raw, Stage, get, peer, reply, request
+from tests.dataplane.test_listener import proxy_header
 from tests.fakes.tailscaled import FakeTailscaled, groups, user_whois
 
 
@@ -179,6 +180,40 @@ async def test_withdrawn_grant_ends_a_session_and_an_unanswered_request() -> Non
         assert why.encode() in await client.rest() and await upstream.gone()
         assert (await other.response()).refusal() == (503, why)
         assert await waiting.gone()
+
+
+async def test_withdrawn_grant_ends_what_runs_though_another_connection_has_asked() -> None:
+    """They share the answer, and whoever polls is always the first to ask when it has become stale."""
+    async with Stage(trust=Trust.PROXY) as stage:
+        now = ANA
+
+        async def answer(address: str) -> Peer:
+            if not address.startswith("100."):
+                raise UNKNOWN
+            return now
+
+        stage.daemon.answer = answer
+        watch = proxy_header() + get("/api/v1/pods?watch=true")
+        client, upstream, _ = await stage.exchange(watch, await stage.raw())
+        await upstream.send(CHUNKED + b"1\r\nx\r\n")
+        await client.until(b"x\r\n")
+        now = peer("dev", "more")
+        stage.now += 11
+        poll, polled, _ = await stage.exchange(proxy_header() + get(), await stage.raw())
+        await polled.send(reply())
+        await poll.response()
+        asked = len(stage.daemon.asked)
+        for _ in range(3):
+            await stage.tick()
+        assert stage.server.running()["watch"] == 1 and len(stage.daemon.asked) == asked
+        now = peer("other")
+        stage.now += 11
+        await poll.send(get())
+        assert b"Group: other" in await polled.head()
+        await polled.send(reply())
+        await poll.response()
+        await stage.tick()
+        assert b"0\r\n\r\n" not in await client.rest() and await upstream.gone()
 
 
 @pytest.mark.parametrize("answer", [ANA, peer("dev"), peer("dev", "more")], ids=["same", "equal", "more"])
