@@ -284,7 +284,8 @@ class Recording(Section):
 class Events(Section):
     """API requests told to a recorder, where a grant says enableEvents."""
 
-    body_bytes: Annotated[int, BeforeValidator(size_between("0", "16MiB"))] = Field(
+    # The most: a recorder takes 16 MiB in one request, and base64 makes four bytes of three.
+    body_bytes: Annotated[int, BeforeValidator(size_between("0", "8MiB"))] = Field(
         default=64 * 1024,
         description="Bytes of a request's body that are told (default 64KiB; 0 for none). Nearly every object that "
         "people apply is smaller; one that is cut is marked so.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from k8sproxy.config import Config, ConfigError, Limits, parse
 from k8sproxy.config.loading import MAX_FILE, load
+from recorder.ingest.site import MAX_EVENTS
 
 HERE = Path("/etc/k8sproxy/config.yaml")
 GOOD = """\
@@ -38,6 +40,13 @@ def test_the_shortest_file() -> None:
     assert config.limits == Limits()
     assert config.limits.head_bytes == 65536
     assert config.cluster_of(config.listen[0]).name == "prod"
+
+
+def test_the_largest_event_is_one_that_a_recorder_takes() -> None:
+    """One that none takes would be sent again for ever, and an enforced one hold up all that come behind it."""
+    most = read(GOOD + "events: {bodyBytes: 8MiB}\n").events.body_bytes
+    assert "bodyBytes" in refused(GOOD + "events: {bodyBytes: 9MiB}\n")[0]
+    assert len(base64.b64encode(bytes(most))) + 1024 * 1024 < MAX_EVENTS
 
 
 def test_a_file_is_loaded(tmp_path: Path) -> None:

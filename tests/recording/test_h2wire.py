@@ -25,7 +25,7 @@ def test_who_asks_for_answers_and_reads_none_is_left() -> None:
             probe = asyncio.ensure_future(connection.probe())
             flood = SETTINGS + PING * 30_000
             loop = asyncio.get_running_loop()
-            with pytest.raises(OSError):  # noqa: PT011  # whatever the system calls a pipe that is gone
+            with pytest.raises(OSError):  # whatever the system calls a pipe that is gone
                 await loop.sock_sendall(theirs, flood)
             with pytest.raises(ConnectionLost, match="reads none"):
                 await probe
