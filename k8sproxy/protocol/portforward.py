@@ -137,9 +137,11 @@ class _Streams:
         return []
 
     def _opened(self, frame: spdy.SynStream, events: list[PortOpened]) -> None:
-        text = frame.headers.get(b"port", b"")
-        port = int(text) if len(text) <= 5 and text.isdigit() else 0
-        if frame.headers.get(b"streamtype") != b"data" or not 0 < port < 1 << 16:
+        # As servers read them: the first of several values, with as many zeros in front as there may be.
+        text = _first(frame, b"port")
+        digits = text.lstrip(b"0")
+        port = int(digits) if text.isdigit() and 0 < len(digits) <= 5 else 0
+        if _first(frame, b"streamtype") != b"data" or not 0 < port < 1 << 16:
             return
         if len(self._open) >= MAX_OPEN:
             raise ProtocolError("more forwarded connections than anybody opens")
@@ -147,12 +149,16 @@ class _Streams:
         stream.client_fin = frame.fin
         self._sent.setdefault(port, 0)
         self._received.setdefault(port, 0)
-        request = frame.headers.get(b"requestid", b"")[: 4 * MAX_REQUEST_ID].decode("utf-8", "replace")
+        request = _first(frame, b"requestid")[: 4 * MAX_REQUEST_ID].decode("utf-8", "replace")
         events.append(PortOpened(port, request[:MAX_REQUEST_ID]))
 
     def _ended(self, number: int, stream: _Stream) -> None:
         if stream.client_fin and stream.upstream_fin:
             del self._open[number]
+
+
+def _first(frame: spdy.SynStream, name: bytes) -> bytes:
+    return frame.headers.get(name, b"").partition(b"\0")[0]
 
 
 class _Tunnel:

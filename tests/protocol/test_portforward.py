@@ -193,6 +193,16 @@ def test_streams_that_open_nothing(fields: dict[bytes, bytes]) -> None:
     assert (forward.sent, forward.received) == ({}, {})
 
 
+@pytest.mark.parametrize("port", [b"0080", b"0" * 500 + b"80", b"80\x00443", b"80\x00"])
+@pytest.mark.parametrize("kind", [b"data", b"data\x00error"])
+def test_no_spelling_of_a_port_hides_it(port: bytes, kind: bytes) -> None:
+    """As spdystream takes a field apart (golang.org/x's parseHeaderValueBlock), and strconv.ParseUint reads a number."""
+    fields = {b"streamtype": kind, b"port": port, b"requestid": b"7\x008"}
+    forward = PortForward("spdy/3.1", "")
+    opened = run(forward, [SpdyWriter(DICTIONARY).syn_stream(1, fields) + data(1, b"x")], [])
+    assert opened == [PortOpened(80, "7")] and forward.sent == {80: 1}
+
+
 def test_a_request_id_is_bounded() -> None:
     fields = {b"streamtype": b"data", b"port": b"80", b"requestid": b"\xff" * 1000}
     events = run(PortForward("spdy/3.1", ""), [SpdyWriter(DICTIONARY).syn_stream(1, fields)], [])
