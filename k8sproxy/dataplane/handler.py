@@ -219,7 +219,7 @@ class Connection:
                     event.body.truncated = True
                 site.events.tell(decision.grants, event)
             if session is not None:
-                if decision.events and session.ports:
+                if decision.events and session.began and session.facts.kind == "portforward":
                     site.events.tell_ports(decision.grants, info, self._origin, session.facts.id, session.ports)
                 await session.close()
         self._record(info, exchange, perf_counter() - started)

@@ -25,6 +25,8 @@ WEBSOCKET_PROTOCOLS = TUNNEL_PROTOCOLS | CHANNEL_PROTOCOLS
 
 # Forwarded connections that are open at once: 100 bytes each are held. A browser opens some dozens.
 MAX_OPEN = 10_000
+# Ports in one session: each is kept, and told, to its end. kubectl forwards those that somebody has typed.
+MAX_PORTS = 1024
 # A request id's characters that are told; kubectl counts from 0.
 MAX_REQUEST_ID = 64
 
@@ -145,6 +147,8 @@ class _Streams:
             return
         if len(self._open) >= MAX_OPEN:
             raise ProtocolError("more forwarded connections than anybody opens")
+        if port not in self._sent and len(self._sent) >= MAX_PORTS:
+            raise ProtocolError("more forwarded ports than anybody types")
         self._open[frame.stream] = stream = _Stream(port)
         stream.client_fin = frame.fin
         self._sent.setdefault(port, 0)

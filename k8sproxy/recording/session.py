@@ -376,6 +376,8 @@ class Session(Tap):
         """Bytes that are not what they should be. Of a session that is not recorded nothing depends on them."""
         if self.demand is not None and self.recorded:
             self._failed(f"the session's bytes can't be read: {error.message}")
+        elif self.facts.kind == "portforward":
+            self._warn("ports_unreadable", why=error.message)
         self._streams = None
 
     def _failed(self, why: str) -> None:

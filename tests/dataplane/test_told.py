@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from k8sproxy.protocol.spdy import DICTIONARY
 from tests.dataplane.stage import Stage, get, peer, post, reply, request
 from tests.dataplane.test_cancel import _stepping
 from tests.dataplane.test_recorded import asked
 from tests.fakes.recorder import FakeRecorder
+from tests.protocol.streams import SpdyWriter
 from tests.recording.scenes import WebSocket
 
 both_modes = pytest.mark.parametrize("enforced", [False, True], ids=["open", "closed"])
@@ -97,6 +99,27 @@ async def test_the_attempt_at_a_session_that_no_recorder_takes_is_told() -> None
         [event] = told(recorder)
         assert event["kubernetes"]["Subresource"] == "exec" and event["sessionID"]
         assert stage.api.untouched()
+
+
+@pytest.mark.parametrize("opened", [False, True])
+async def test_a_port_forward_is_told_at_its_beginning_and_its_end(opened: bool) -> None:
+    async with Stage() as stage, FakeRecorder() as recorder:
+        grant(stage, recorder, enforced=True)
+        lines = ("Connection: Upgrade", "Upgrade: SPDY/3.1", "X-Stream-Protocol-Version: portforward.k8s.io")
+        client, upstream, _ = await stage.exchange(request("POST", "/api/v1/namespaces/a/pods/web/portforward", *lines))
+        await recorder.until(lambda: len(recorder.events) == 1)
+        await upstream.send("\r\n".join(["HTTP/1.1 101 Switching Protocols", *lines, "", ""]).encode())
+        await client.head()
+        if opened:
+            frame = SpdyWriter(DICTIONARY).syn_stream(1, {b"streamtype": b"data", b"port": b"80"})
+            await client.send(frame)
+            await upstream.exactly(len(frame))
+        client.reset()
+        await recorder.until(lambda: len(recorder.events) == 2)
+        first, last = told(recorder)
+        assert "portForward" not in first
+        assert last["portForward"] == ({"80": {"connections": 1, "received": 0, "sent": 0}} if opened else {})
+        assert first["sessionID"] == last["sessionID"]
 
 
 @both_modes

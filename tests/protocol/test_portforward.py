@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from k8sproxy.errors import ProtocolError
 from k8sproxy.protocol import portforward
-from k8sproxy.protocol.portforward import MAX_OPEN, MAX_REQUEST_ID, PortForward, PortOpened
+from k8sproxy.protocol.portforward import MAX_OPEN, MAX_PORTS, MAX_REQUEST_ID, PortForward, PortOpened
 from k8sproxy.protocol.spdy import DICTIONARY
 from tests.protocol.streams import (
     MASK,
@@ -196,7 +196,7 @@ def test_streams_that_open_nothing(fields: dict[bytes, bytes]) -> None:
 @pytest.mark.parametrize("port", [b"0080", b"0" * 500 + b"80", b"80\x00443", b"80\x00"])
 @pytest.mark.parametrize("kind", [b"data", b"data\x00error"])
 def test_no_spelling_of_a_port_hides_it(port: bytes, kind: bytes) -> None:
-    """As spdystream takes a field apart (golang.org/x's parseHeaderValueBlock), and strconv.ParseUint reads a number."""
+    """As spdystream takes a field apart (golang.org/x's parseHeaderValueBlock), and ParseUint reads a number."""
     fields = {b"streamtype": kind, b"port": port, b"requestid": b"7\x008"}
     forward = PortForward("spdy/3.1", "")
     opened = run(forward, [SpdyWriter(DICTIONARY).syn_stream(1, fields) + data(1, b"x")], [])
@@ -227,6 +227,17 @@ def test_streams_are_forgotten_when_they_end() -> None:
         forward.from_client(memoryview(pair(writer, 1 + 4 * index, 80, index)))
     with pytest.raises(ProtocolError, match="more forwarded"):
         forward.from_client(memoryview(pair(writer, 4_000_001, 80, 0)))
+
+
+def test_ports_are_bounded() -> None:
+    writer = SpdyWriter(DICTIONARY)
+    forward = PortForward("spdy/3.1", "")
+    for port in range(1, MAX_PORTS + 1):
+        stream = 1 + 4 * port
+        run(forward, [pair(writer, stream, port, port) + reset(stream + 2)], [])
+    run(forward, [pair(writer, 1_000_001, 5, 0)], [])
+    with pytest.raises(ProtocolError, match="more forwarded ports"):
+        forward.from_client(memoryview(pair(writer, 1_000_005, MAX_PORTS + 1, 0)))
 
 
 @pytest.mark.parametrize("said_port", [b"\0\0", b"x", b"xyz", b""])

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 
 import pytest
+import structlog.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -474,6 +475,18 @@ async def test_output_behind_the_end_is_not_shown(speech: Make) -> None:
         else:
             assert 0 < cut < 10 and cut != len(late)  # the client has a part of its header
         await played.close()
+
+
+@scene
+async def test_a_port_forward_that_can_not_be_read_says_so() -> None:
+    """Nothing of it is kept, so nothing of it ends; but that its ports are not told any more has to show."""
+    with structlog.testing.capture_logs() as lines:
+        played = Scene(Spdy(), None, kind="portforward")
+        played.switch(b"X-Stream-Protocol-Version: portforward.k8s.io\r\n")
+        played.up(b"\x80\x03\x00\x06\x01\x00\x00\x04\x00\x00\x00\x01", b"on")  # a PING with a flag
+        assert not played.over and bytes(played.upstream.written).endswith(b"on")
+        await played.close()
+    assert [line["event"] for line in lines] == ["session_started", "ports_unreadable", "session_ended"]
 
 
 @pytest.mark.parametrize("who", ["client", "upstream"])
