@@ -20,7 +20,7 @@ After a gap it is begun anew: what follows does not belong to what was there bef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from k8sproxy.protocol.asciicast import MAX_SIDE, CastHeader, OutputEncoder, event_line, resize_line
 
@@ -118,3 +118,42 @@ class Capture:
         self.due = None
         kept, self._kept = self._kept, []
         return b"".join((self._header.line(*size), *kept))
+
+
+class GuardedCapture(Capture):
+    """A Capture whose own faults, which nobody thought of, end nothing but itself: `fault` is told, within the except
+    clause, and nothing comes of it any more, since that would have a hole which nobody sees."""
+
+    __slots__ = ("_fault", "_faulty")
+
+    def __init__(
+        self, header: CastHeader, started: float, *, tty: bool, event_codes: frozenset[str], fault: Callable[[], None]
+    ) -> None:
+        super().__init__(header, started, tty=tty, event_codes=event_codes)
+        self._fault = fault
+        self._faulty = False
+
+    def output(self, stderr: bool, pieces: Sequence[bytes | memoryview], now: float) -> bytes:
+        return self._do(super().output, stderr, pieces, now)
+
+    def resize(self, width: int, height: int, now: float) -> bytes:
+        return self._do(super().resize, width, height, now)
+
+    def gap(self, lost: int, why: str, now: float) -> bytes:
+        return self._do(super().gap, lost, why, now)
+
+    def deadline(self, now: float) -> bytes:
+        return self._do(super().deadline, now)
+
+    def ended(self, now: float) -> bytes:
+        return self._do(super().ended, now)
+
+    def _do(self, step: Callable[..., bytes], *arguments: object) -> bytes:
+        if self._faulty:
+            return b""
+        try:
+            return step(*arguments)
+        except Exception:
+            self._faulty = True
+            self._fault()
+            return b""

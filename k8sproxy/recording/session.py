@@ -11,7 +11,8 @@ What happens when a recorder can't be had, or fails, is decided in three methods
     _failed         within      the session ends, its user reads why          goes on unrecorded; said in log and metric
     _full           too slow    output waits, up to the ack time-out          output is left out, a gap notice put in
 
-Bytes that can't be read are a recorder that failed: what can't be read can't be recorded.
+Bytes that can't be read are a recorder that failed: what can't be read can't be recorded. So is a fault of ours in
+reading them, or in what is made of them.
 
 CLOSED holds the end of a session back: the frame with its exit status (the first on the error channel) waits until the
 recorder has confirmed the last byte, so that a session that looked well to its user was kept whole. While output waits
@@ -38,7 +39,7 @@ import structlog
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.policy.decision import FailureMode, RecordingDemand
 from k8sproxy.policy.rewrite import Streaming
-from k8sproxy.recording.capture import Capture
+from k8sproxy.recording.capture import GuardedCapture
 from k8sproxy.recording.facts import Facts
 from k8sproxy.recording.outbox import Outbox
 from k8sproxy.recording.streams import ForwardedPorts, Streams, negotiated, open_streams, readable
@@ -46,6 +47,8 @@ from k8sproxy.recording.tap import Tap
 from k8sproxy.recording.upload import NoRecorder, Upload, UploadError
 
 _log = structlog.get_logger("k8sproxy")
+# What users are told of a fault of ours.
+_OURS = "an internal error of k8sproxy; its log has more"
 
 
 def unavailable(attempts: tuple[tuple[str, str], ...]) -> Refusal:
@@ -115,6 +118,7 @@ class Session(Tap):
         self._gaps = 0  # how often it was
         self._size: tuple[int, int] | None = None  # the terminal's, which is not in the recording since it is
         self._ahead = 0  # bytes that have been read, and not been passed on
+        self._hole = False  # what has been made of the output is not all of it
         self._torn = False  # the client waits within a frame, of which nobody knows how it goes on
         known = readable(facts.kind, upgrade)
         # Without an offer the server takes its oldest protocol, which can be read.
@@ -202,7 +206,8 @@ class Session(Tap):
         if upload is None:
             return
         now = self._loop.time()
-        capture = Capture(facts.cast_header(self.started), now, tty=facts.tty, event_codes=upload.event_codes)
+        header = facts.cast_header(self.started)
+        capture = GuardedCapture(header, now, tty=facts.tty, event_codes=upload.event_codes, fault=self._capture_faulty)
         self._outbox = Outbox(self._loop, capture, self._write)
         self._outbox.deadline(now)
         if capture.due is not None:
@@ -217,6 +222,10 @@ class Session(Tap):
             said = streams.from_client(view)
         except ProtocolError as error:
             self._unreadable(error)
+            return b""
+        except Exception:
+            self._say_fault()
+            self._unreadable(ProtocolError(_OURS))
             return b""
         if said is None:
             return b""
@@ -241,6 +250,10 @@ class Session(Tap):
                 streams.from_upstream(view[self._ahead :] if self._ahead else view)
             except ProtocolError as error:
                 self._unreadable(error)
+            except Exception:
+                self._say_fault()
+                self._streams = None  # where the client stands is not known: it can't be told anything
+                self._unreadable(ProtocolError(_OURS))
             else:
                 size = self._look(streams, size, between)
         self._ahead = len(view) - size
@@ -357,6 +370,9 @@ class Session(Tap):
         self._keep_gap(outbox, now)
         outbox.ended(now)
         self._outbox = None
+        if self._hole:
+            self._failed(_OURS)
+            return
         try:
             await upload.finish()
         except UploadError as error:
@@ -379,6 +395,16 @@ class Session(Tap):
         elif self.facts.kind == "portforward":
             self._warn("ports_unreadable", why=error.message)
         self._streams = None
+
+    def _say_fault(self) -> None:
+        """Within an except clause."""
+        _log.error("capture_faulty", session=self.facts.id, exc_info=True)
+
+    def _capture_faulty(self) -> None:
+        """A fault of ours in what is made of output, in the middle of whatever has asked for it."""
+        self._say_fault()
+        self._hole = True
+        self._loop.call_soon(self._failed, _OURS)
 
     def _failed(self, why: str) -> None:
         """The recorder failed, or what is said can't be recorded."""

@@ -11,6 +11,7 @@ import gc
 import json
 import weakref
 from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 import structlog.testing
@@ -20,8 +21,11 @@ from hypothesis import strategies as st
 from k8sproxy.dataplane.ends import ClientGone, Cut
 from k8sproxy.errors import Refusal
 from k8sproxy.policy.decision import FailureMode
+from k8sproxy.recording.capture import Capture
 from k8sproxy.recording.limits import Limits
+from k8sproxy.recording.outbox import WAIT
 from k8sproxy.recording.session import Session
+from k8sproxy.recording.streams import Streams
 from tests.protocol.streams import said, typed, websocket
 from tests.recording.scenes import CLOSED, OPEN, SPEECHES, Base64, Scene, Spdy, Speech, WebSocket, scene, turns, until
 from tests.strategies import splits
@@ -475,6 +479,73 @@ async def test_output_behind_the_end_is_not_shown(speech: Make) -> None:
         else:
             assert 0 < cut < 10 and cut != len(late)  # the client has a part of its header
         await played.close()
+
+
+@pytest.mark.parametrize("step", ["output", "deadline", "ended", "resize"])
+@pytest.mark.parametrize("mode", [CLOSED, OPEN])
+def test_a_fault_of_ours_in_writing_is_a_recorder_that_failed(
+    mode: FailureMode, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Capture, step, _fault)
+
+    @scene
+    async def played_out() -> None:
+        for speech in SPEECHES:
+            played = Scene(speech(), mode, tty=step == "resize")
+            await played.begin()
+            played.up(played.speech.resize(90, 30))
+            played.down(played.speech.out(b"hello"))
+            if step == "output":
+                await asyncio.sleep(2 * WAIT)  # made in a timer of its own
+            if step == "ended":
+                played.down(played.speech.status())
+            if step == "ended" and mode is OPEN:
+                await played.close()  # which is when its recording ends
+            else:
+                await turns()
+                _was_told_of_ours(played, mode)
+                await played.close()
+            assert played.registry.failures == [("failed", mode)] and not played.session.recorded
+
+    played_out()
+
+
+@pytest.mark.parametrize("who", ["client", "upstream"])
+@modes
+def test_a_fault_of_ours_in_reading_is_a_recorder_that_failed(
+    mode: FailureMode | None, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @scene
+    async def played_out() -> None:
+        for speech in SPEECHES:
+            played = Scene(speech(), mode)
+            await played.begin()
+            with monkeypatch.context() as patch:
+                patch.setattr(Streams, f"from_{who}", _fault)
+                (played.up if who == "client" else played.down)(played.speech.ping())
+            if mode is CLOSED and who == "upstream":
+                assert isinstance(played.outcome, Cut) and played.outcome.reset
+            else:
+                _was_told_of_ours(played, mode)
+            assert played.registry.failures == ([("failed", mode)] if mode else [])
+            await played.close()
+
+    played_out()
+
+
+def _fault(*_: object) -> NoReturn:
+    raise RuntimeError("nobody thought of this")
+
+
+def _was_told_of_ours(played: Scene, mode: FailureMode | None) -> None:
+    """Closed, it is over and its user knows why; open, it goes on as it was."""
+    if mode is CLOSED:
+        assert isinstance(played.outcome, Cut) and played.outcome.said
+        assert "an internal error" in played.speech.understood(played.shown).message
+    else:
+        at = len(played.shown)
+        played.down(played.speech.out(b"more"))
+        assert not played.over and played.shown[at:] == played.speech.out(b"more")
 
 
 @scene
