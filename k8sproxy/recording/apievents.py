@@ -17,9 +17,9 @@ was lost, can tell by the events' ids.
 
 Not enforced: events that no recorder takes are dropped and counted, after ATTEMPTS rounds.
 
-A queue is bounded in events and in the bytes of their bodies. Where there is no room for a body, the event goes without
-it, marked as truncated; where there is none for the event, an enforced request was not admitted and another's event is
-dropped.
+A queue is bounded in events, in the bytes of their bodies and in those of long request lines. Where there is no room
+for a body or a query, the event goes without it, marked as truncated; where there is none for the event, an enforced
+request was not admitted and another's event is dropped.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from k8sproxy.recording.requestevent import RequestEvent
 QUEUE = 10_000
 # Bytes of bodies in one queue. Bodies are mostly a few KiB; 64 KiB each would be 640 MiB.
 QUEUE_BYTES = 32 * 1024 * 1024
+# Bytes of long lines in one queue: a query may have as many as a head, 64 KiB, and comes without any body.
+LINE_BYTES = 32 * 1024 * 1024
 # Events in a batch, and bytes of documents after which it is full: what a recorder reads in one go.
 BATCH = 200
 BATCH_BYTES = 1024 * 1024
@@ -86,7 +88,18 @@ class _Queue:
     """Events for one list of recorders."""
 
     __slots__ = (
-        *("address", "bytes", "dead_until", "error", "events", "inflight", "live_until", "recorders", "reserved"),
+        *(
+            "address",
+            "bytes",
+            "dead_until",
+            "error",
+            "events",
+            "inflight",
+            "lines",
+            "live_until",
+            "recorders",
+            "reserved",
+        ),
         *("outcome", "reviving", "stuck", "task", "wake"),
     )
 
@@ -95,6 +108,7 @@ class _Queue:
         self.address = 0  # index of the recorder that answered last
         self.events: deque[tuple[RequestEvent, bool]] = deque()  # with whether it is enforced
         self.bytes = 0  # of the bodies in events
+        self.lines = 0  # and of their lines, as far as those are long
         self.inflight = 0  # events taken out to be sent
         self.reserved = 0  # places of admitted requests whose event has not come
         self.live_until = float("-inf")
@@ -219,6 +233,9 @@ class ApiEvents:
             if queue.bytes + body.size > self._bytes_limit:
                 body.drop()
             queue.bytes += body.size
+        if queue.lines + event.long_line > LINE_BYTES:
+            event.drop_query()
+        queue.lines += event.long_line
         queue.events.append((event, enforced))
         if queue.task is None:
             queue.task = asyncio.create_task(self._drain(queue), name="api events")
@@ -304,6 +321,7 @@ class ApiEvents:
             event, enforced = queue.events.popleft()
             queue.inflight += 1
             queue.bytes -= event.body.size if event.body is not None else 0
+            queue.lines -= event.long_line
             self._id += 1
             event_id = f"{self._id_prefix}-{self._id}"
             if event.body is not None and event.body.size > _HEAVY:

@@ -23,7 +23,7 @@ from k8sproxy.policy.grants import Grants, Impersonation
 from k8sproxy.policy.requestinfo import RequestInfo
 from k8sproxy.protocol.apievent import origin_fragment
 from k8sproxy.recording.apievents import ApiEvents, NoEventRecorder
-from k8sproxy.recording.requestevent import BodyKeeper, RequestEvent
+from k8sproxy.recording.requestevent import USER_AGENT_LIMIT, BodyKeeper, RequestEvent
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Events:
             info,
             origin,
             time.time(),
-            user_agent.decode("latin-1"),
+            user_agent[:USER_AGENT_LIMIT].decode("latin-1"),
             BodyKeeper(settings.body_bytes, chunked=chunked) if body else None,
             session_id,
             settings.redact,

@@ -8,7 +8,7 @@ the queue (apievents).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, quote
 
 from k8sproxy.policy.requestinfo import CACHED_TARGET, RequestInfo
@@ -97,7 +97,7 @@ class RequestEvent:
 
     origin: apievent.origin_fragment's text, made once a connection. timestamp: unix seconds. user_agent: as received,
     one character a byte. session_id: "" where the request is no session. redact: whether secrets are taken out.
-    extra: one more JSON member of the document.
+    extra: one more JSON member of the document. cut: the query is not told.
     """
 
     info: RequestInfo
@@ -108,6 +108,18 @@ class RequestEvent:
     session_id: str = ""
     redact: bool = True
     extra: str = ""
+    cut: bool = False
+
+    @property
+    def long_line(self) -> int:
+        """Bytes of its line, about, where that is longer than most."""
+        size = len(self.info.path) + len(self.info.query)
+        return 2 * size if size > CACHED_TARGET else 0
+
+    def drop_query(self) -> None:
+        """Keep nothing of the query; what is told is marked as truncated."""
+        self.info = replace(self.info, query="", field_selector="", label_selector="")
+        self.cut = True
 
     def document(self, event_id: str) -> bytes:
         """The redacted document (protocol.apievent)."""
@@ -134,7 +146,7 @@ class RequestEvent:
             fragments,
             self.origin,
             body=body,
-            truncated=truncated,
+            truncated=truncated or self.cut,
             redacted=redacted,
             session_id=self.session_id,
             extra=self.extra,

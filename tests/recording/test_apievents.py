@@ -393,6 +393,35 @@ def test_bodies_without_room_are_left_out() -> None:
     run(scene)
 
 
+def test_long_queries_without_room_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come without a body, and ten thousand of 64 KiB each are more than anybody wants to hold."""
+
+    async def scene(recorders: Recorders) -> None:
+        documents: list[bytes] = []
+
+        async def post(_: str, batch: Sequence[bytes]) -> None:
+            documents.extend(batch)
+
+        events = ApiEvents(post, recorders.probe, batch_delay=0)
+        short, long = "?x=1", "?labelSelector=" + "a" * 4000
+        for _ in range(2):
+            for query in (long, short, long, long, short):
+                info = request_info("GET", "/api/v1/pods" + query)
+                events.add(ONE, RequestEvent(info, '"source":{}', 1.0), enforced=True)
+            draining = events._queues[ONE].task
+            assert draining is not None
+            await draining
+        await events.aclose()
+        told = [json.loads(document) for document in documents]
+        assert [event["request"].get("truncated", False) for event in told] == [False, False, False, True, False] * 2
+        cut = told[3]
+        assert cut["request"]["path"] == "/api/v1/pods" and not cut["request"]["queryParameters"]
+        assert not cut["kubernetes"]["LabelSelector"] and cut["kubernetes"]["Resource"] == "pods"
+
+    monkeypatch.setattr(apievents, "LINE_BYTES", 18_000)
+    run(scene)
+
+
 def test_lists_that_are_not_used_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(recorders: Recorders) -> None:
         events = recorders.events()
