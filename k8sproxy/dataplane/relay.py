@@ -28,7 +28,7 @@ from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.policy.rewrite import UpstreamHead
 from k8sproxy.protocol.body import Body, LengthBody, UntilClose, request_body, response_body
 from k8sproxy.protocol.http1 import ResponseHead, head_end, parse_response_head
-from k8sproxy.recording.tap import Tap
+from k8sproxy.recording.tap import NO_TAP, Tap
 
 _NO_BODY = LengthBody(0)
 # Interim responses to one request. Servers send one or two; Go's client gives up after five.
@@ -242,6 +242,8 @@ class Exchange:
         self.proxy_seconds += perf_counter() - now
 
     def _response(self, head: ResponseHead, rest: memoryview) -> None:
+        if self._tap is not NO_TAP and head.status < 300:
+            self._tap.unswitched()
         self.status = head.status
         if head.content_length == len(rest) and self._head.method != "HEAD" and head.status not in (204, 304):
             # Most answers: all of it came in one piece.

@@ -213,6 +213,18 @@ class Session(Tap):
         if capture.due is not None:
             self._timer = self._loop.call_at(capture.due, self._header_due)
 
+    def unswitched(self) -> None:
+        """Neither the API server nor a kubelet answers so; what stands on another port of a node, behind a path like
+        the kubelet's exec, may. What it says is a body, which nobody records."""
+        if self._closed_mode:
+            raise Refusal(
+                403,
+                "unrecordable_session",
+                "this session must be recorded (enforceRecorder), and can't be: it was answered without a switch of "
+                "protocols",
+                close=True,
+            )
+
     def from_client(self, view: memoryview) -> bytes:
         self.received += len(view)
         streams = self._streams

@@ -37,6 +37,10 @@ class Tap:
         """Upstream has switched protocols; nothing of it has been passed on. upgrade: in lower case. fields: the
         response's field lines. Raises Refusal where the session can't go on."""
 
+    def unswitched(self) -> None:
+        """Upstream has answered with a success (2xx) and without a switch; nothing of it has been passed on. Raises
+        Refusal where it must not be."""
+
     def from_client(self, view: memoryview) -> bytes:
         """Bytes that the client sent, before they go upstream. Gives what the client is to be sent in reply, mostly
         nothing. The view is good during the call alone."""

@@ -171,6 +171,23 @@ async def test_a_switch_that_does_not_come_is_no_recording(version: int) -> None
         assert recorder.sessions[0].end in ("reset", "lost") and not recorder.sessions[0].body
 
 
+@both_modes
+async def test_an_answer_in_place_of_a_switch_is_shown_only_where_nothing_is_enforced(enforced: bool) -> None:
+    """As an agent of somebody's on another port of the node may answer, which runs what the path says."""
+    async with Stage() as stage, FakeRecorder() as recorder:
+        grant(stage, recorder, enforced=enforced)
+        path = "/api/v1/nodes/n:9999/proxy/exec/a/web/main?command=id"
+        client, upstream, _ = await stage.exchange(asked(WebSocket(), path))
+        await upstream.send(reply(b"uid=0(root)"))
+        response = await client.response()
+        if enforced:
+            status, message = response.refusal()
+            assert status == 403 and "without a switch" in message and b"uid=0" not in response.body
+            assert await upstream.gone()
+        else:
+            assert (response.status, response.body) == (200, b"uid=0(root)")
+
+
 @pytest.mark.parametrize("how", ["died", "said so"])
 async def test_a_recorder_that_fails_before_the_switch(how: str) -> None:
     async with Stage() as stage, FakeRecorder() as recorder:
