@@ -34,7 +34,8 @@ MAX_NAME = 512
 # In all, after uniting. 256 groups of 512 bytes are 128 KiB of headers, an eighth of what the API server takes for a
 # head (net/http.DefaultMaxHeaderBytes, 1 MiB), and every one is compared with every binding at each request.
 MAX_GROUPS = 256
-# In all, after uniting. A session waits 5 s for a recorder and 2 s for each, so later ones are never asked.
+# In all, after uniting; those behind are left out, which takes nothing away from what is enforced. A session waits 5 s
+# for a recorder and 2 s for each, so of those that hang later ones are never asked.
 MAX_RECORDERS = 64
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -89,14 +90,13 @@ def parse_grants(peer: Peer) -> Grants:
     """The united rules of a peer. Raises Refusal (403, malformed_grant) for any rule with a fault."""
     rules = counted_rules(peer)
     groups = tuple(dict.fromkeys(group for rule in rules for group in rule.groups))
-    recorders = tuple(dict.fromkeys(address for rule in rules for address in rule.recorders))
-    for values, limit, what in ((groups, MAX_GROUPS, "groups"), (recorders, MAX_RECORDERS, "recorder addresses")):
-        if len(values) > limit:
-            raise Refusal(
-                403,
-                "malformed_grant",
-                f"the capability {rules[0].capability} grants {len(values)} {what}; at most {limit} are taken",
-            )
+    recorders = tuple(dict.fromkeys(address for rule in rules for address in rule.recorders))[:MAX_RECORDERS]
+    if len(groups) > MAX_GROUPS:
+        raise Refusal(
+            403,
+            "malformed_grant",
+            f"the capability {rules[0].capability} grants {len(groups)} groups; at most {MAX_GROUPS} are taken",
+        )
     return Grants(
         groups=groups,
         recorders=recorders,
