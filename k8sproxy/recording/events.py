@@ -23,7 +23,7 @@ from k8sproxy.policy.grants import Grants, Impersonation
 from k8sproxy.policy.requestinfo import RequestInfo
 from k8sproxy.protocol.apievent import origin_fragment
 from k8sproxy.recording.apievents import ApiEvents, NoEventRecorder
-from k8sproxy.recording.requestevent import USER_AGENT_LIMIT, BodyKeeper, RequestEvent
+from k8sproxy.recording.requestevent import USER_AGENT_LIMIT, BodyKeeper, Budget, RequestEvent
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ class Events:
     def __init__(self, queues: ApiEvents, settings: EventSettings) -> None:
         self.queues = queues
         self.settings = settings
+        self._budget = Budget()
 
     def origin(self, peer: Peer, impersonation: Impersonation | None, cluster: str) -> str:
         """What events of one connection have in common, to be kept with it."""
@@ -73,13 +74,15 @@ class Events:
             origin,
             time.time(),
             user_agent[:USER_AGENT_LIMIT].decode("latin-1"),
-            BodyKeeper(settings.body_bytes, chunked=chunked) if body else None,
+            BodyKeeper(settings.body_bytes, chunked=chunked, budget=self._budget) if body else None,
             session_id,
             settings.redact,
         )
 
     def tell(self, grants: Grants, event: RequestEvent) -> None:
         """Queue it."""
+        if event.body is not None:
+            event.body.settle()
         self.queues.add(grants.recorders, event, enforced=grants.enforce_recorder)
 
     def tell_ports(

@@ -17,6 +17,9 @@ from k8sproxy.recording.redaction import redact_body, redact_query
 
 # Bytes of a body that are kept: all of nearly every object; etcd takes 1.5 MiB at most.
 BODY_LIMIT = 64 * 1024
+# Bytes of the bodies of all requests that run: a thousand uploads at once are kept, of more the rest goes untold. A
+# client may open connections by the thousand, and stop in the middle of a body on each.
+IN_FLIGHT = 64 * 1024 * 1024
 # Chunks that are taken apart, some 2 ms of them: Go's clients send 4 KiB and more in one, so a kept body has 16.
 MAX_CHUNKS = 1024
 # Bytes of a User-Agent that are told; client-go's have about 60.
@@ -31,16 +34,27 @@ _SAFE = "/:@!$&'()*+,;=~"
 _PLAIN = re.compile(r"[A-Za-z0-9/:@!$&'()*+,;=~._-]*")
 
 
+class Budget:
+    """Bytes of bodies that may be kept of all requests that run, together."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, size: int = IN_FLIGHT) -> None:
+        self.left = size
+
+
 class BodyKeeper:
     """The front of a request's body, as it passes. Framing is taken off later, when somebody asks.
 
-    limit: bytes. chunked: what is fed is in chunked coding, which the relay has checked. truncated may be set by who
-    knows that the rest did not come.
+    limit: bytes. budget: what it takes them from, until `settle`; where that is used up nothing is kept. chunked: what
+    is fed is in chunked coding, which the relay has checked. truncated may be set by who knows that the rest did not
+    come.
     """
 
-    __slots__ = ("_chunked", "_limit", "_room", "_seen", "truncated")
+    __slots__ = ("_budget", "_chunked", "_limit", "_room", "_seen", "truncated")
 
-    def __init__(self, limit: int = BODY_LIMIT, *, chunked: bool = False) -> None:
+    def __init__(self, limit: int = BODY_LIMIT, *, chunked: bool = False, budget: Budget | None = None) -> None:
+        self._budget = budget
         self._limit = limit
         self._chunked = chunked
         # Framing comes on top. Chunks of a few bytes are mostly framing: they are cut earlier.
@@ -60,12 +74,27 @@ class BodyKeeper:
             self.truncated = True
             data = data[: self._room]
             size = self._room
-        if size:
-            self._room -= size
-            self._seen += data
+        if not size:
+            return
+        budget = self._budget
+        if budget is not None:
+            if size > budget.left:
+                self.drop()
+                self.truncated = True
+                return
+            budget.left -= size
+        self._room -= size
+        self._seen += data
+
+    def settle(self) -> None:
+        """All that will come has come; what is kept is somebody else's to count from here on."""
+        if self._budget is not None:
+            self._budget.left += len(self._seen)
+            self._budget = None
 
     def drop(self) -> None:
         """Keep nothing; if there was something, it counts as cut."""
+        self.settle()
         self.truncated = self.truncated or bool(self._seen)
         self._seen = bytearray()
         self._room = 0

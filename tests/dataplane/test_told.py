@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from k8sproxy.protocol.spdy import DICTIONARY
+from k8sproxy.recording.requestevent import IN_FLIGHT
 from tests.dataplane.stage import Stage, get, peer, post, reply, request
 from tests.dataplane.test_cancel import _stepping
 from tests.dataplane.test_recorded import asked
@@ -153,4 +154,5 @@ async def _cancelled(at: int, *, enforced: bool) -> bool:
             task.cancel()
         await asyncio.wait((acting, cancelled))
         await stage.until(lambda: not any(queue.in_use for queue in stage.events.queues._queues.values()))
+        assert stage.events._budget.left == IN_FLIGHT
     return reached.is_set()

@@ -14,7 +14,7 @@ from k8sproxy.peer import Peer
 from k8sproxy.policy.requestinfo import request_info
 from k8sproxy.protocol.apievent import origin_fragment
 from k8sproxy.recording import requestevent
-from k8sproxy.recording.requestevent import MAX_CHUNKS, USER_AGENT_LIMIT, BodyKeeper, RequestEvent
+from k8sproxy.recording.requestevent import MAX_CHUNKS, USER_AGENT_LIMIT, BodyKeeper, Budget, RequestEvent
 from tests.strategies import mutations, splits
 
 ORIGIN = origin_fragment(Peer("100.64.0.7", "n7", "laptop."), "proxy.", "n1")
@@ -151,3 +151,21 @@ def test_nothing_is_taken_out_where_that_is_configured() -> None:
         assert request.get("redacted", False) is redact
         assert request["queryParameters"] == {"token": ["REDACTED" if redact else "a b"]}
         assert (b"aHVudGVyMg" in base64.b64decode(request["body"])) is not redact
+
+
+def test_bodies_of_requests_that_run_are_bounded_together() -> None:
+    budget = Budget(10)
+    first, second, third = (BodyKeeper(100, budget=budget) for _ in range(3))
+    first.feed(b"12345678")
+    second.feed(b"12")
+    second.feed(b"3")
+    assert (second.body(), second.truncated, budget.left) == (b"", True, 2)
+    second.feed(b"4")
+    assert second.size == 0
+    third.feed(b"12")
+    assert (third.body(), third.truncated, budget.left) == (b"12", False, 0)
+    for keeper in (first, first, second, third):
+        keeper.settle()
+    assert budget.left == 10 and first.body() == b"12345678" and not first.truncated
+    first.drop()
+    assert budget.left == 10
