@@ -31,6 +31,8 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
+import structlog
+
 from k8sproxy.recording.requestevent import RequestEvent
 
 # Events in one queue: some 10 s of a busy proxy, a few KiB each without bodies.
@@ -65,6 +67,7 @@ CLOSE_TIMEOUT = 5.0
 # Queues kept though empty, for what they know of their recorders.
 _IDLE_QUEUES = 256
 
+_log = structlog.get_logger("k8sproxy")
 _STOPPING = "the proxy is stopping"
 
 
@@ -324,10 +327,17 @@ class ApiEvents:
             queue.lines -= event.long_line
             self._id += 1
             event_id = f"{self._id_prefix}-{self._id}"
-            if event.body is not None and event.body.size > _HEAVY:
-                document = await asyncio.to_thread(event.document, event_id)
-            else:
-                document = event.document(event_id)
+            try:
+                if event.body is not None and event.body.size > _HEAVY:
+                    document = await asyncio.to_thread(event.document, event_id)
+                else:
+                    document = event.document(event_id)
+            except Exception:
+                # A fault of ours: it costs this event, not those around it and not the queue.
+                _log.error("event_faulty", verb=event.info.verb, resource=event.info.resource, exc_info=True)
+                self.failed += 1
+                queue.inflight -= 1
+                continue
             batch.append((document, enforced))
             size += len(document)
             if len(batch) % _TURN == 0:

@@ -393,6 +393,29 @@ def test_bodies_without_room_are_left_out() -> None:
     run(scene)
 
 
+@pytest.mark.parametrize("size", [1, 9000])
+def test_an_event_that_can_not_be_written_costs_no_other(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = RequestEvent.document
+
+    def faulty(told: RequestEvent, event_id: str) -> bytes:
+        if told.info.path == "/x/1":
+            raise RuntimeError("nobody thought of this")
+        return write(told, event_id)
+
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events()
+        await events.revive(ONE)
+        for number in range(3):
+            assert events.admit(ONE, True)
+            events.add(ONE, event(number, b"x" * size), enforced=True)
+        await recorders.until(lambda: len(recorders.taken) == 2)
+        await events.aclose()
+        assert recorders.taken == ["/x/0", "/x/2"] and (events.failed, events.lost) == (1, 0)
+
+    monkeypatch.setattr(RequestEvent, "document", faulty)
+    run(scene)
+
+
 def test_long_queries_without_room_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """They come without a body, and ten thousand of 64 KiB each are more than anybody wants to hold."""
 
