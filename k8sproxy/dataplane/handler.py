@@ -43,6 +43,8 @@ _serial = count(1)
 
 # Seconds for which a running exchange outlives a daemon that can't be asked: a restart of tailscaled, not more.
 _UNKNOWN_GRACE = 60.0
+# Seconds before an answer is stale from which on it is asked anew about what runs: the clock strikes once a second.
+_AHEAD = 1.0
 # Seconds in which the client of a session that was ended takes what it is told. A session is over in two.
 _FAREWELL_SECONDS = 1.5
 
@@ -394,7 +396,7 @@ class Connection:
         else:
             self._seen, self._stalled_since = exchange.received, now
         # Another answer too: another connection of the peer's may have asked anew, as one that polls always does first.
-        peer = self._site.whois.cached(self._key)
+        peer = self._site.whois.cached(self._key, _AHEAD)
         return peer is None or peer is not self._vetted
 
     def break_unheard(self) -> None:
@@ -409,7 +411,7 @@ class Connection:
         if exchange is None or decision is None or info is None:
             return
         try:
-            peer = await self._site.whois.ask(self._key)
+            peer = await self._site.whois.ask(self._key, _AHEAD)
             if peer is decision.peer:
                 self._last_known, self._vetted = perf_counter(), peer
                 return

@@ -147,17 +147,17 @@ class WhoIs:
         if question is not None:
             question.task.cancel()
 
-    def cached(self, key: ClientKey) -> Peer | None:
-        """The peer, if it is known at this moment."""
+    def cached(self, key: ClientKey, ahead: float = 0.0) -> Peer | None:
+        """The peer, if it is known at this moment, and will be for `ahead` seconds."""
         kept = self._kept.get(key.text)
-        if kept is None or kept.generation != self.bus.generation or kept.expires <= self._clock():
+        if kept is None or kept.generation != self.bus.generation or kept.expires <= self._clock() + ahead:
             return None
         self.hits += 1
         return kept.peer
 
-    async def ask(self, key: ClientKey) -> Peer:
-        """The peer, out of memory or from the daemon. Raises Refusal."""
-        if (peer := self.cached(key)) is not None:
+    async def ask(self, key: ClientKey, ahead: float = 0.0) -> Peer:
+        """The peer, out of memory or from the daemon. ahead: see `cached`. Raises Refusal."""
+        if (peer := self.cached(key, ahead)) is not None:
             return peer
         since = self.bus.generation
         while True:

@@ -182,6 +182,17 @@ async def test_withdrawn_grant_ends_a_session_and_an_unanswered_request() -> Non
         assert await waiting.gone()
 
 
+async def test_withdrawn_grant_ends_what_runs_before_the_answer_is_stale() -> None:
+    """The clock strikes once a second: the last stroke within the time is the one that counts."""
+    async with Stage() as stage:
+        client, upstream = await _watching(stage)
+        stage.daemon.answer = peer("other")
+        await stage.tick(8.9)
+        assert stage.server.running()["watch"] == 1
+        await stage.tick(1)
+        assert b"0\r\n\r\n" not in await client.rest() and await upstream.gone()
+
+
 async def test_withdrawn_grant_ends_what_runs_though_another_connection_has_asked() -> None:
     """They share the answer, and whoever polls is always the first to ask when it has become stale."""
     async with Stage(trust=Trust.PROXY) as stage:
