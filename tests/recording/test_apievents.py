@@ -393,6 +393,30 @@ def test_bodies_without_room_are_left_out() -> None:
     run(scene)
 
 
+def test_others_have_their_turn_between_two_events_with_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = 0
+    written: list[int] = []
+    write = RequestEvent.document
+
+    def noting(told: RequestEvent, event_id: str) -> bytes:
+        written.append(turns)
+        return write(told, event_id)
+
+    async def scene(recorders: Recorders) -> None:
+        nonlocal turns
+        events = recorders.events()
+        for number in range(5):
+            events.add(ONE, event(number, b"x" * 1000), enforced=False)
+        while len(recorders.taken) < 5:
+            turns += 1
+            await asyncio.sleep(0)
+        await events.aclose()
+        assert len(set(written)) == 5
+
+    monkeypatch.setattr(RequestEvent, "document", noting)
+    run(scene)
+
+
 @pytest.mark.parametrize("size", [1, 9000])
 def test_an_event_that_can_not_be_written_costs_no_other(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     write = RequestEvent.document
