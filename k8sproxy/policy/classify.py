@@ -5,6 +5,7 @@
     pods/NAME/portforward                               a tunnel; nothing on it is a terminal
     nodes/NAME/proxy/{exec,attach}/NS/POD[/UID]/CTR     the same streams at the kubelet; recorded just so
     nodes/NAME/proxy/{run,cri,..}                       the kubelet's other ways to run a command
+    pods|services/NAME:10250/proxy/{run,cri,..}         the kubelet again, where a pod stands on its node's network
     pods|services/NAME/proxy with an upgrade            a byte stream to an application, which may be a shell
     /apis/GROUP/../proxy/..nodes/NAME/proxy/..          the same on another cluster, behind an aggregated API's proxy
     any other upgrade                                   unknown, for example the console of an aggregated API
@@ -32,6 +33,10 @@ _KUBELET_READS = re.compile(
 _KUBELET_STREAM = re.compile(r"(exec|attach)(?:/[^/]+){3,4}")
 
 
+# The kubelet's own port (--port). Under another number, or a service's name for it, nobody can tell that it is one.
+_KUBELET_PORT = "10250"
+
+
 class SessionKind(enum.Enum):
     """What kind of way to a shell a request is; the values are labels of metrics and logs."""
 
@@ -56,7 +61,15 @@ _POD_SESSIONS = {
 
 
 def classify(
-    *, core: bool, verb: str, resource: str, subresource: str, behind: tuple[str, ...], plain: bool, upgrade: str
+    *,
+    core: bool,
+    verb: str,
+    resource: str,
+    name: str,
+    subresource: str,
+    behind: tuple[str, ...],
+    plain: bool,
+    upgrade: str,
 ) -> SessionKind:
     """The kind of one request.
 
@@ -83,9 +96,17 @@ def classify(
             return SessionKind.NODE_PROXY_SAFE if safe else SessionKind.NODE_PROXY_COMMAND
         if upgrade and (subresource == "proxy" or verb == "proxy"):
             return SessionKind.PROXY_UPGRADE
+        if subresource == "proxy" and _is_kubelet(name) and not (plain and _KUBELET_READS.fullmatch("/".join(behind))):
+            return SessionKind.NODE_PROXY_COMMAND
     elif subresource == "proxy" and "nodes" in behind and "proxy" in behind:
         # Karmada's clusters/NAME/proxy and its like. Behind an exec there, there is an upgrade; behind a run, none.
         return SessionKind.NODE_PROXY_COMMAND
     if not upgrade or (upgrade == "websocket" and verb == "watch" and not subresource):
         return SessionKind.NONE
     return SessionKind.UNKNOWN_UPGRADE
+
+
+def _is_kubelet(name: str) -> bool:
+    """Whether a proxied pod's or service's name (scheme:name:port) has the kubelet's port, as Go reads numbers."""
+    _, colon, port = name.rpartition(":")
+    return colon != "" and port.lstrip("+0") == _KUBELET_PORT

@@ -143,6 +143,7 @@ def _request_info(method: str, target: str, upgrade: str) -> RequestInfo:
             core=core,
             verb=verb,
             resource=resource,
+            name=name,
             subresource=subresource,
             behind=rest[3:],
             plain=plain,
