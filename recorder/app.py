@@ -92,7 +92,7 @@ def open_store(config: Config, *, read_only: bool = False, commits: Histogram | 
             options[name] = file.read_text().strip()
         blobs = open_objects(settings.url or "", options)
         log = None if read_only else ObjectLog(blobs, settings.instance)
-        return Store(*_encrypted(config, blobs, log), min_free=0, commit_seconds=observe)
+        return Store(*_encrypted(config, blobs, log), min_free=0, commit_seconds=observe, instance=settings.instance)
     except ImportError:
         raise StartError("store.url needs the package obstore: install k8sproxy[recorder]") from None
     except StoreError as error:

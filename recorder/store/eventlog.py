@@ -1,8 +1,10 @@
 """API events: journaled like cast bytes, then kept in chunks of their own, events/DAY/FIRST-ID.chunk.
 
-An event is a line of JSON {"id", "received", "source", "document"}. Ids rise within one store, and events are journaled
-and put into chunks in their order; so the newest chunk's last id tells a replay which events of the journal are in
-chunks already. The chunks of a day are chained like those of a recording, beginning with the day itself.
+An event is a line of JSON {"id", "received", "source", "document"}. Ids rise within one recorder, and events are
+journaled and put into chunks in their order. Which events of the journal are in chunks already a replay sees by looking
+into them: the newest chunk does not tell, since it may be another recorder's that shares the store. Each chunk says
+whose it is, and one recorder's chunks do not overlap, so no more is looked at than what was put since the oldest of
+those events. The chunks of a day are chained like those of a recording, beginning with the day itself.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ class _Batch:
 
 
 class EventLog:
-    """A source of the journal, and a task (`run`) that makes chunks. added: told of each event that is safe."""
+    """A source of the journal, and a task (`run`) that makes chunks. added: told of each event that is safe.
+    instance: what tells this recorder's chunks from those of others that share the store."""
 
     def __init__(
         self,
@@ -66,9 +69,11 @@ class EventLog:
         mark: Callable[[EventLog], None],
         added: Callable[[ApiEvent], None],
         segment: Callable[[], int],
+        instance: str = "main",
     ) -> None:
         self.fault: str | None = None
         self._blobs = blobs
+        self._instance = instance
         self._mark = mark
         self._added = added
         self._segment = segment
@@ -91,23 +96,50 @@ class EventLog:
             names = [name async for name, _ in self._blobs.names(f"events/{day}")]
             if names:
                 data = await self._read(f"events/{day}/{names[-1]}")
-                self._last_id = str(_trailer(data).get("last_id", ""))
                 self._previous = {day: hashlib.sha256(data).hexdigest()}
-
-    def restore(self, events: Sequence[tuple[str, bytes, int]]) -> list[ApiEvent]:
-        """Events of the journal, after a crash; those that no chunk has."""
-        found = []
-        for identifier, line, segment in events:
-            if identifier > self._last_id:
-                self._last_id = identifier
-                self._kept.append((identifier, line, segment))
-                self._kept_size += len(line)
                 try:
-                    found.append(_event(line))
-                except (ValueError, KeyError, TypeError):
-                    _log.warning("event_unreadable", event=identifier)
+                    self._last_id = str(_trailer(data).get("last_id", ""))
+                except StoreError as error:
+                    # One bad chunk must not keep the recorder from starting. Its last id was less than a day later.
+                    _log.error("events_unreadable", chunk=f"{day}/{names[-1]}", why=str(error))
+                    self._last_id = names[-1].removesuffix(".chunk")
+
+    async def restore(self, events: Sequence[tuple[str, bytes, int]]) -> list[ApiEvent]:
+        """Events of the journal, after a crash; those that no chunk has. Raises StoreError."""
+        found = []
+        known = await self._stored({identifier for identifier, _, _ in events})
+        for identifier, line, segment in events:
+            if identifier in known:
+                continue
+            known.add(identifier)
+            self._last_id = max(self._last_id, identifier)
+            self._kept.append((identifier, line, segment))
+            self._kept_size += len(line)
+            try:
+                found.append(_event(line))
+            except (ValueError, KeyError, TypeError):
+                _log.warning("event_unreadable", event=identifier)
         self._flush = bool(self._kept)
         self._wake.set()
+        return found
+
+    async def _stored(self, wanted: set[str]) -> set[str]:
+        """Those of them that are in chunks."""
+        found: set[str] = set()
+        for day in sorted({id_day(identifier) for identifier in wanted}):
+            of_day = [identifier for identifier in wanted if id_day(identifier) == day]
+            oldest, newest = min(of_day), max(of_day)
+            names = [name async for name, _ in self._blobs.names(f"events/{day}")]
+            for name in reversed([name for name in names if name.removesuffix(".chunk") <= newest]):
+                data = await self._read(f"events/{day}/{name}")
+                try:
+                    found |= wanted & {event.id for event in await asyncio.to_thread(_events, data, name)}
+                    whose = _trailer(data).get("recorder", self._instance)
+                except StoreError as error:  # what the journal has of it is put once more
+                    _log.error("events_unreadable", chunk=f"{day}/{name}", why=str(error))
+                    continue
+                if whose == self._instance and name.removesuffix(".chunk") <= oldest:
+                    break
         return found
 
     @property
@@ -223,7 +255,8 @@ class EventLog:
         part = self._kept[:count]
         previous = self._previous.get(day) or hashlib.sha256(b"recorder events 1\n" + day.encode()).hexdigest()
         first, last = part[0][0], part[-1][0]
-        data, sha256 = await asyncio.to_thread(_make, part, {"day": day, "first_id": first, "last_id": last}, previous)
+        meta = {"day": day, "first_id": first, "last_id": last, "recorder": self._instance}
+        data, sha256 = await asyncio.to_thread(_make, part, meta, previous)
         while True:
             try:
                 await self._blobs.put(f"events/{day}/{first}.chunk", data)
@@ -244,16 +277,16 @@ class EventLog:
 
     async def events(self) -> AsyncGenerator[ApiEvent, None]:
         """All, oldest first. Raises StoreError."""
-        newest = ""
+        # Of those in memory some may get into chunks before the end is reached, and others' ids may be newer.
+        waiting = {identifier: line for identifier, line, _ in self._kept}
         for day in [name.rstrip("/") async for name, _ in self._blobs.names("events")]:
             for name in [name async for name, _ in self._blobs.names(f"events/{day}")]:
                 data = await self._read(f"events/{day}/{name}")
                 for event in await asyncio.to_thread(_events, data, name):
-                    newest = max(newest, event.id)
+                    waiting.pop(event.id, None)
                     yield event
-        for identifier, line, _ in tuple(self._kept):
-            if identifier > newest:
-                yield _event(line)
+        for line in waiting.values():
+            yield _event(line)
 
     async def _read(self, key: str) -> bytes:
         try:

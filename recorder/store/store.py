@@ -46,7 +46,8 @@ CLOSE_TIMEOUT = 30.0
 
 
 class Store:
-    """blobs: where chunks go; log: where the journal goes (None: to be read only). min_free: bytes.
+    """blobs: where chunks go; log: where the journal goes (None: to be read only). min_free: bytes. instance: tells
+    this recorder from others that share the blobs.
 
     observers: see model.Observer. commit_seconds: told the time of each commit. `free`: bytes left when last looked at.
     """
@@ -58,6 +59,7 @@ class Store:
         *,
         min_free: int = MIN_FREE,
         commit_seconds: Callable[[float], None] = lambda _: None,
+        instance: str = "main",
     ) -> None:
         self.observers: list[Observer] = []
         self.free: int | None = None
@@ -83,7 +85,9 @@ class Store:
             released=self._released,
             trim=self._trim,
         )
-        self.eventlog = EventLog(blobs, mark=self._mark, added=self._event_added, segment=self._segment)
+        self.eventlog = EventLog(
+            blobs, mark=self._mark, added=self._event_added, segment=self._segment, instance=instance
+        )
 
     # -- open and close
 
@@ -113,7 +117,7 @@ class Store:
         for segment in segments:
             await recovery.read(log, segment, segment == segments[-1])
         recovery.close(time.time())
-        events = self.eventlog.restore(recovery.events)
+        events = await self.eventlog.restore(recovery.events)
         room.grown = self._grown
         room.began = lambda live: self._tell("began", live.recording)
         room.ended = self._ended

@@ -369,6 +369,54 @@ def test_an_object_store(tmp_path: Path) -> None:
     run(main())
 
 
+def test_two_recorders_share_an_object_store(tmp_path: Path) -> None:
+    """Events that one has in its journal are not taken for kept because the other has put a newer chunk."""
+
+    async def main() -> None:
+        memory = MemoryStore()
+
+        def make(instance: str) -> Store:
+            blobs = ObjectBlobs(memory, "memory")
+            return Store(blobs, ObjectLog(blobs, instance), instance=instance)
+
+        one, other = make("one"), make("other")
+        await one.open()
+        await other.open()
+        put = await one.add_events([{"n": 0}], SOURCE)
+        await one.eventlog.drain()
+        first = await one.add_events([{"n": 1}], SOURCE)
+        theirs = await other.add_events([{"n": 2}], SOURCE)
+        await other.eventlog.drain()
+        # What is in memory is told, too, though the other's chunk is newer.
+        assert {event.id for event in [event async for event in one.events()]} == {put[0].id, first[0].id, theirs[0].id}
+        await kill(one)
+        one = make("one")
+        await one.open()
+        await one.eventlog.drain()
+        await one.aclose()
+        await other.aclose()
+        reading = Store(ObjectBlobs(memory, "memory"), None)
+        await reading.open()
+        kept = sorted([event async for event in reading.events()], key=lambda event: event.id)
+        assert kept == [*put, *first, *theirs]
+        await reading.aclose()
+
+    run(main())
+
+
+def test_a_newest_chunk_of_events_that_is_damaged_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            await store.add_events([{"n": 0}], SOURCE)
+        (chunk,) = (tmp_path / "events").rglob("*.chunk")
+        chunk.write_bytes(chunk.read_bytes()[:-1])
+        async with store_in(tmp_path) as store:
+            (event,) = await store.add_events([{"n": 1}], SOURCE)
+            assert event.id > chunk.stem
+
+    run(main())
+
+
 def test_only_one_writes_to_a_folder(tmp_path: Path) -> None:
     async def main() -> None:
         async with store_in(tmp_path):
