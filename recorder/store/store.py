@@ -72,6 +72,7 @@ class Store:
         self._opened = False
         self._closing = False
         self._space: str | None = None
+        self._failed: str | None = None  # for good: a task of it has ended
         self._room = Room()
         self._tasks: list[asyncio.Task[None]] = []
         self._trim_wanted = asyncio.Event()
@@ -146,7 +147,7 @@ class Store:
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.critical("store_failed", task=task.get_name(), exc_info=error)
-            self._space = "the store has failed; the log says why"
+            self._failed = "the store has failed; the log says why"
 
     async def aclose(self) -> None:
         """End what runs (as CUT), put what is held into chunks, and stop. What cannot be put is in the journal."""
@@ -190,7 +191,7 @@ class Store:
         if self._log is None:
             return None
         journal = self.journal.fault if self.journal is not None else "the store is not open"
-        return journal or self.builder.fault or self.eventlog.fault or self._space
+        return self._failed or journal or self.builder.fault or self.eventlog.fault or self._space
 
     async def _watch(self) -> None:
         while True:

@@ -319,6 +319,35 @@ def test_a_changed_chunk_is_noticed(tmp_path: Path) -> None:
     run(main())
 
 
+def test_a_task_that_ends_by_a_fault_of_ours_is_told_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody works at any more must not look well again at the next look at the disk."""
+    monkeypatch.setattr("recorder.store.store.LOOK", 0.005)
+
+    async def main() -> None:
+        blobs = FaultyBlobs(tmp_path)
+        async with store_in(tmp_path, blobs=blobs) as store:
+            store._start("broken", _broken())
+            await until(lambda: store.healthy is not None)
+            looks, ask = 0, blobs.free
+
+            async def free() -> int | None:
+                nonlocal looks
+                looks += 1
+                return await ask()
+
+            blobs.free = free  # type: ignore[method-assign]
+            await until(lambda: looks >= 2)
+            assert store.healthy is not None and "failed" in store.healthy
+            with pytest.raises(StoreError, match="failed"):
+                await store.begin(HEADER, SOURCE)
+
+    run(main())
+
+
+async def _broken() -> None:
+    raise LookupError("broken")
+
+
 def test_no_space_left_means_no_new_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with store_in(tmp_path) as store:
