@@ -110,7 +110,12 @@ class Journal:
         await self._log.begin(segment)
         self.segments.append(segment)
         self.segment, self._number, self._size, self._born = segment, 0, 0, time.monotonic()
-        await self._write(self._running())
+        try:
+            await self._write(self._running())
+        except BaseException:
+            # A replay that begins with this segment would not know what runs: it needs yet another one.
+            self._log.broken = True
+            raise
 
     async def _write(self, items: list[Item]) -> None:
         pieces: list[bytes] = []

@@ -12,6 +12,7 @@ import pytest
 from recorder.model import End
 from recorder.store import Store, StoreError
 from recorder.store.live import Pressure
+from recorder.store.logs import FolderLog
 from recorder.store.records import Reader
 from tests.recorder.store.running import (
     HEADER,
@@ -317,6 +318,43 @@ def test_a_changed_chunk_is_noticed(tmp_path: Path) -> None:
                 await text_of(store, live.id)
 
     run(main())
+
+
+def test_a_segment_without_its_first_batch_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs and has nothing to say must be known from each segment on, or a crash leaves it running for ever."""
+    monkeypatch.setattr("recorder.store.builder.LAG", 0)  # all becomes chunks
+
+    class Log(FolderLog):
+        fault = False
+
+        def _append(self, data: bytes) -> None:
+            if self.fault:  # and the disk was good enough to cut it back
+                raise OSError(errno.ENOSPC, "no")
+            super()._append(data)
+
+    async def main() -> None:
+        log = Log(tmp_path)
+        async with store_in(tmp_path, log=log) as store:
+            assert store.journal is not None
+            quiet = await store.begin(HEADER, SOURCE)
+            await quiet.wait_acked(0)
+            store.builder.relieve()
+            await until(lambda: quiet.durable == quiet.acked)
+            log.fault, store.journal._born = True, -1e9  # a new segment is due
+            hit = await store.begin(HEADER, SOURCE)
+            with pytest.raises(StoreError):
+                await hit.wait_acked(0)
+            log.fault = False
+            await until_healthy(store)
+            await (await store.begin(HEADER, SOURCE)).wait_acked(0)
+            await store._trim()
+            await kill(store)
+            store._tasks.clear()
+        async with store_in(tmp_path) as store:
+            await settled(store)
+            assert (await store.get(quiet.id)).ended is not None
+
+    asyncio.run(main())
 
 
 def test_a_task_that_ends_by_a_fault_of_ours_is_told_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
