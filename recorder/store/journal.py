@@ -38,6 +38,9 @@ BATCH = 8 << 20
 PACE = 0.02
 # Seconds between attempts to write after a failure.
 RETRY = 1.0
+# Seconds without a commit after which an empty one is tried: a disk that turned read-only, or a store that is away, is
+# known before a session comes, and a quiet recorder's segments get old.
+QUIET = 10.0
 
 
 @dataclass(slots=True)
@@ -91,6 +94,7 @@ class Journal:
         self._number = 0
         self._size = 0
         self._born = 0.0
+        self._tried = 0.0
         self._sizes: dict[int, int] = {}
         self._closing = False
         self._trimming = asyncio.Lock()
@@ -124,7 +128,7 @@ class Journal:
             pieces.extend(item.pieces)
         self._number += 1
         number, size = self._number, sum(map(len, pieces))
-        started = time.monotonic()
+        self._tried = started = time.monotonic()
         try:
             await self._log.append(lambda: seal(number, pieces))
         except BaseException:
@@ -176,8 +180,8 @@ class Journal:
                 await asyncio.sleep(max(0.0, begun + PACE - loop.time()))
 
     async def probe(self) -> None:
-        """After a failure, when nobody has anything to write: see whether it is over."""
-        if self.fault is not None and not self._dirty:
+        """When nobody has had anything to write for a while: see whether it could be, or can be again."""
+        if not self._dirty and (self.fault is not None or time.monotonic() - self._tried > QUIET):
             self.mark(_Nothing())
 
     async def _pause(self, seconds: float) -> None:

@@ -1,4 +1,5 @@
-"""`recorder serve` on a disk that is full: a small tmpfs, in a mount namespace of the process's own."""
+"""`recorder serve` on a disk that is full or turns read-only: a tmpfs, or a file with ext4 in it, in a mount namespace
+of the process's own, so that nothing is left mounted however a test ends."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from tests.recorder.store.running import HEADER, lines, text_of
 
 SIZE = 24 << 20  # bytes of the disk
 EVENT = b"POST /v2/event HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+PROBE = b"HEAD /v2/event HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture
@@ -39,6 +41,41 @@ def disk(tmp_path: Path) -> tuple[str, ...]:
 
 def _has_unshare() -> bool:
     return shutil.which("unshare") is not None
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> tuple[str, ...]:
+    """The same with ext4 on a loop device, which can be made to find a fault in itself and turn read-only under open
+    files. A tmpfs cannot: it refuses to be remounted while the journal is open."""
+    (tmp_path / "data").mkdir()
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(SIZE)
+    if os.geteuid() != 0 or not _has_unshare() or shutil.which("mkfs.ext4", path=PATH) is None:
+        pytest.skip("ext4 on a loop device takes root, unshare and mkfs.ext4")
+    subprocess.run([shutil.which("mkfs.ext4", path=PATH) or "", "-q", "-F", str(image)], check=True)
+    script = 'mount -o loop,errors=remount-ro "$0" "$1" && shift && exec "$@"'
+    words = ("unshare", "--mount", "sh", "-c", script, str(image), str(tmp_path / "data"))
+    tried = subprocess.run([*words, "test", "-w", "/sys/fs/ext4"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no ext4 on a loop device here: {tried.stderr.strip() or 'sysfs is read-only'}")
+    return words
+
+
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+
+def enter(running: Process, *words: str) -> str:
+    """Run a command among the mounts of the process; what it prints."""
+    command = ["nsenter", f"--mount=/proc/{running.process.pid}/ns/mnt", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env={"PATH": PATH}).stdout.strip()
+
+
+def check(image: Path, copy: Path) -> None:
+    """A copy of a file system in a file, put in order."""
+    shutil.copy(image, copy)
+    done = subprocess.run(["e2fsck", "-fy", str(copy)], capture_output=True, check=False, env={"PATH": PATH})
+    assert done.returncode in (0, 1), done.stdout  # 1: there was something to put in order
 
 
 def inside(running: Process, path: Path) -> Path:
@@ -108,6 +145,63 @@ def test_a_full_disk(tmp_path: Path, disk: tuple[str, ...]) -> None:
         assert end is End.CUT and not texts
         assert len(text) >= acked >= len(first) and (HEADER + lines(20_100)).startswith(text)
         assert len([event async for event in store.events()]) == 1
+        await store.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_disk_that_turns_read_only(tmp_path: Path, ext4: tuple[str, ...], idle: bool) -> None:
+    """As a full one; and where nobody sends anything, readiness is off all the same. It goes on by itself when the disk
+    is mounted anew, and nothing half-written is there then.
+
+    idle: the fault comes while nobody writes."""
+
+    async def main() -> None:
+        data = tmp_path / "data"
+        first = HEADER + lines(100)
+        async with recorder(tmp_path, prefix=ext4, store={"folder": "data", "minFree": "0B"}) as running:
+            sender = await H2Sender.connect(running.port)
+            hit, quiet = sender.request(), sender.request()
+            for number in (hit, quiet):
+                await sender.send(number, first)
+                await sender.until_acked(number, len(first))
+            device = Path(enter(running, "findmnt", "--noheadings", "--output", "SOURCE", str(data))).name
+            (Path("/sys/fs/ext4") / device / "trigger_fs_error").write_text("a test")
+            if idle:
+                assert "read-only" in await running.readiness(503)
+            await sender.send(hit, lines(2_000, start=100))
+            await sender.until_ended(hit)
+            assert "read-only" in sender.error(hit)
+            acked = sender.acked(hit)
+            assert "read-only" in await running.readiness(503)
+            assert (await running.get("/healthz"))[0] == 200
+            refused = sender.request()
+            await sender.until_head(refused)
+            assert sender.heads[refused][":status"] == "503"
+            assert (await exchange(running.port, EVENT))[0] == 503
+            assert (await exchange(running.port, PROBE))[0] == 503
+
+            # ext4 stays read-only until it is mounted anew, after a check: what is on the disk now, and not in memory.
+            check(tmp_path / "image", tmp_path / "checked")
+            enter(running, "umount", "--lazy", str(data))
+            enter(running, "mount", "-o", "loop", str(tmp_path / "checked"), str(data))
+            await running.readiness(200)
+            await sender.send(quiet, lines(50, start=100), end=True)
+            await sender.until_ended(quiet)
+            assert sender.acked(quiet) == len(HEADER + lines(150)) and not sender.error(quiet)
+            assert (await exchange(running.port, EVENT))[0] == 200
+            await sender.close()
+            shutil.copytree(inside(running, data), tmp_path / "copy", ignore=shutil.ignore_patterns("lost+found"))
+        copy = tmp_path / "copy"
+        assert not list(copy.rglob(".*"))
+        store = Store(FolderBlobs(copy), FolderLog(copy), min_free=0)
+        await store.open()
+        texts = {found.end: await text_of(store, found.id) async for found in store.recordings()}
+        assert texts.pop(End.CLEAN) == HEADER + lines(150)
+        text = texts.pop(End.CUT)
+        assert len(text) >= acked >= len(first) and (HEADER + lines(2_100)).startswith(text)
+        assert not texts and len([event async for event in store.events()]) == 1
         await store.aclose()
 
     asyncio.run(main())
