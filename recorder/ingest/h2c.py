@@ -48,8 +48,12 @@ CONNECTION_WINDOW = 8 << 20
 MAX_FRAME = 128 << 10
 # Streams of one connection.
 MAX_STREAMS = 1000
-# Control frames and empty data in a row without a byte of a body: pings and windows come in some proportion to data.
+# Control frames, requests and empty data in a row without a byte of a session: pings and windows come in proportion to
+# data. So many within IDLE_FRAMES_SECONDS end the connection; a silent session is pinged for days.
 MAX_IDLE_FRAMES = 10_000
+IDLE_FRAMES_SECONDS = 60.0
+# Bytes that a sender may leave unread: acks wait while it does not read, so these are answers to a flood of frames.
+MAX_UNREAD = 1 << 20
 
 
 class _Connection(h2.connection.H2Connection):
@@ -102,6 +106,7 @@ class H2Protocol(asyncio.Protocol):
         self._unblock: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle_frames = 0
+        self._idle_frames_since = self._loop.time()
         self._going_away = False
         config = h2.config.H2Configuration(client_side=False, header_encoding=None)
         self._h2 = _Connection(config)
@@ -169,21 +174,26 @@ class H2Protocol(asyncio.Protocol):
             self._close()
             return
         if self._idle_frames > MAX_IDLE_FRAMES or self._h2.overlong:
-            why = "an overlong frame" if self._h2.overlong else "frames without data"
-            _log.info("h2_refused", peer=self._door.ip, why=why)
-            self._close()
-            return
+            before, self._idle_frames_since = self._idle_frames_since, self._loop.time()
+            self._idle_frames = 0
+            if self._h2.overlong or self._idle_frames_since - before < IDLE_FRAMES_SECONDS:
+                why = "an overlong frame" if self._h2.overlong else "frames without data"
+                _log.info("h2_refused", peer=self._door.ip, why=why)
+                self._close()
+                return
         self._flush()
+        if self._paused and self._transport.get_write_buffer_size() > MAX_UNREAD:
+            _log.info("h2_refused", peer=self._door.ip, why="answers that it does not read")
+            self.abort()
 
     def _event(self, event: h2.events.Event) -> None:
         match event:
             case h2.events.DataReceived():
-                if event.data:
-                    self._idle_frames = 0
-                else:
+                if not event.data:
                     self._idle_frames += 1
                 self._data(event.stream_id or 0, event.data or b"", event.flow_controlled_length or 0)
             case h2.events.RequestReceived():
+                self._idle_frames += 1
                 self._request(event)
             case h2.events.StreamEnded():
                 stream = self._streams.get(event.stream_id or 0)
@@ -192,6 +202,7 @@ class H2Protocol(asyncio.Protocol):
                     if stream.intake is not None:
                         stream.intake.end()
             case h2.events.StreamReset():
+                self._idle_frames += 1
                 self._drop(event.stream_id or 0)
             case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
                 self._idle_frames += 1
@@ -244,6 +255,8 @@ class H2Protocol(asyncio.Protocol):
         else:
             self._h2.send_headers(number, [*head, (b"content-type", b"application/json")])
             stream.intake.admit(source)
+            credit, stream.credit = stream.credit, 0
+            self._give_back(number, credit)
         self._flush()
 
     def _respond(self, number: int, status: int, message: str = "") -> None:
@@ -282,6 +295,11 @@ class H2Protocol(asyncio.Protocol):
             self._give_back(number, length)
             return
         stream.intake.feed(data)
+        if stream.intake.waits:  # `_admit` gives it back
+            stream.credit += length
+            return
+        if data:
+            self._idle_frames = 0
         if stream.intake.blocked:
             stream.credit += length
             self._blocked[number] = None

@@ -40,6 +40,11 @@ class Intake:
         return self.live is not None and self.live.over and self.error is None
 
     @property
+    def waits(self) -> bool:
+        """Whether its sender is not admitted yet: what it sends meanwhile counts against its window."""
+        return self._source is None
+
+    @property
     def blocked(self) -> bool:
         """Whether the sender should wait."""
         return self.live is not None and self.live.error is None and self.live.blocked

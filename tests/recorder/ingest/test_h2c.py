@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
 
-from recorder.model import End
+from recorder.ingest.admission import Door
+from recorder.ingest.h2c import STREAM_WINDOW
+from recorder.model import End, Source
 from recorder.store.live import MAX_HEADER
 from tests.fakes.tailscaled import tagged_whois, user_whois
 from tests.recorder.ingest.running import Running, ingest
@@ -325,5 +328,109 @@ def test_frames_without_data_end_the_connection(tmp_path: Path, monkeypatch: pyt
                 sender.transport.write(b"\x00\x00\x00\x00\x00" + number.to_bytes(4, "big"))
             await sender.until(lambda: sender.lost)
             await until(lambda: running.site.counts.open == 0)
+
+    run(main())
+
+
+def test_requests_that_are_reset_end_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of them (CVE-2023-44487), with a byte before each reset, by somebody who may not even send."""
+    monkeypatch.setattr("recorder.ingest.h2c.MAX_IDLE_FRAMES", 50)
+
+    async def main() -> None:
+        async with ingest(tmp_path, insecure=False) as running:
+            sender = await H2Sender.connect(running.port)
+            for _ in range(200):
+                number = sender.request()
+                sender.h2.send_data(number, b"{")
+                sender.h2.reset_stream(number)
+                sender._flush()
+                if sender.lost:
+                    break
+            await sender.until_lost()
+            await until(lambda: running.site.counts.open == 0)
+
+    run(main())
+
+
+def test_pings_over_days_do_not_end_a_silent_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recorder.ingest.h2c.MAX_IDLE_FRAMES", 5)
+    monkeypatch.setattr("recorder.ingest.h2c.IDLE_FRAMES_SECONDS", 0.0)
+
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            await sender.send(number, HEADER)
+            await sender.until_acked(number, len(HEADER))
+            for _ in range(50):
+                sender.h2.ping(b"12345678")
+                sender._flush()
+            await sender.send(number, lines(1), end=True)
+            await sender.until_ended(number)
+            assert sender.acked(number) == len(HEADER + lines(1)) and not sender.lost
+            await sender.close()
+
+    run(main())
+
+
+def test_answers_that_nobody_reads_end_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recorder.ingest.h2c.MAX_UNREAD", 200_000)
+
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            await sender.send(number, HEADER)
+            await sender.until_acked(number, len(HEADER))
+            assert sender.transport is not None
+            sender.transport.pause_reading()
+            (server,) = running.server._doors
+            for sock in (sender.transport.get_extra_info("socket"), server.get_extra_info("socket")):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            event = number.to_bytes(4, "big") + lines(1)
+            piece = b"\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678" * 500
+            piece += (len(event) - 4).to_bytes(3, "big") + b"\x00\x00" + event
+            for _ in range(200):  # 1.7 MB of pongs, were they kept
+                sender.transport.write(piece)
+                await asyncio.sleep(0)
+            await until(lambda: not running.server._doors)
+            sender.transport.resume_reading()
+            await sender.until_lost()
+
+    run(main())
+
+
+def test_what_comes_before_its_sender_is_admitted_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon may take seconds to say who it is, and whoever it is may send as fast as it can meanwhile."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def admit(door: Door) -> Source:
+        asked.set()
+        await answer.wait()
+        return Source("proxy", "100.64.0.5")
+
+    monkeypatch.setattr(Door, "admit", admit)
+    body = HEADER + lines(60_000)
+    assert len(body) > 3 * STREAM_WINDOW
+
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            sending = asyncio.create_task(sender.send(number, body, end=True))
+            await asked.wait()
+            await until(lambda: running.site.counts.bytes >= STREAM_WINDOW)
+            sender._changed.clear()
+            sender.h2.ping(b"12345678")  # what the answer comes behind is there
+            sender._flush()
+            await sender._changed.wait()
+            assert sender.h2.local_flow_control_window(number) == 0
+            assert running.site.counts.bytes == STREAM_WINDOW
+            answer.set()
+            await sending
+            await sender.until_ended(number)
+            assert sender.acked(number) == len(body)
+            await sender.close()
 
     run(main())
