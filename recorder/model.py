@@ -11,6 +11,8 @@ An id is a ULID: 26 characters of Crockford's base 32, 48 bits of milliseconds, 
 from __future__ import annotations
 
 import enum
+import json
+import math
 import os
 import re
 import time
@@ -21,6 +23,48 @@ from typing import Any, Protocol
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ID = re.compile(rf"[0-7][{_ALPHABET}]{{25}}\Z")
+
+
+# Levels of what a sender sends: Kubernetes's own words need five. JSON is read and written by functions that call
+# themselves, and what could just be taken in could fail wherever it is read again with less of the stack left.
+MAX_DEPTH = 64
+
+
+def parse_json(text: bytes | bytearray) -> Any:
+    """A sender's JSON. Raises ValueError, with a message for the sender, for what could not be told to everybody again:
+    NaN and Infinity, which are no JSON, numbers beyond a double, and more than MAX_DEPTH levels."""
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and isinstance(value, dict | list) and not _is_shallow(value):
+        raise ValueError(f"not JSON of at most {MAX_DEPTH} levels")
+    return value
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("too large")
+    return number
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def new_id(now: float | None = None) -> str:

@@ -11,7 +11,6 @@ The probe of version 2 (HEAD /v2/record) is answered with 404 here, which says t
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 
 import structlog
@@ -22,6 +21,7 @@ from k8sproxy.errors import Refusal
 from recorder.ingest.admission import Door
 from recorder.ingest.intake import Intake
 from recorder.ingest.site import EVENT_BATCH, EVENT_CODES, IDLE_TIMEOUT, MAX_EVENTS, IngestSite
+from recorder.model import parse_json
 from recorder.store import StoreError
 
 _log = structlog.get_logger(__name__)
@@ -118,9 +118,9 @@ class Http1:
             if len(body) > MAX_EVENTS:
                 raise Refusal(413, "events_too_large", f"more than {MAX_EVENTS} bytes of events")
         try:
-            value = json.loads(body)
-        except (ValueError, RecursionError):
-            raise Refusal(400, "events_malformed", "not JSON") from None
+            value = parse_json(body)
+        except ValueError as error:
+            raise Refusal(400, "events_malformed", str(error)) from None
         documents = value if isinstance(value, list) else [value]
         if len(documents) > EVENT_BATCH:
             raise Refusal(413, "events_too_many", f"more than {EVENT_BATCH} events")

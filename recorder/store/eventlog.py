@@ -117,7 +117,7 @@ class EventLog:
             self._kept_size += len(line)
             try:
                 found.append(_event(line))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 _log.warning("event_unreadable", event=identifier)
         self._flush = bool(self._kept)
         self._wake.set()
@@ -323,7 +323,7 @@ def _events(data: bytes, name: str) -> list[ApiEvent]:
         rows = frame_rows(read_trailer(data), end)
         texts = [unpack(data[row.position : row.position + row.packed], row.size) for row in rows]
         return [_event(line) for line in b"".join(texts).splitlines()]
-    except (DamagedChunkError, ValueError, KeyError, TypeError) as error:
+    except (DamagedChunkError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"the chunk of events {name} is damaged: {error}") from None
 
 

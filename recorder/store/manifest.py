@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recorder.model import End, Recording, Source, id_day
+from recorder.model import End, Recording, Source, id_day, parse_json
 from recorder.store.chunk import ChunkRow, chunk_name
 from recorder.store.errors import StoreError
 
@@ -43,12 +43,13 @@ def chunk_key(identifier: str, seq: int) -> str:
     return f"{folder(identifier)}/{chunk_name(seq)}"
 
 
-def parse_header(line: bytes) -> dict[str, Any]:
-    """The header of a cast. Raises ValueError for what is none of version 2."""
+def parse_header(line: bytes, *, sent: bool = False) -> dict[str, Any]:
+    """The header of a cast. sent: just now, so that it may still be refused. Raises ValueError for what is none of
+    version 2."""
     try:
-        header = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ValueError("the first line is not JSON") from None
+        header = parse_json(line) if sent else json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the first line is {error if sent else 'not JSON'}") from None
     if not isinstance(header, dict) or header.get("version") != 2 or isinstance(header["version"], bool):
         raise ValueError("the first line is not the header of an asciicast of version 2")
     return header

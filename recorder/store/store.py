@@ -11,14 +11,13 @@ put yet is not seen.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 
-from recorder.model import ApiEvent, End, Observer, Recording, Source, is_id, new_id
+from recorder.model import ApiEvent, End, Observer, Recording, Source, is_id, new_id, parse_json
 from recorder.store.blobs import Blobs
 from recorder.store.builder import Builder
 from recorder.store.errors import StoreError
@@ -226,7 +225,7 @@ class Store:
             raise ValueError(f"the first line has more than {MAX_HEADER} bytes")
         if not header_line.endswith(b"\n"):
             raise ValueError("the first line has no end")
-        header = parse_header(header_line)
+        header = parse_header(header_line, sent=True)
         now = time.time()
         live = Live(new_id(now), header_line, header, source, now, self._room)
         self.lives[live.id] = live
@@ -244,10 +243,7 @@ class Store:
 
     async def add_event(self, document: bytes, source: Source) -> ApiEvent:
         """Keep an event; safe on return. Raises StoreError, ValueError for what is no JSON object."""
-        try:
-            value = json.loads(document)
-        except (ValueError, RecursionError):
-            raise ValueError("not JSON") from None
+        value = parse_json(document)
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
         return (await self.add_events([value], source))[0]

@@ -18,7 +18,7 @@ RECORD = b"POST /record HTTP/1.1\r\nHost: recorder\r\nTransfer-Encoding: chunked
 
 
 def post(path: str, value: object) -> bytes:
-    body = json.dumps(value).encode()
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
@@ -117,6 +117,10 @@ def test_events(tmp_path: Path) -> None:
                 assert (await exchange(running.port, post("/v2/event", value)))[0] == status
             junk = b"POST /v2/event HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n{{{{"
             assert (await exchange(running.port, junk))[0] == 400
+            for depth in (65, 970, 980, 990, 1000, 100_000):  # some of these Python can read and not write
+                assert (await exchange(running.port, post("/v2/event", b'{"a":' * depth + b"1" + b"}" * depth)))[
+                    0
+                ] == 400
             assert running.site.counts.events == 3
 
     run(main())

@@ -220,6 +220,9 @@ def test_long_lines(tmp_path: Path) -> None:
         (b'{"version": 2}', "no end"),
         (b'{"version": 2, "x": "' + b"y" * 70_000 + b'"}\n', "more than"),
         (b"[" * 60_000 + b"\n", "not JSON"),
+        (b'{"version": 2, "x": ' + b"[" * 64 + b"]" * 64 + b"}\n", "64 levels"),
+        (b'{"version": 2, "width": NaN}\n', "not JSON"),
+        (b'{"version": 2, "width": 1e999}\n', "not JSON"),
     ],
 )
 def test_what_is_no_header_keeps_nothing(tmp_path: Path, header: bytes, why: str) -> None:
@@ -290,7 +293,7 @@ def test_events(tmp_path: Path) -> None:
             assert [event.document["n"] for event in (one, *many)] == list(range(300))
             assert [event async for event in store.events()] == told.events == [one, *many]
             assert [event.id for event in told.events] == sorted({event.id for event in told.events})
-            for nonsense in (b"", b"[1]", b"nothing", b"[" * 100_000):
+            for nonsense in (b"", b"[1]", b"nothing", b"[" * 100_000, b'{"a": -Infinity}', b'{"a": -1e999}'):
                 with pytest.raises(ValueError):
                     await store.add_event(nonsense, SOURCE)
         async with store_in(tmp_path) as store:
