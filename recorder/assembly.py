@@ -18,7 +18,7 @@ from k8sproxy.peer import Peer
 from k8sproxy.tailnet.whois import WhoIs
 from recorder.config import Config, Network
 from recorder.index import Index, IndexFailure
-from recorder.store import Store
+from recorder.store import Store, StoreError
 from recorder.web.app import make_app
 from recorder.web.guard import whois_finder
 from recorder.web.site import Find, WebConfig
@@ -27,6 +27,8 @@ _log = structlog.get_logger(__name__)
 
 # Seconds between attempts to open an index that is away at the start.
 _RETRY = 5.0
+# Seconds between attempts to catch up, doubled each time: each may read all of the store.
+_MOST_RETRY = 300.0
 
 
 def index_url(config: Config) -> str | None:
@@ -49,7 +51,7 @@ class Finding:
     @property
     def fault(self) -> str | None:
         """What is wrong with it."""
-        return self.index.healthy if self.opened else self._fault
+        return (self.index.healthy if self.opened else None) or self._fault
 
     async def run(self, store: Store) -> None:
         """Open it, then write what was missed. What is told meanwhile waits, within bounds."""
@@ -64,12 +66,20 @@ class Finding:
                     return
                 await asyncio.sleep(_RETRY)
             else:
-                self.opened = True
+                self.opened, self._fault = True, None
         self.index.watch(store)
-        try:
-            await self.index.catch_up(store)
-        except IndexFailure as error:
-            _log.error("index_fault", fault=str(error))
+        wait = _RETRY
+        while True:
+            try:
+                await self.index.catch_up(store)
+            except (IndexFailure, StoreError) as error:
+                self._fault = f"the index has not caught up with the store: {error}"
+                _log.error("index_fault", fault=self._fault)
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, _MOST_RETRY)
+            else:
+                self._fault = None
+                return
 
     async def aclose(self) -> None:
         """Let go of it."""

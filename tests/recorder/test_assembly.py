@@ -1,0 +1,51 @@
+"""recorder/assembly.py: what looks at the store, and gets well with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from recorder.assembly import Finding
+from recorder.index import IndexFailure
+from recorder.model import End, Recording
+from recorder.store import StoreError
+from tests.recorder.store.running import HEADER, SOURCE, settled, store_in, until
+
+
+@pytest.mark.parametrize("error", [StoreError("the store is away"), IndexFailure("the database is away")])
+def test_an_index_that_could_not_catch_up_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """What came while the recorder was down, or was in its journal, must get into the index before the next start."""
+    monkeypatch.setattr("recorder.assembly._RETRY", 0.001)
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            live = await store.begin(HEADER, SOURCE)
+            await live.finish(End.CLEAN)
+            await settled(store)
+            finding = Finding(f"sqlite:{tmp_path}/index.db")
+            faults: list[str | None] = []
+            recordings = store.recordings
+
+            async def away() -> AsyncGenerator[Recording, None]:
+                faults.append(finding.fault)
+                if len(faults) < 3:
+                    raise error
+                async for recording in recordings():
+                    yield recording
+
+            monkeypatch.setattr(store, "recordings", away)
+            task = asyncio.create_task(finding.run(store))
+            await until(task.done)
+            await task
+            assert faults[0] is None and "away" in str(faults[1]) and "away" in str(faults[2])
+            assert finding.fault is None
+            await finding.index.settled()
+            assert await finding.index.database.fetch("SELECT id FROM recordings") == [(live.id,)]
+            await finding.aclose()
+
+    asyncio.run(main())
