@@ -34,7 +34,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from recorder.store.blobs import Blobs
-from recorder.store.errors import StoreError
+from recorder.store.errors import DamagedError, StoreError
 from recorder.store.logs import Log
 
 KEY_SIZE = 32
@@ -85,7 +85,7 @@ class Keyring:
         try:
             return cipher.decrypt(nonce, wrapped, _bound(identifier, name))
         except InvalidTag:
-            raise StoreError("an envelope in the store was changed, or belongs to something else") from None
+            raise DamagedError("an envelope in the store was changed, or belongs to something else") from None
 
 
 def _bound(identifier: bytes, name: bytes) -> bytes:
@@ -149,7 +149,7 @@ def decrypt(keyring: Keyring, name: str, data: bytes) -> bytes:
 
 def _open(keyring: Keyring, name: str, head: bytes) -> AESGCM:
     if len(head) < HEAD:
-        raise StoreError("an envelope in the store is cut")
+        raise DamagedError("an envelope in the store is cut")
     _, identifier, nonce, wrapped = _ENVELOPE.unpack_from(head)
     return AESGCM(keyring.unwrap(identifier, nonce, wrapped, name.encode()))
 
@@ -173,7 +173,7 @@ def _decrypt_segments(cipher: AESGCM, data: memoryview, first: int, *, whole: bo
             except (InvalidTag, ValueError):
                 continue
         else:
-            raise StoreError("something in the store was changed, or is cut")
+            raise DamagedError("something in the store was changed, or is cut")
     return b"".join(pieces)
 
 

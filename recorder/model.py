@@ -226,6 +226,10 @@ class ApiEvent:
     document: Mapping[str, Any]
 
 
+class UnreadableError(Exception):
+    """What is kept is not what was put: asking again gives the same, and everything else may be well."""
+
+
 class Observer(Protocol):
     """Who is told by the store, on its loop, after the bytes are safe. Must return at once and raise nothing."""
 

@@ -13,7 +13,8 @@ from recorder.cli.common import Where, execute, place_options, progress_bar
 def command(where: Where, index: str | None) -> None:
     """Make the index anew from what is in the store. Until it is done the old one answers; who looked at what stays.
 
-    With an index in a file the recorder must be stopped meanwhile; in PostgreSQL it may run on.
+    With an index in a file the recorder must be stopped meanwhile; in PostgreSQL it may run on. A file that is damaged
+    is laid aside, with the looks in it.
     """
     recordings, events = execute(_rebuild(where, index))
     click.echo(f"indexed {recordings} sessions and {events} API events")
@@ -33,7 +34,7 @@ async def _rebuild(where: Where, url: str | None) -> tuple[int, int]:
         raise click.UsageError(str(error)) from None
     try:
         async with open_read_only(where.store()) as store:
-            await index.open()
+            await index.open(anew=True)
             with progress_bar("sessions and events indexed") as bar:
                 done = await index.rebuild(store, lambda progress: bar(progress.recordings + progress.events, 0))
     finally:

@@ -6,13 +6,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import structlog
+
 from recorder.index.database import Change, Database, Writing
 from recorder.index.intake import Intake, Readable, extract
 from recorder.index.records import put_events, put_recordings, put_text, take_out
-from recorder.model import ApiEvent, End, Recording
+from recorder.model import ApiEvent, End, Recording, UnreadableError
 
 _BATCH = 500  # rows in a transaction
 _TEXTS = 4 * 1024 * 1024  # characters of text in a transaction of a rebuild
+
+_log = structlog.get_logger("recorder.index")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,9 @@ async def _rebuild_some(
                 store, recording.id, text_limit=text_limit, cast_limit=cast_limit, rest=False
             )
         except KeyError:  # removed meanwhile; the intake was told so
+            continue
+        except UnreadableError as error:  # it is found by who and where, and by nothing on its screen
+            _log.error("index_text_failed", id=recording.id, error=str(error))
             continue
         changes += await put_text(fresh, recording, segments, truncated=truncated)
         gathered += sum(len(line) for segment in segments for _, line in segment.lines)

@@ -99,8 +99,8 @@ class Database(Writing, Protocol):
     def dialect(self) -> Dialect:
         """Its words."""
 
-    async def open(self) -> None:
-        """Connect and bring the schema up to date. Raises IndexFailure."""
+    async def open(self, *, anew: bool = False) -> None:
+        """Connect and bring the schema up to date. anew: what is damaged may be laid aside. Raises IndexFailure."""
 
     async def aclose(self) -> None:
         """Let go of it."""

@@ -40,9 +40,10 @@ class Index(Questions):
         self._limits = (text_limit, cast_limit)
         self._intake = Intake(self.database, text_limit=text_limit, cast_limit=cast_limit, waiting=waiting)
 
-    async def open(self) -> None:
-        """Connect, and bring the schema up to date. Raises IndexFailure, also for an index from the future."""
-        await self.database.open()
+    async def open(self, *, anew: bool = False) -> None:
+        """Connect, and bring the schema up to date. anew: it is going to be rebuilt, so a file that is damaged is laid
+        aside. Raises IndexFailure, also for an index from the future."""
+        await self.database.open(anew=anew)
 
     def watch(self, store: Readable) -> None:
         """Begin to write what this observer is told; the store is where texts are read from."""

@@ -49,7 +49,7 @@ class Postgres:
             raise IndexFailure("the index is not open")
         return self._pool
 
-    async def open(self) -> None:
+    async def open(self, *, anew: bool = False) -> None:
         async def work() -> None:
             self._pool = await asyncpg.create_pool(
                 self._url,

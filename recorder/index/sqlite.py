@@ -23,10 +23,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
+
 from recorder.index import schema
 from recorder.index.database import SQLITE, Change, Dialect, Having, IndexFailure, Rows, Statement, Writing
 from recorder.index.rows import Hit
 from recorder.index.words import Term, hits, lines_of_words, pack
+
+_log = structlog.get_logger("recorder.index")
 
 T = TypeVar("T")
 
@@ -111,9 +115,9 @@ class _Connection:
             if "interrupted" in str(error):
                 raise IndexFailure(f"the search took longer than {_PATIENCE:g} s and was given up") from error
             # Locked, full, unreadable: these pass, or somebody has to see to them. The rest is about what was asked.
-            raise IndexFailure(
-                f"the index failed: {error}", passing=isinstance(error, sqlite3.OperationalError)
-            ) from error
+            # A damaged file says DatabaseError itself, and no row is at fault for it.
+            passing = isinstance(error, sqlite3.OperationalError) or _is_damage(error)
+            raise IndexFailure(f"the index failed: {error}", passing=passing) from error
 
 
 class Sqlite:
@@ -133,17 +137,29 @@ class Sqlite:
     def dialect(self) -> Dialect:
         return SQLITE
 
-    async def open(self) -> None:
+    async def open(self, *, anew: bool = False) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             self._writer.open()
             self._reader.open()
-            await self._writer.run(_migrate)
+            try:
+                await self._writer.run(_migrate)
+            except IndexFailure as error:
+                if not anew or not _is_damage(error.__cause__):
+                    raise
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                await asyncio.to_thread(self._writer.submit, self._lay_aside)
+                fcntl.flock(self._lock, fcntl.LOCK_SH)
+                await self._writer.run(_migrate)
         except BlockingIOError:
             await self.aclose()
-            raise IndexFailure("the index is being rebuilt by another process: wait until it is done") from None
+            raise IndexFailure(
+                "another recorder has this index open: stop it first"
+                if anew
+                else "the index is being rebuilt by another process: wait until it is done"
+            ) from None
         except OSError as error:
             await self.aclose()
             raise IndexFailure(f"the index can't be opened: {error.strerror}") from error
@@ -215,16 +231,32 @@ class Sqlite:
             _remove(path)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
+    def _lay_aside(self) -> None:
+        """In the writer's thread: a file that is damaged, for whoever wants to get the looks out of it."""
+        aside = self._path.with_name(self._path.name + ".damaged")
+        _log.error("index_damaged", laid_aside=str(aside), lost="who looked at what")
+        self._writer.disconnect()
+        for suffix in ("-wal", "-shm"):
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+        os.replace(self._path, aside)
+
     def _swap(self, fresh: Path) -> None:
         """In the writer's thread, with the reader stopped: nothing is lost in between, looks least of all."""
         old = self._writer.connect()
+        damaged = False
         old.execute("ATTACH ? AS fresh", (str(fresh),))
         try:
             old.execute("INSERT INTO fresh.looks SELECT * FROM main.looks")
+        except sqlite3.DatabaseError as error:
+            damaged = _is_damage(error)
+            if not damaged:
+                raise
         finally:
             old.execute("DETACH fresh")
         self._reader.submit(self._reader.disconnect)
         self._writer.disconnect()  # the last one to leave writes the WAL back and removes it
+        if damaged:
+            self._lay_aside()
         with open(fresh, "rb+") as file:
             os.fsync(file.fileno())
         for suffix in ("-wal", "-shm"):
@@ -298,6 +330,11 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         with contextlib.suppress(sqlite3.Error):  # some errors have rolled it back already
             connection.execute("ROLLBACK")
         raise
+
+
+def _is_damage(error: BaseException | None) -> bool:
+    """SQLITE_CORRUPT and SQLITE_NOTADB, of which the module makes its DatabaseError itself."""
+    return type(error) is sqlite3.DatabaseError
 
 
 def _remove(path: Path) -> None:

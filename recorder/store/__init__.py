@@ -8,7 +8,7 @@ blobs, objects, logs        folder and object store         recovery   after a c
 """
 
 from recorder.store.api import Reading, Writer
-from recorder.store.errors import StoreError
+from recorder.store.errors import DamagedError, StoreError
 from recorder.store.store import Store
 
-__all__ = ["Reading", "Store", "StoreError", "Writer"]
+__all__ = ["DamagedError", "Reading", "Store", "StoreError", "Writer"]

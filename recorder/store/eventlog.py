@@ -31,7 +31,7 @@ from recorder.store.chunk import (
     trailer_size,
     unpack,
 )
-from recorder.store.errors import StoreError
+from recorder.store.errors import DamagedError, StoreError
 from recorder.store.journal import Item
 from recorder.store.records import Kind
 
@@ -99,7 +99,7 @@ class EventLog:
                 self._previous = {day: hashlib.sha256(data).hexdigest()}
                 try:
                     self._last_id = str(_trailer(data).get("last_id", ""))
-                except StoreError as error:
+                except DamagedError as error:
                     # One bad chunk must not keep the recorder from starting. Its last id was less than a day later.
                     _log.error("events_unreadable", chunk=f"{day}/{names[-1]}", why=str(error))
                     self._last_id = names[-1].removesuffix(".chunk")
@@ -135,7 +135,7 @@ class EventLog:
                 try:
                     found |= wanted & {event.id for event in await asyncio.to_thread(_events, data, name)}
                     whose = _trailer(data).get("recorder", self._instance)
-                except StoreError as error:  # what the journal has of it is put once more
+                except DamagedError as error:  # what the journal has of it is put once more
                     _log.error("events_unreadable", chunk=f"{day}/{name}", why=str(error))
                     continue
                 if whose == self._instance and name.removesuffix(".chunk") <= oldest:
@@ -276,13 +276,18 @@ class EventLog:
     # -- reading
 
     async def events(self) -> AsyncGenerator[ApiEvent, None]:
-        """All, oldest first. Raises StoreError."""
+        """All, oldest first; a chunk that cannot be read is logged and left out. Raises StoreError."""
         # Of those in memory some may get into chunks before the end is reached, and others' ids may be newer.
         waiting = {identifier: line for identifier, line, _ in self._kept}
         for day in [name.rstrip("/") async for name, _ in self._blobs.names("events")]:
             for name in [name async for name, _ in self._blobs.names(f"events/{day}")]:
-                data = await self._read(f"events/{day}/{name}")
-                for event in await asyncio.to_thread(_events, data, name):
+                try:
+                    data = await self._read(f"events/{day}/{name}")
+                    events = await asyncio.to_thread(_events, data, name)
+                except DamagedError as error:
+                    _log.error("events_unreadable", chunk=f"{day}/{name}", why=str(error))
+                    continue
+                for event in events:
                     waiting.pop(event.id, None)
                     yield event
         for line in waiting.values():
@@ -314,7 +319,7 @@ def _trailer(data: bytes) -> dict[str, Any]:
     try:
         return read_trailer(data)
     except DamagedChunkError as error:
-        raise StoreError(f"a chunk of events is damaged: {error}") from None
+        raise DamagedError(f"a chunk of events is damaged: {error}") from None
 
 
 def _events(data: bytes, name: str) -> list[ApiEvent]:
@@ -324,7 +329,7 @@ def _events(data: bytes, name: str) -> list[ApiEvent]:
         texts = [unpack(data[row.position : row.position + row.packed], row.size) for row in rows]
         return [_event(line) for line in b"".join(texts).splitlines()]
     except (DamagedChunkError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(f"the chunk of events {name} is damaged: {error}") from None
+        raise DamagedError(f"the chunk of events {name} is damaged: {error}") from None
 
 
 def _event(line: bytes) -> ApiEvent:

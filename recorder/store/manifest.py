@@ -13,7 +13,7 @@ from typing import Any
 
 from recorder.model import End, Recording, Source, id_day, parse_json
 from recorder.store.chunk import ChunkRow, chunk_name
-from recorder.store.errors import StoreError
+from recorder.store.errors import DamagedError
 
 MANIFEST = "recording.json"
 
@@ -76,7 +76,7 @@ def write_manifest(recording: Recording, header_line: bytes, chunks: Sequence[Ch
 
 
 def read_manifest(data: bytes, identifier: str) -> Manifest:
-    """recording.json. Raises StoreError for what is none, or another recording's."""
+    """recording.json. Raises DamagedError for what is none, or another recording's."""
     try:
         value = json.loads(data)
         if value["version"] != 1 or value["id"] != identifier:
@@ -96,4 +96,4 @@ def read_manifest(data: bytes, identifier: str) -> Manifest:
         )
         return Manifest(recording, header_line, tuple(map(ChunkRow.of, value["chunks"])), str(value["head"]))
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
-        raise StoreError(f"the manifest of {identifier} cannot be read") from None
+        raise DamagedError(f"the manifest of {identifier} cannot be read") from None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from recorder.store.blobs import Blobs
 from recorder.store.chunk import ChunkRow, DamagedChunkError, FrameRow, frame_rows, read_trailer, unpack
-from recorder.store.errors import StoreError
+from recorder.store.errors import DamagedError
 from recorder.store.live import MAX_LINE, Live
 from recorder.store.manifest import chunk_key
 
@@ -80,7 +80,7 @@ class TextReader:
         for row in reversed(self._chunks):
             if row.offset <= position < row.offset + row.size:
                 return await self._read_chunk(row, position, end)
-        raise StoreError(f"a part of {self._id} is not there")
+        raise DamagedError(f"a part of {self._id} is not there")
 
     async def _read_chunk(self, row: ChunkRow, position: int, end: float) -> tuple[bytes, float]:
         chunk = await self._chunk(row)
@@ -98,7 +98,7 @@ class TextReader:
                 for frame in wanted
             ]
         except DamagedChunkError as error:
-            raise StoreError(f"chunk {row.seq} of {self._id} is damaged: {error}") from None
+            raise DamagedError(f"chunk {row.seq} of {self._id} is damaged: {error}") from None
         return b"".join(texts)[position - wanted[0].offset :], wanted[0].first
 
     async def _chunk(self, row: ChunkRow) -> _Open:
@@ -107,16 +107,16 @@ class TextReader:
             try:
                 self._open = _Open(row, frame_rows(read_trailer(trailer), row.bytes - row.trailer))
             except DamagedChunkError as error:
-                raise StoreError(f"chunk {row.seq} of {self._id} is damaged: {error}") from None
+                raise DamagedError(f"chunk {row.seq} of {self._id} is damaged: {error}") from None
         return self._open
 
     async def _range(self, row: ChunkRow, start: int, size: int) -> bytes:
         try:
             data = await self._blobs.get_range(chunk_key(self._id, row.seq), start, size)
         except KeyError:
-            raise StoreError(f"chunk {row.seq} of {self._id} is not there") from None
+            raise DamagedError(f"chunk {row.seq} of {self._id} is not there") from None
         if len(data) != size:
-            raise StoreError(f"chunk {row.seq} of {self._id} is cut")
+            raise DamagedError(f"chunk {row.seq} of {self._id} is cut")
         return data
 
 
@@ -147,7 +147,7 @@ async def read_lines(
             elif len(rest) + len(text) <= MAX_LINE:
                 rest += text
             else:
-                raise StoreError("a line is too long")
+                raise DamagedError("a line is too long")
         if live is None or (live.over and position >= live.acked):
             break
         if live.error is not None and not live.over and position >= live.acked:

@@ -76,6 +76,25 @@ def test_rebuild_then_search_by_the_index(own: Folder) -> None:
     assert own.json("show", own.ids[0])["related"] == []
 
 
+@pytest.mark.parametrize("damage", ["no index", "a page", "a chunk"])
+def test_rebuild_of_what_is_damaged(own: Folder, damage: str) -> None:
+    """An index that is no index any more is what a rebuild is for, and a bad chunk costs no more than its own text."""
+    index = own.stage.root / "index.db"
+    own("rebuild")
+    if damage == "no index":
+        index.write_bytes(b"not a database at all, but long enough to be looked at" * 100)
+    elif damage == "a page":  # any but the first
+        data = bytearray(index.read_bytes())
+        data[4096:] = b"\xff" * (len(data) - 4096)
+        index.write_bytes(data)
+    else:
+        (chunk,) = own.stage.root.glob(f"recordings/*/{own.ids[2]}/*.chunk")
+        chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    assert own("rebuild").stdout == "indexed 3 sessions and 0 API events\n"
+    assert [session["id"] for session in own.json("search", "deploy")] == [own.ids[0]]
+    assert index.with_name("index.db.damaged").exists() is (damage != "a chunk")
+
+
 def test_show(folder: Folder) -> None:
     text = folder("show", folder.ids[0]).stdout
     assert "user        ana@example.com" in text and "length      1 min, 3 events" in text

@@ -236,6 +236,34 @@ def test_a_file_that_is_no_index(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_file_that_is_damaged_while_it_is_open_drops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told as a fault for as long as it lasts; no row is taken to be at fault for it."""
+    monkeypatch.setattr("recorder.index.intake._LEAST_WAIT", 0.001)
+
+    async def main() -> None:
+        async with opened(f"sqlite:{tmp_path}/index.db") as (index, library):
+            real, times = index.database.write, 3
+
+            async def damaged(changes: Any) -> Any:
+                nonlocal times
+                times -= 1
+                if times < 0:
+                    return await real(changes)
+                writer = index.database._writer  # type: ignore[attr-defined]
+                return await writer.run(lambda _: _raise(sqlite3.DatabaseError("database disk image is malformed")))
+
+            monkeypatch.setattr(index.database, "write", damaged)
+            library.put(recording(pod="p"), (1.0, "word"))
+            await index.settled()
+            assert index.dropped == 0 and await found(index, "word") == ["p"]
+
+    asyncio.run(main())
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
 def test_a_rebuild_under_another_recorder_is_refused(tmp_path: Path) -> None:
     url = f"sqlite:{tmp_path}/index.db"
 
