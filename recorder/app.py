@@ -34,7 +34,7 @@ from recorder.crypt import EncryptedBlobs, EncryptedLog
 from recorder.index import IndexFailure
 from recorder.ingest.admission import Admission
 from recorder.ingest.server import IngestServer
-from recorder.ingest.site import IngestSite
+from recorder.ingest.site import Counts, IngestSite
 from recorder.keeping import Keeping, KeepingError, keyring
 from recorder.store import Store, StoreError
 from recorder.store.blobs import Blobs, FolderBlobs, make_folder
@@ -123,6 +123,7 @@ class App:
         self._localapi = LocalAPI(str(config.tailnet.socket))
         self._whois = WhoIs(self._localapi, ttl=config.tailnet.whois_ttl)
         self._commits = Histogram()
+        self._acks = Histogram()
         self._store: Store | None = None
         self._server: IngestServer | None = None
         self._finding: Finding | None = None
@@ -207,7 +208,8 @@ class App:
         if self._finding is not None:
             self._run("index", self._finding.run(self._store))
         self._run("bus", self._whois.watch_changes())
-        self._site = IngestSite(self._store, self._admission(config), config.ingest.sessions)
+        counts = Counts(ack_seconds=self._acks.observe)
+        self._site = IngestSite(self._store, self._admission(config), config.ingest.sessions, counts)
         self._server = IngestServer(self._site)
         for sock in await self._sockets(config.ingest.listen):
             self.addresses.append(_name(sock))
@@ -326,10 +328,12 @@ class App:
     def _read_metrics(self) -> Iterator[Metric]:
         yield counters("recorder_reloads", "Reloads, by result.", "result", self._reloads.items())
         yield self._commits.family("recorder_commit_seconds", "Seconds that a commit of the journal took.")
+        yield self._acks.family("recorder_ack_seconds", "Seconds from a byte of a session to its being safe.")
         yield counter("recorder_log_lines_dropped", "Lines of the log that nobody took.", LOG.dropped)
         store, site = self._store, self._site
         if store is not None:
             yield gauge("recorder_store_healthy", "1 while the store can keep things.", store.healthy is None)
+            yield counters("recorder_store_errors", "Writes that failed, by part.", "part", store.errors.items())
             yield gauge("recorder_store_held_bytes", "Bytes in memory that are in no chunk yet.", store.held)
             yield gauge("recorder_store_unfinished", "Recordings that are not wholly in the store.", len(store.lives))
             if store.free is not None:
@@ -345,6 +349,7 @@ class App:
             yield gauge(
                 "recorder_index_healthy", "1 while the index takes what it is told.", self._finding.fault is None
             )
+            yield counter("recorder_index_errors", "Attempts of the index that failed.", self._finding.errors)
             yield gauge("recorder_index_waiting", "Rows and texts that wait for the index.", index.waiting)
             yield counter("recorder_index_dropped", "Rows and texts that the index did not take.", index.dropped)
         if site is not None:

@@ -46,6 +46,7 @@ class Finding:
     def __init__(self, url: str) -> None:
         self.index = Index(url)
         self.opened = False
+        self._errors = 0
         self._fault: str | None = "the index is not open yet"
 
     @property
@@ -53,12 +54,18 @@ class Finding:
         """What is wrong with it."""
         return (self.index.healthy if self.opened else None) or self._fault
 
+    @property
+    def errors(self) -> int:
+        """How often it has failed, rows that it would not take included."""
+        return self._errors + self.index.errors + self.index.dropped
+
     async def run(self, store: Store) -> None:
         """Open it, then write what was missed. What is told meanwhile waits, within bounds."""
         while not self.opened:
             try:
                 await self.index.open()
             except IndexFailure as error:
+                self._errors += 1
                 if str(error) != self._fault:
                     _log.error("index_fault", fault=str(error))
                 self._fault = str(error)
@@ -73,6 +80,7 @@ class Finding:
             try:
                 await self.index.catch_up(store)
             except (IndexFailure, StoreError) as error:
+                self._errors += 1
                 self._fault = f"the index has not caught up with the store: {error}"
                 _log.error("index_fault", fault=self._fault)
                 await asyncio.sleep(wait)

@@ -73,6 +73,11 @@ class Index(Questions):
         """Rows and texts that could not be written, ever since."""
         return self._intake.dropped
 
+    @property
+    def errors(self) -> int:
+        """How often writing failed and was to be tried again, ever since."""
+        return self._intake.errors
+
     async def settled(self) -> None:
         """Wait until all that was told is findable (texts of running recordings excepted)."""
         await self._intake.settled()

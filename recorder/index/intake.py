@@ -57,8 +57,8 @@ class Readable(Protocol):
 class Intake:
     """What the store tells, and the two tasks that work it off.
 
-    dropped: rows and texts given up. missed: the queue was full. text_limit: characters, cast_limit: bytes of cast, a
-    recording.
+    dropped: rows and texts given up. errors: steps that failed and are tried again. missed: the queue was full.
+    text_limit: characters, cast_limit: bytes of cast, a recording.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Intake:
     ) -> None:
         self._failures: dict[str, str] = {}  # task -> why its last step failed
         self.dropped = 0
+        self.errors = 0
         self.missed = False
         # Held while something is read and then written on its grounds, and all the while that a rebuild goes on.
         self.writing = asyncio.Lock()
@@ -190,6 +191,7 @@ class Intake:
                         async with self._step:
                             self._step.notify_all()
             except Exception as error:
+                self.errors += 1
                 if not isinstance(error, IndexFailure):
                     # Without the values of variables: they are what people typed.
                     trace = "".join(traceback.format_tb(error.__traceback__))

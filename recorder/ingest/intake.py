@@ -6,6 +6,7 @@ Bytes that come before their sender is admitted wait here; flow control bounds t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from recorder.ingest.site import IngestSite
@@ -27,6 +28,8 @@ class Intake:
         self._early = bytearray()
         self._ended = False
         self._closed = False
+        self._awaited = 0  # the position whose becoming safe is timed, one at a time; 0 for none
+        self._since = 0.0
         site.counts.opened()
 
     @property
@@ -72,6 +75,9 @@ class Intake:
             self.live.write(data)
         except StoreError as error:
             self._fail(str(error))
+            return
+        if not self._awaited:
+            self._awaited, self._since = self.live.given, time.monotonic()
 
     def _begin(self) -> None:
         if self._source is None or self.live is not None or self.error is not None:
@@ -100,6 +106,9 @@ class Intake:
     def _live_changed(self) -> None:
         if self.live is not None and self.live.error is not None and self.error is None:
             self.error = str(self.live.error)
+        if self.live is not None and 0 < self._awaited <= self.live.acked:
+            self._site.counts.ack_seconds(time.monotonic() - self._since)
+            self._awaited = 0
         self._changed()
 
     def end(self) -> None:

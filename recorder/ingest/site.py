@@ -27,7 +27,7 @@ IDLE_TIMEOUT = 120.0
 @dataclass(slots=True)
 class Counts:
     """What has happened, for the metrics. refused: by cause. bytes: of cast text. ack_seconds: told the time from a
-    byte's arrival to its ack."""
+    byte's arrival to where it can be acked, of some bytes of each session."""
 
     bytes: int = 0
     sessions: Counter[str] = field(default_factory=Counter)

@@ -48,7 +48,7 @@ _TOGETHER = 16
 
 class Builder:
     """One task (`run`), and one for each put. lives: all that are not over yet. released: told of one that is wholly
-    in the store. fault: None, or why chunks cannot be put."""
+    in the store. fault: None, or why chunks cannot be put. errors: puts that failed."""
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class Builder:
         trim: Callable[[], Awaitable[None]],
     ) -> None:
         self.fault: str | None = None
+        self.errors = 0
         self._blobs = blobs
         self._lives = lives
         self._pressure = pressure
@@ -236,6 +237,7 @@ class Builder:
             try:
                 await self._blobs.put(key, data)
             except StoreError as error:
+                self.errors += 1
                 if self.fault is None:
                     _log.error("chunks_fault", fault=str(error))
                 self.fault = str(error)

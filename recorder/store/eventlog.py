@@ -72,6 +72,7 @@ class EventLog:
         instance: str = "main",
     ) -> None:
         self.fault: str | None = None
+        self.errors = 0  # puts that failed
         self._blobs = blobs
         self._instance = instance
         self._mark = mark
@@ -261,6 +262,7 @@ class EventLog:
             try:
                 await self._blobs.put(f"events/{day}/{first}.chunk", data)
             except StoreError as error:
+                self.errors += 1
                 if self.fault is None:
                     _log.error("events_fault", fault=str(error))
                 self.fault = str(error)

@@ -67,8 +67,8 @@ class Source(Protocol):
 class Journal:
     """One journal. running: RUNNING items of what is not over. pins: the segments that are still needed.
 
-    fault: None, or why nothing can be written. commits, synced: batches and bytes written. seconds: told the time of
-    each commit.
+    fault: None, or why nothing can be written. errors: attempts that failed. commits, synced: batches and bytes that
+    were written. seconds: told the time of each commit.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Journal:
         seconds: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.fault: str | None = None
+        self.errors = 0
         self.segment = 0
         self.commits = 0
         self.synced = 0
@@ -215,6 +216,7 @@ class Journal:
                 _log.exception("journal_source_failed")
 
     def _failed(self, error: StoreError) -> None:
+        self.errors += 1
         if self.fault is None:
             _log.error("journal_fault", fault=str(error))
         self.fault = str(error)

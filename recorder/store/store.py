@@ -192,6 +192,12 @@ class Store:
         journal = self.journal.fault if self.journal is not None else "the store is not open"
         return self._failed or journal or self.builder.fault or self.eventlog.fault or self._space
 
+    @property
+    def errors(self) -> dict[str, int]:
+        """How often writing has failed, by part."""
+        journal = self.journal.errors if self.journal is not None else 0
+        return {"journal": journal, "chunks": self.builder.errors, "events": self.eventlog.errors}
+
     async def _watch(self) -> None:
         while True:
             try:

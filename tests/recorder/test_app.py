@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -49,6 +50,12 @@ def test_serve_drain_and_reload(tmp_path: Path) -> None:
             status, metrics = await running.get("/metrics")
             assert status == 200 and "recorder_sessions_open 1.0" in metrics
             assert 'recorder_sessions_total{wire="v2"} 1.0' in metrics
+            assert 'recorder_ack_seconds_bucket{le="+Inf"} ' in metrics
+            assert 'recorder_ack_seconds_bucket{le="+Inf"} 0.0' not in metrics
+            assert 'recorder_store_errors_total{part="journal"} 0.0' in metrics
+            table = (Path(__file__).parents[2] / "docs" / "recorder.md").read_text()
+            for name in re.findall("^# TYPE (recorder_[a-z_]+) ", metrics, re.MULTILINE):
+                assert f"`{name}`" in table
 
             write_config(running.config, running.port, running.admin, ingest={"listen": "nonsense"})
             running.process.send_signal(signal.SIGHUP)

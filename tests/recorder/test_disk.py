@@ -112,6 +112,7 @@ def test_a_full_disk(tmp_path: Path, disk: tuple[str, ...]) -> None:
             assert "full" in sender.error(hit)
             acked = sender.acked(hit)
             assert "full" in await running.readiness(503)
+            assert 'recorder_store_errors_total{part="journal"} 0.0' not in (await running.get("/metrics"))[1]
             assert (await running.get("/healthz"))[0] == 200
             refused = sender.request()
             await sender.until_head(refused)

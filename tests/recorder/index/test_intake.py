@@ -216,7 +216,7 @@ def test_a_failure_is_waited_out(tmp_path: Any, monkeypatch: pytest.MonkeyPatch,
             assert index.healthy is None
             assert await found(index, "word") == ["a"]
             assert len((await index.events(EventFilter(), ALL)).items) == 1
-            assert index.dropped == 0
+            assert index.dropped == 0 and index.errors == 3
 
     asyncio.run(main())
 
