@@ -28,13 +28,13 @@ _PROBES = frozenset({"/healthz", "/readyz"})
 
 class AdminSite:
     """checks: what readiness means: name -> None where it is well, else what is wrong. whois: asks who comes from
-    loopback. trusted: networks that nobody is asked about, as where there is no tailnet at all."""
+    loopback. trusted: networks that nobody is asked about, as where there is no tailnet at all; may be replaced."""
 
     def __init__(
         self, registry: CollectorRegistry, *, checks: Checks, whois: WhoIs, trusted: Sequence[Network] = ()
     ) -> None:
         self.whois = whois
-        self._trusted = tuple(trusted)
+        self.trusted = tuple(trusted)
         self._registry = registry
         self._checks = checks
         self._runner: web.AppRunner | None = None
@@ -72,7 +72,7 @@ class AdminSite:
         address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(name[0])
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
-        if any(address in network for network in self._trusted):
+        if any(address in network for network in self.trusted):
             return False
         if not address.is_loopback and not is_tailnet(address):
             return False

@@ -314,6 +314,8 @@ class App:
         if self._site is not None:
             self._site.admission.take_over(self._admission(config))
             self._site.max_sessions = config.ingest.sessions
+        if self._admin is not None:
+            self._admin.trusted = config.ingest.insecure_allow
         self._reloads["ok"] += 1
         if self._keeping is not None:
             self._keeping.reload(config)
@@ -323,6 +325,8 @@ class App:
             unchanged.append("ingest.listen")
         if before.tailnet.socket != config.tailnet.socket:
             unchanged.append("tailnet.socket")
+        if config.web.listen and before.tailnet.capability_domain != config.tailnet.capability_domain:
+            unchanged.append("tailnet.capabilityDomain")  # who may look goes by the old one
         _log.info("reloaded", needs_restart=sorted(unchanged))
 
     def _read_metrics(self) -> Iterator[Metric]:

@@ -27,7 +27,7 @@ from recorder.store import Store
 from recorder.store.blobs import FolderBlobs
 from recorder.store.logs import FolderLog
 from tests.recorder.ingest.senders import H2Sender
-from tests.recorder.serving import recorder, write_config
+from tests.recorder.serving import free_port, recorder, write_config
 from tests.recorder.store.running import HEADER, lines, text_of
 
 CRASHES = int(os.environ.get("RECORDER_CRASHES", "3"))
@@ -68,6 +68,7 @@ def test_serve_drain_and_reload(tmp_path: Path) -> None:
             late = sender.request("HEAD", end=True)
             await sender.until_head(late)
             assert sender.heads[late][":status"] == "503"  # nobody is there to be asked who that is
+            assert (await running.get("/metrics"))[0] == 503  # nor here
 
             running.process.send_signal(signal.SIGTERM)
             await running.logged("draining")
@@ -82,6 +83,26 @@ def test_serve_drain_and_reload(tmp_path: Path) -> None:
         (found,) = [one async for one in store.recordings()]
         assert found.end is End.CLEAN
         await store.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_reload_says_what_needs_a_restart(tmp_path: Path) -> None:
+    async def main() -> None:
+        index = {"url": "sqlite:index.db"}
+        web = {"listen": [f"127.0.0.1:{free_port()}"], "insecureAllow": ["127.0.0.1"], "hosts": ["recorder.test"]}
+        async with recorder(tmp_path, index=index, web=web) as running:
+            changes = {
+                "index": index,
+                "web": web | {"title": "Another"},
+                "tailnet": {"socket": "other.sock", "capabilityDomain": "example.com"},
+                "retention": {"maxAge": "90d"},
+            }
+            write_config(running.config, running.port, running.admin, **changes)
+            running.process.send_signal(signal.SIGHUP)
+            reloaded = await running.logged("reloaded")
+            # Who may look still goes by the old domain.
+            assert reloaded["needs_restart"] == ["tailnet.capabilityDomain", "tailnet.socket", "web"]
 
     asyncio.run(main())
 
