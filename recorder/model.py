@@ -76,7 +76,7 @@ def new_id(now: float | None = None) -> str:
 
 def is_id(text: str) -> bool:
     """Whether it is an id of ours: safe as a part of a path, a query and a page."""
-    return _ID.match(text) is not None
+    return _ID.match(text) is not None and text[:10] <= _LAST_MOMENT
 
 
 def id_time(identifier: str) -> float:
@@ -96,6 +96,10 @@ def id_day(identifier: str) -> str:
 
 def _encode(number: int, digits: int) -> str:
     return "".join(_ALPHABET[number >> shift & 31] for shift in range(5 * (digits - 1), -1, -5))
+
+
+# 48 bits of milliseconds go on to the year 10889; days have four digits of a year.
+_LAST_MOMENT = _encode(int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()) * 1000 + 999, 10)
 
 
 class End(enum.Enum):
