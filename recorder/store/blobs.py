@@ -10,6 +10,7 @@ Errors become one StoreError (`refused`), whose words are fit for a sender; KeyE
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Protocol, TypeVar
 from recorder.store.errors import StoreError
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*\Z")
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9]+\Z")
 # Syncs at once. They wait for the disk and share its commits; more threads would only hold more memory.
 _THREADS = 4
 
@@ -149,11 +151,13 @@ class FolderBlobs:
             yield item
 
     async def delete(self, keys: Iterable[str]) -> None:
-        """See Blobs. Folders that are empty after it go too."""
+        """See Blobs. Folders that are empty after it go too, and so does what a crash has left of a put."""
         paths = [self.root / check_key(key) for key in keys]
 
         def remove() -> None:
             for path in paths:
+                path.unlink(missing_ok=True)
+            for path in _left_over(paths):
                 path.unlink(missing_ok=True)
             for folder in {path.parent for path in paths}:
                 while folder != self.root:
@@ -201,7 +205,7 @@ def write_file(root: Path, path: Path, data: bytes) -> None:
     if not root.is_dir():  # a mount that went away: its place must not be filled instead
         raise FileNotFoundError(errno.ENOENT, "the folder is gone")
     make_folder(path.parent)
-    # A leading dot keeps it out of `names`; the process's number keeps two of them apart.
+    # A leading dot keeps it out of `names`; the process's number keeps two of them apart. See _TEMPORARY.
     temporary = path.parent / f".{path.name}.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -215,6 +219,21 @@ def write_file(root: Path, path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _left_over(paths: Iterable[Path]) -> list[Path]:
+    """Temporary files of these, of whatever process: nobody puts what is being removed."""
+    found: list[Path] = []
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, wanted in names.items():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for entry in entries:
+                match = _TEMPORARY.match(entry.name)
+                if match is not None and match[1] in wanted:
+                    found.append(folder / entry.name)
+    return found
 
 
 def write_all(descriptor: int, data: bytes) -> None:

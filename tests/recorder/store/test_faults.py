@@ -13,6 +13,7 @@ from recorder.model import End
 from recorder.store import Store, StoreError
 from recorder.store.live import Pressure
 from recorder.store.logs import FolderLog
+from recorder.store.manifest import manifest_key
 from recorder.store.records import Reader
 from tests.recorder.store.running import (
     HEADER,
@@ -293,6 +294,24 @@ def test_a_replay_that_is_killed_too(tmp_path: Path) -> None:
             assert await text_of(store, live.id) == HEADER + lines(30_000)
             assert [event async for event in store.events()] == events
             await settled(store)
+
+    run(main())
+
+
+def test_nothing_is_left_of_what_is_removed(tmp_path: Path) -> None:
+    """Not even of a put that a crash has cut short."""
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            live, other = await store.begin(HEADER, SOURCE), await store.begin(HEADER, SOURCE)
+            for one in (live, other):
+                await one.finish(End.CLEAN)
+            await settled(store)
+            folder = tmp_path / manifest_key(live.id).rpartition("/")[0]
+            (folder / ".00000000.chunk.4711").write_bytes(b"what was on the screen")
+            (folder / ".recording.json.1").write_bytes(b"")
+            await store.remove(live.id)
+            assert not folder.exists() and await text_of(store, other.id) == HEADER
 
     run(main())
 
