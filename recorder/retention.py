@@ -28,7 +28,7 @@ from recorder.holds import Hold, Holds, Match
 from recorder.model import Recording, id_day, is_id
 from recorder.proof.documents import Removal, day_end, day_of, is_day
 from recorder.proof.keys import PublicKeys, Signer
-from recorder.proof.removal import finish, remove_events, remove_recording, unfinished
+from recorder.proof.removal import finish, remove_events, remove_recording, take_back, unfinished
 from recorder.store.errors import StoreError
 from recorder.store.manifest import folder
 from recorder.store.store import Store
@@ -153,6 +153,12 @@ class Pruner:
         for removal in left:
             if removal.subject in self._store.lives:
                 continue  # its journal has brought it back, and it is on its way into the store: next time
+            recording = None if removal.subject.startswith("events ") else await self._recording(removal.subject)
+            if recording is not None and await self._holds.holding(recording) is not None:
+                # Not begun, as recording.json goes first, and held since.
+                await take_back(self._store.blobs, removal.subject)
+                _log.warning("removal_taken_back", subject=removal.subject)
+                continue
             await finish(self._store, removal.subject)
             _log.info("removal_finished", subject=removal.subject)
         return len(left)
@@ -254,10 +260,14 @@ class Pruner:
         if doomed.recording is None:
             await remove_events(self._store, self._signer, removal)
         else:
-            if await self._holds.holding(doomed.recording) is not None:
-                return False
+            recording = doomed.recording
+
+            async def held() -> bool:
+                return await self._holds.holding(recording) is not None
+
             try:
-                await remove_recording(self._store, self._signer, removal)
+                if not await remove_recording(self._store, self._signer, removal, held):
+                    return False
             except KeyError:
                 return False
         self.removed += 1

@@ -7,9 +7,14 @@
 
 A crash between 1 and 2, or in the middle of 2, leaves a file whose bytes are still there: `unfinished` finds those, and
 whoever removes goes on with them first. Without a key nothing is written down, and there is only step 2.
+
+What is held after step 1, and still whole, is not removed: the removal is taken back, or it would explain whatever
+became of the recording later.
 """
 
 from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
 
 from recorder.crypt import stored
 from recorder.proof.chain import read_removals
@@ -21,14 +26,23 @@ from recorder.store.manifest import MANIFEST, folder
 from recorder.store.store import Store
 
 
-async def remove_recording(store: Store, signer: Signer | None, removal: Removal) -> None:
-    """Write it down, then remove a recording that is over. Raises KeyError, StoreError."""
+async def remove_recording(
+    store: Store, signer: Signer | None, removal: Removal, held: Callable[[], Awaitable[bool]]
+) -> bool:
+    """Write it down, then remove a recording that is over. held: whether it must stay; asked before and after it was
+    written down, which may take a while. False where it stays. Raises KeyError, StoreError."""
     if removal.subject in store.lives:
         raise StoreError("the recording is not over yet")
     if not await has_bytes(stored(store.blobs), removal.subject):
         raise KeyError(removal.subject)
+    if await held():
+        return False
     await _write_down(store.blobs, signer, removal)
+    if await held():
+        await take_back(store.blobs, removal.subject)
+        return False
     await finish(store, removal.subject)
+    return True
 
 
 async def remove_events(store: Store, signer: Signer | None, removal: Removal) -> None:
@@ -40,6 +54,11 @@ async def remove_events(store: Store, signer: Signer | None, removal: Removal) -
 async def _write_down(blobs: Blobs, signer: Signer | None, removal: Removal) -> None:
     if signer is not None:
         await stored(blobs).put(removal_file(removal.subject), write_removal(removal, signer))
+
+
+async def take_back(blobs: Blobs, subject: str) -> None:
+    """It is not going to be removed after all. Raises StoreError."""
+    await stored(blobs).delete([removal_file(subject)])
 
 
 async def finish(store: Store, subject: str) -> None:

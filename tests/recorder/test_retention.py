@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,46 @@ def test_a_hold_placed_after_the_plan_counts(tmp_path: Path) -> None:
             assert [doomed.subject for doomed in await it.prune(plan)] == [other]
 
     run(check())
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_hold_placed_while_its_removal_is_written_down_counts(tmp_path: Path, crash: bool) -> None:
+    """Right then, or after a crash before the first byte went; and the removal stands for nobody's later one."""
+    stage = Stage(tmp_path / "store")
+    (one,) = run(stage.fill(1))
+    run(stage.seal())
+
+    class Slow(FolderBlobs):
+        async def put(self, key: str, data: bytes) -> None:
+            await super().put(key, data)
+            if key.startswith("proof/removals"):
+                if crash:
+                    raise StoreError("dead")
+                await Holds(self).add(Hold(one, 1.0, "ana", "case 7"))
+
+    async def check() -> None:
+        async with stage.store() as store:
+            kept, store.blobs = store.blobs, Slow(stage.root)
+            try:
+                it = pruner(stage, store, Rules(max_age=DAY))
+                plan = await it.plan()
+                assert [doomed.subject for doomed in plan.doomed] == [one]
+                if crash:
+                    with pytest.raises(StoreError, match="dead"):
+                        await it.prune(plan)
+                else:
+                    assert await it.prune(plan) == []
+            finally:
+                await store.blobs.aclose()
+                store.blobs = kept
+            if crash:
+                await Holds(store.blobs).add(Hold(one, 1.0, "ana", "case 7"))
+                await pruner(stage, store, Rules(max_age=DAY)).repair()
+
+    run(check())
+    assert statuses(run(stage.verify()))[one] == "ok"
+    shutil.rmtree(stage.place(one))
+    assert statuses(run(stage.verify()))[one] == "missing"
 
 
 def test_a_hold_that_cannot_be_read_holds_everything(tmp_path: Path) -> None:
