@@ -119,6 +119,9 @@ class Sealer:
         chain = await read_chain(self._raw, self._keys)
         self._check(chain)
         self.last_day = chain.last_day
+        if chain.last_day >= day_of(self._clock()):
+            # What ends until then is on days that are sealed without it, and somebody should know.
+            raise StoreError(f"{chain.last_day} is sealed, and not over by this clock: it is wrong now, or was then")
         days: list[str] = []
         if chain.last_day < due:
             found = await self._find(chain, due)

@@ -95,6 +95,22 @@ def test_each_day_of_a_downtime_gets_its_manifest(tmp_path: Path) -> None:
     run(check())
 
 
+def test_a_clock_that_ran_ahead_when_a_day_was_sealed_is_told(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        now, stage.clock = time.time(), time.time() + 400 * DAY
+        last = (await stage.seal())[-1]
+        stage.clock = now
+        with pytest.raises(StoreError, match=f"{last} is sealed, and not over"):
+            await stage.seal()
+        stage.clock = day_end(last) + sealer_module.DELAY + DAY
+        assert len(await stage.seal()) == 1
+
+    run(check())
+
+
 def test_an_empty_store_has_nothing_to_seal(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "store")
     assert run(stage.seal()) == []
