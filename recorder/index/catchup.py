@@ -57,7 +57,8 @@ async def catch_up(
                 report(Progress(seen))
     await _put_recordings(database, store, intake, recordings)
     yield
-    for identifier in sorted(gone):
+    # A running one that this store does not know is in the journal of another recorder, which shares the index.
+    for identifier in sorted(one for one in gone if present[one][1] != End.RUNNING.value):
         async with intake.writing:
             await database.write(await take_out(database, identifier))
         yield

@@ -305,13 +305,14 @@ class Store:
             stored = await read_chunks(self.blobs, identifier)
             if stored is None:
                 raise KeyError(identifier) from None
-            # A running recorder's, if this one only reads; or what is left of a store that lost its journal.
+            # A running recorder's, if this one only reads or is one of several (a folder has but one); or what is left
+            # of a store that lost its journal.
             recording = Recording(
                 id=identifier,
                 header=parse_header(stored.header_line),
                 source=stored.source,
                 started=stored.started,
-                end=End.RUNNING if self._log is None else End.CUT,
+                end=End.CUT if self._log is not None and self.blobs.kind == "folder" else End.RUNNING,
                 size=stored.chunks[-1].offset + stored.chunks[-1].size,
                 duration=stored.chunks[-1].last,
                 events=sum(row.events for row in stored.chunks),

@@ -141,6 +141,19 @@ def test_catch_up_finds_what_was_missed(url: str) -> None:
     run(url, test)
 
 
+def test_catch_up_leaves_what_runs_elsewhere(url: str) -> None:
+    """Recorders that share an index share the store; what has just begun is in the journal of one alone."""
+
+    async def test(index: Index, library: Library) -> None:
+        for pod, end in (("elsewhere", End.RUNNING), ("gone", End.CUT)):
+            index.began(recording(pod=pod, end=end))
+        await index.settled()
+        await index.catch_up(library)
+        assert [row.recording.pod for row in (await index.recordings(Filter(), ALL)).items] == ["elsewhere"]
+
+    run(url, test)
+
+
 def test_what_is_older_does_not_replace_what_is_newer(url: str) -> None:
     async def test(index: Index, library: Library) -> None:
         over = library.put(recording(pod="p"))

@@ -388,6 +388,14 @@ def test_two_recorders_share_an_object_store(tmp_path: Path) -> None:
         put = await one.add_events([{"n": 0}], SOURCE)
         await one.eventlog.drain()
         first = await one.add_events([{"n": 1}], SOURCE)
+        running = await one.begin(HEADER, SOURCE)
+        running.write(lines(10_000))
+        await running.wait_acked(len(HEADER))
+        one.builder.relieve()
+        await until(lambda: bool(running.frames))
+        one.builder.relieve()
+        await until(lambda: bool(running.chunks))
+        assert (await other.get(running.id)).end is End.RUNNING  # and not cut, as if nobody had it
         theirs = await other.add_events([{"n": 2}], SOURCE)
         await other.eventlog.drain()
         # What is in memory is told, too, though the other's chunk is newer.
