@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -176,6 +177,22 @@ def _url(value: object) -> str:
     return str(value)
 
 
+def _index_url(value: object, info: ValidationInfo) -> str:
+    scheme, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if scheme == "sqlite" and rest and "\0" not in rest:
+        return f"sqlite:{_path(rest, info)}"
+    try:
+        if scheme not in ("postgresql", "postgres") or not rest.startswith("//"):
+            raise ValueError
+        urlsplit(str(value))
+    except ValueError:  # its own message may repeat a part of the password
+        raise ValueError(
+            'must be "sqlite:PATH" or "postgresql://USER@HOST/DATABASE" (in a password, / ? # @ [ and ] are written as '
+            "% and two hex digits)"
+        ) from None
+    return str(value)
+
+
 FilePath = Annotated[Path, BeforeValidator(_path)]
 ListenAddress = Annotated[Address, BeforeValidator(parse_address)]
 Who = Annotated[str, _matching(_WHO, "a login name (alice@example.com) or a tag (tag:ops)")]
@@ -289,7 +306,7 @@ class Web(Section):
 class Index(Section):
     """Where recordings are found."""
 
-    url: str | None = Field(
+    url: Annotated[str, BeforeValidator(_index_url)] | None = Field(
         default=None,
         description='"sqlite:PATH" or "postgresql://..". Default: sqlite beside a folder store, in its folder.',
     )
@@ -432,6 +449,7 @@ def load(path: Path, *, environment: Mapping[str, str] | None = None) -> Config:
         try:
             context = {"base": Path(path).absolute().parent}
             config = Config.model_validate(document.data, context=context, by_alias=True, by_name=False)
+            faults += _together(config)
             if not faults:
                 return config
         except ValidationError as error:
@@ -452,6 +470,20 @@ def load(path: Path, *, environment: Mapping[str, str] | None = None) -> Config:
             for (line, column), key, message in placed
         ]
     )
+
+
+def _together(config: Config) -> list[tuple[Key, str]]:
+    """What is wrong between sections."""
+    faults: list[tuple[Key, str]] = []
+    if config.web.listen and (not config.index.enabled or (config.index.url is None and config.store.folder is None)):
+        faults.append((("web", "listen"), "needs an index, and there is none: index.url"))
+    taken = {config.admin.address: "admin.address"}
+    for section, addresses in (("ingest", config.ingest.listen), ("web", config.web.listen)):
+        for number, address in enumerate(addresses):
+            if address.port and address in taken:
+                faults.append(((section, "listen", number), f"is the address of {taken[address]} too"))
+            taken.setdefault(address, f"{section}.listen[{number}]")
+    return faults
 
 
 def _unique(faults: list[tuple[Key, str]]) -> list[tuple[Key, str]]:

@@ -237,5 +237,7 @@ async def _mapped(work: Callable[[], Awaitable[T]]) -> T:
         raise IndexFailure(f"the index's database refused: {error}", passing=not at_fault) from error
     except asyncpg.DataError as error:  # found out on this side, before anything is sent
         raise IndexFailure(f"the index can't hold it: {error}", passing=False) from error
+    except ValueError as error:  # of a URL that is none; its message may repeat a part of the password
+        raise IndexFailure("the index's URL is refused", passing=False) from error
     except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise IndexFailure(f"the index's database can't be reached: {type(error).__name__}") from error

@@ -89,6 +89,12 @@ admin:
         ),
         (SMALL + "store: {folder: y}\n", ["4:1: store: is there twice"]),
         (SMALL + "log: {level: \"${LEVEL}\"}\n", ["4:7: log.level: the environment variable LEVEL is not set"]),
+        (SMALL + "web: {listen: [\"127.0.0.1:80\"]}\nindex: {enabled: false}\n",
+         ["4:7: web.listen: needs an index, and there is none: index.url"]),
+        (SMALL + "ingest: {listen: [\"127.0.0.1:80\"]}\nweb: {listen: [\"[::1]:80\", \"127.0.0.1:80\"]}\n",
+         ["5:28: web.listen[1]: is the address of ingest.listen[0] too"]),
+        (SMALL + "ingest: {listen: [\"127.0.0.1:9090\"]}\n",
+         ["4:19: ingest.listen[0]: is the address of admin.address too"]),
         (SMALL + "log: !!python/object:x {}\n", ["4:1: log: must be a mapping of keys"]),
     ],
 )  # fmt: skip
@@ -97,6 +103,21 @@ def test_faults(tmp_path: Path, text: str, wanted: list[str]) -> None:
         assert read(tmp_path, text).log.level == "info"  # a tag on a mapping makes nothing of it
         return
     assert faults(tmp_path, text) == wanted
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://h/d", "sqlite:", "postgresql:d", "postgresql://u:hunter2@[h/d", "1", "index.db"]
+)
+def test_urls_of_an_index_that_are_none(tmp_path: Path, url: str) -> None:
+    (found,) = faults(tmp_path, SMALL + f'index: {{url: "{url}"}}\n')
+    assert found.startswith('4:9: index.url: must be "sqlite:PATH" or "postgresql://') and "hunter2" not in found
+
+
+def test_the_path_of_an_index_is_taken_from_the_directory_of_the_file(tmp_path: Path) -> None:
+    assert read(tmp_path, SMALL + 'index: {url: "sqlite:x/index.db"}\n').index.url == f"sqlite:{tmp_path}/x/index.db"
+    assert read(tmp_path, SMALL + 'index: {url: "sqlite:/x/index.db"}\n').index.url == "sqlite:/x/index.db"
+    url = "postgresql://u:p@h1:5432,h2:5433/d?target_session_attrs=any"
+    assert read(tmp_path, SMALL + f'index: {{url: "{url}"}}\n').index.url == url
 
 
 def test_a_fault_never_repeats_a_value(tmp_path: Path) -> None:
