@@ -93,8 +93,26 @@ class _Logger:
     debug = info = warning = warn = error = critical = fatal = exception = log = msg
 
 
+class _Libraries(logging.Handler):
+    """What libraries log by themselves (asyncio, aiohttp), as events among ours. Left alone they write tracebacks to
+    standard error, and aiohttp one for each malformed request, with the bytes of it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        log = structlog.get_logger()
+        if type(error).__module__.startswith("aiohttp.http_exceptions"):
+            log.info("malformed_request", logger=record.name, error=type(error).__name__)
+            return
+        write = log.error if record.levelno >= logging.ERROR else log.warning
+        more = {"exc_info": error} if error is not None else {}
+        write("library", logger=record.name, message=record.getMessage(), **more)
+
+
 def configure_logging(level: str, style: str) -> None:
     """Set up structlog. level: debug, info, warning or error. style: json, or console for people."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Libraries) for handler in root.handlers):
+        root.addHandler(_Libraries(logging.WARNING))
     # Plain tracebacks: those that structlog prefers show local variables, which hold heads, which hold tokens.
     renderer: Any = (
         structlog.processors.JSONRenderer()

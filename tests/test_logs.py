@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from aiohttp.http_exceptions import BadHttpMessage
 
 from k8sproxy import logs
 from k8sproxy.logs import MAX_PENDING, LogWriter, configure_logging
@@ -35,7 +36,9 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     stream = io.StringIO()
     monkeypatch.setattr(logs, "LOG", LogWriter(stream))
     before = structlog.get_config()
+    handlers = logging.getLogger().handlers[:]
     yield stream
+    logging.getLogger().handlers[:] = handlers
     structlog.configure(**before)
 
 
@@ -111,3 +114,27 @@ def test_levels(log: io.StringIO, level: str) -> None:
     assert events == [
         name for name in ("debug", "info", "warning", "error") if getattr(logging, name.upper()) >= threshold
     ]
+
+
+def test_what_libraries_log_is_a_line_among_ours(log: io.StringIO) -> None:
+    """And what a client sent is in none of them, though aiohttp has it in the messages of its exceptions."""
+    for _ in range(2):
+        configure_logging("info", "json")
+    try:
+        raise BadHttpMessage("Authorization: Bearer hunter2")
+    except BadHttpMessage:
+        logging.getLogger("aiohttp.server").exception("Error handling request")
+    logging.getLogger("asyncio").warning("socket.%s() out of system resource", "accept")
+    try:
+        raise LookupError("ours")
+    except LookupError:
+        logging.getLogger("aiohttp.server").exception("Error handling request")
+    malformed, warning, fault = map(json.loads, log.getvalue().splitlines())
+    assert (malformed["event"], malformed["level"], malformed["error"]) == (
+        "malformed_request",
+        "info",
+        "BadHttpMessage",
+    )
+    assert "hunter2" not in log.getvalue()
+    assert (warning["logger"], warning["message"]) == ("asyncio", "socket.accept() out of system resource")
+    assert fault["level"] == "error" and "LookupError: ours" in fault["exception"]
