@@ -3,7 +3,8 @@
 A recording is a candidate if the journal speaks of it (BEGIN, RUNNING, DATA, END) and it has no recording.json. Its
 chunks are read and their chain is followed from the header on; where the chain breaks, the chunks from there on do not
 count, since the journal is kept until a chunk is safe. Then the DATA records are played in order: what a chunk has is
-skipped, what follows is appended. An END record gives the end that the sender was told; without one it is CUT.
+skipped, what follows is appended. An END record gives the end that the sender was told; without one it is CUT, and so
+it is where something was damaged and less is there than END speaks of.
 """
 
 from __future__ import annotations
@@ -218,6 +219,8 @@ class Recovery:
     def close(self, now: float) -> None:
         """All segments are in: end what they left open."""
         for identifier, found in self._found.items():
+            if found.live is None and found.end is not None and identifier not in self.removals and not found.skip:
+                _log.error("recording_lost", recording=identifier, size=found.end.get("size"))
             if found.skip or found.live is None:
                 continue
             if identifier in self.removals:
@@ -226,6 +229,10 @@ class Recovery:
             end, ended = End.CUT, now
             if found.end is not None:
                 end, ended = End(found.end["end"]), float(found.end["ended"])
+                if (size := found.end.get("size", 0)) > found.live.acked:
+                    # A chunk or a batch of the journal is damaged: what follows it does not make it whole.
+                    _log.error("recording_damaged", recording=identifier, size=found.live.acked, was=size)
+                    end = End.CUT
             else:
                 _log.info("recording_cut", recording=identifier, size=found.live.acked)
             found.live.restore_end(end, ended)

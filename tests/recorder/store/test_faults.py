@@ -13,8 +13,8 @@ from recorder.model import End
 from recorder.store import Store, StoreError
 from recorder.store.live import Pressure
 from recorder.store.logs import FolderLog
-from recorder.store.manifest import manifest_key
-from recorder.store.records import Reader
+from recorder.store.manifest import chunk_key, manifest_key
+from recorder.store.records import Kind, Reader
 from tests.recorder.store.running import (
     HEADER,
     SOURCE,
@@ -296,6 +296,52 @@ def test_a_replay_that_is_killed_too(tmp_path: Path) -> None:
             await settled(store)
 
     run(main())
+
+
+@pytest.mark.parametrize("what", ["chunk", "journal"])
+def test_what_was_damaged_before_a_replay_is_not_called_whole(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recorder.store.builder.LAG", 0)
+
+    async def main() -> None:
+        blobs = FaultyBlobs(tmp_path)
+        async with store_in(tmp_path, blobs=blobs) as store:
+            live = await store.begin(HEADER, SOURCE)
+            for number in range(3):
+                live.write(lines(2000, start=2000 * number))
+                await live.wait_acked(live.given - 1)
+                if what == "chunk" and number < 2:
+                    store.builder.relieve()
+                    await until(lambda: live.durable == live.acked)
+                    assert store.journal is not None
+                    store.journal._born = -1e9  # what follows is in another segment
+            await store._trim()
+            assert len(live.chunks) >= (2 if what == "chunk" else 0)
+            blobs.fault = "away"  # the end stays in the journal
+            await live.finish(End.CLEAN)
+            await kill(store)
+            store._tasks.clear()
+        if what == "chunk":
+            path = tmp_path / chunk_key(live.id, 1)
+            path.write_bytes(path.read_bytes()[:-1])
+        else:
+            (path,) = (tmp_path / "journal").glob("*.log")
+            data = path.read_bytes()
+            middle = data.index(b"%08d" % 3000)
+            path.write_bytes(data[:middle] + b"9" + data[middle + 1 :])
+            # What followed in the same segment is gone with it; the end stood in another one.
+            reader = Reader()
+            whole = list(reader.feed(data))
+            end = data.rindex(b"RJ01")
+            assert whole[-1][-1].kind is Kind.END
+            path.with_name("0000000009.log").write_bytes(data[end:])
+        async with store_in(tmp_path) as store:
+            await settled(store)
+            found = await store.get(live.id)
+            assert found.end is End.CUT and 0 < found.size < live.acked
+
+    asyncio.run(main())
 
 
 def test_nothing_is_left_of_what_is_removed(tmp_path: Path) -> None:
