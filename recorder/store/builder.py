@@ -204,7 +204,14 @@ class Builder:
     def _put_done(self, live: Live) -> None:
         task = self._puts.pop(live)
         if not task.cancelled() and (error := task.exception()) is not None:
+            # No StoreError: memory or threads were short, say. The recording must not wait for the next start.
+            self.errors += 1
             _log.error("put_failed", exc_info=error)
+            asyncio.get_running_loop().call_later(RETRY, self._want, live)
+        self._wake.set()
+
+    def _want(self, live: Live) -> None:
+        self._wanting[live] = None
         self._wake.set()
 
     async def _put(self, live: Live) -> None:

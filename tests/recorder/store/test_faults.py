@@ -6,11 +6,13 @@ import asyncio
 import errno
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from recorder.model import End
 from recorder.store import Store, StoreError
+from recorder.store.chunk import assemble
 from recorder.store.live import Pressure
 from recorder.store.logs import FolderLog
 from recorder.store.manifest import chunk_key, manifest_key
@@ -154,6 +156,28 @@ def test_chunks_that_cannot_be_put_are_put_later(tmp_path: Path) -> None:
     run(main())
 
 
+def test_a_put_that_fails_as_nobody_thought_of_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = 2
+
+    def short_of_memory(*arguments: Any, **more: Any) -> Any:
+        nonlocal times
+        times -= 1
+        if times >= 0:
+            raise MemoryError
+        return assemble(*arguments, **more)
+
+    monkeypatch.setattr("recorder.store.builder.assemble", short_of_memory)
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            live = await store.begin(HEADER, SOURCE)
+            await live.finish(End.CLEAN)
+            await until(lambda: not store.lives)
+            assert store.errors["chunks"] == 2 and (await store.get(live.id)).end is End.CLEAN
+
+    run(main())
+
+
 def test_a_store_closed_while_chunks_fail_has_all_at_the_next_start(tmp_path: Path) -> None:
     async def main() -> None:
         blobs = FaultyBlobs(tmp_path)
@@ -212,7 +236,8 @@ def test_killed_at_any_commit(tmp_path: Path) -> None:
 
         def copy() -> None:
             target = tmp_path / f"copy{len(copies)}"
-            shutil.copytree(folder, target)
+            # What another put is just writing may be renamed meanwhile.
+            shutil.copytree(folder, target, ignore=shutil.ignore_patterns(".*"))
             copies.append((target, dict(acked), dict(ended)))
 
         class Copying(FaultyLog):
