@@ -98,7 +98,8 @@ class Http1:
                 return await self._record(request, door)
             case "HEAD", "/v2/event":
                 await door.admit()
-                if (unwilling := self._site.store.healthy) is not None:
+                unwilling = "the recorder is stopping" if self._site.draining else self._site.store.healthy
+                if unwilling is not None:
                     raise Refusal(503, "unwilling", unwilling)
                 return web.Response(headers={"Event-Batch": str(EVENT_BATCH), "Asciicast-Event-Codes": EVENT_CODES})
             case "POST", "/v2/event":

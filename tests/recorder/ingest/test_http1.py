@@ -164,3 +164,19 @@ def test_silence_and_slow_heads_are_ended(tmp_path: Path, monkeypatch: pytest.Mo
                     await writer.wait_closed()
 
     run(main())
+
+
+def test_a_probe_for_events_says_that_it_is_stopping(tmp_path: Path) -> None:
+    """What would be refused must not be probed well; a sender's connection may be older than the drain."""
+
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            for status in (b"200", b"503"):
+                writer.write(b"HEAD /v2/event HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await reader.readuntil(b"\r\n\r\n")).split()[1] == status
+                running.site.draining = True
+            writer.close()
+            await writer.wait_closed()
+
+    run(main())
