@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from recorder.crypt import stored
+from recorder.model import End
 from recorder.proof.chain import read_removals
 from recorder.proof.documents import Removal, is_day, removal_file, write_removal
 from recorder.proof.keys import PublicKeys, Signer
@@ -35,6 +36,8 @@ async def remove_recording(
         raise StoreError("the recording is not over yet")
     if not await has_bytes(stored(store.blobs), removal.subject):
         raise KeyError(removal.subject)
+    if (await store.get(removal.subject)).end is End.RUNNING:  # at another recorder that shares the store
+        raise StoreError("the recording is not over yet")
     if await held():
         return False
     await _write_down(store.blobs, signer, removal)

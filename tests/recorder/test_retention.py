@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.store import MemoryStore
 
 from recorder.crypt import Keyring
 from recorder.holds import Hold, Holds, Match
@@ -18,6 +20,8 @@ from recorder.proof.documents import Removal
 from recorder.retention import Doomed, Pruner, Rule, Rules
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
+from recorder.store.logs import ObjectLog
+from recorder.store.objects import ObjectBlobs
 from recorder.store.store import Store
 from tests.recorder.proof.stage import DAY, PROXY, Stage, header, run, statuses
 
@@ -347,3 +351,33 @@ def test_in_envelopes_too(tmp_path: Path) -> None:
 
     run(check())
     assert all(b"secret" not in path.read_bytes() for path in stage.root.rglob("*") if path.is_file())
+
+
+def test_what_runs_at_another_recorder_is_not_removed_by_hand() -> None:
+    """As `recorder prune ID` on an object store: what runs is in the journal and the memory of somebody else."""
+
+    async def check() -> None:
+        memory = MemoryStore()
+        stores = []
+        for instance in ("main", "prune"):
+            blobs = ObjectBlobs(memory, "memory")
+            stores.append(Store(blobs, ObjectLog(blobs, instance), instance=instance))
+            await stores[-1].open()
+        one, other = stores
+        live = await one.begin(header(), PROXY)
+        live.write(b"".join(b'[%d.0,"o","line"]\n' % number for number in range(20_000)))
+        await live.wait_acked(live.given - 1)
+        one.builder.relieve()
+        async with asyncio.timeout(30):
+            while not live.frames:  # noqa: ASYNC110 - it has no event of its own
+                await asyncio.sleep(0.002)
+            one.builder.relieve()
+            while not live.chunks:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+        with pytest.raises(StoreError, match="not over yet"):
+            await Pruner(other, Rules()).remove(Doomed(live.id, "by hand", await other.get(live.id)))
+        assert live.id in [recording.id async for recording in other.recordings()]
+        for store in stores:
+            await store.aclose()
+
+    run(check())
