@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Protocol, TypeVar
 from recorder.store.blobs import Blobs, make_folder, refused, write_all
 from recorder.store.errors import StoreError
 
+# Seconds after which a journal in an object store is asked again whose it is.
+LOOK = 5.0
 # Bytes read at a time in a replay.
 _PIECE = 1 << 20
 
@@ -181,17 +184,34 @@ class FolderLog:
 
 
 class ObjectLog:
-    """The journal in an object store. instance: keeps apart the journals of recorders that share one place."""
+    """The journal in an object store. instance: keeps apart the journals of recorders that share one place.
+
+    There is no lock, but a token: whoever opens the journal puts his own, and whoever finds another one in its place
+    writes no more. It is looked at before each segment, so that no two write to one, and every LOOK seconds besides."""
 
     def __init__(self, blobs: Blobs, instance: str = "main") -> None:
         self.broken = True
         self._blobs = blobs
         self._prefix = f"journal/{instance}"
+        self._token = os.urandom(16).hex().encode()
+        self._looked = 0.0
         self._segment = 0
         self._count = 0
 
     async def open(self, *, lock: bool = True) -> None:
-        """See Log. An object store has no lock; `instance` is what keeps two apart."""
+        """See Log. Whoever had it before is to notice; what he has written by then is read."""
+        if lock:
+            await self._blobs.put(f"{self._prefix}/owner", self._token)
+            self._looked = time.monotonic()
+
+    async def _check_owner(self) -> None:
+        try:
+            token = await self._blobs.get(f"{self._prefix}/owner")
+        except KeyError:  # nobody else has put his
+            token = self._token
+        if token != self._token:
+            raise StoreError("another recorder with the same store.instance has taken over")
+        self._looked = time.monotonic()
 
     async def segments(self) -> list[int]:
         """See Log."""
@@ -208,11 +228,14 @@ class ObjectLog:
 
     async def begin(self, segment: int) -> None:
         """See Log."""
+        await self._check_owner()
         self._segment, self._count = segment, 0
         self.broken = False
 
     async def append(self, make: Callable[[], bytes]) -> None:
         """See Log."""
+        if time.monotonic() - self._looked > LOOK:
+            await self._check_owner()
         self._count += 1
         data = await asyncio.to_thread(make)
         try:

@@ -415,6 +415,48 @@ def test_two_recorders_share_an_object_store(tmp_path: Path) -> None:
     run(main())
 
 
+def test_a_second_recorder_with_the_same_journal_takes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And neither writes over what the other has acknowledged."""
+
+    async def main() -> None:
+        memory = MemoryStore()
+
+        def make() -> Store:
+            blobs = ObjectBlobs(memory, "memory")
+            return Store(blobs, ObjectLog(blobs, "main"))
+
+        first, second = make(), make()
+        await first.open()
+        live = await first.begin(HEADER, SOURCE)
+        await live.wait_acked(0)
+        await second.open()
+        taken = await second.begin(HEADER, SOURCE)
+        await taken.wait_acked(0)
+        assert first.journal is not None
+        first.journal._born = -1e9  # it would begin the segment that the second one writes to
+        live.write(lines(1))
+        with pytest.raises(StoreError, match="taken over"):
+            await live.finish(End.CLEAN)
+        assert first.healthy is not None and "taken over" in first.healthy and second.healthy is None
+        taken.write(lines(9))
+        await taken.wait_acked(taken.given - 1)
+        await kill(first)
+        await kill(second)
+        again = make()
+        await again.open()
+        assert await text_of(again, live.id) == HEADER and await text_of(again, taken.id) == HEADER + lines(9)
+        monkeypatch.setattr("recorder.store.logs.LOOK", 0.0)
+        last = make()
+        await last.open()
+        late = await again.begin(HEADER, SOURCE)
+        with pytest.raises(StoreError, match="taken over"):
+            await late.wait_acked(0)
+        await last.aclose()
+        await kill(again)
+
+    run(main())
+
+
 def test_a_newest_chunk_of_events_that_is_damaged_keeps_nobody_from_starting(tmp_path: Path) -> None:
     async def main() -> None:
         async with store_in(tmp_path) as store:
