@@ -106,10 +106,11 @@ async def sessions(request: web.Request) -> web.Response:
 
 async def session(request: web.Request) -> web.Response:
     found = queries.values(request.query, ("q",))
+    wanted = queries.words(found)
     site, granted = request.app[SITE], granted_to(request)
     recording = await site.recording(granted, request.match_info["id"])
     await site.look(granted, "view", recording)
-    hits = await asked.find_hits(request, recording, found.get("q", ""))
+    hits = await asked.find_hits(request, recording, wanted)
     return answer(
         values.session(recording)
         | {

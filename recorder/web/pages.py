@@ -73,10 +73,10 @@ async def sessions(request: web.Request) -> web.Response:
 async def session(request: web.Request) -> web.Response:
     found = queries.values(request.query, ("q", "t"))
     at = queries.number(found, "t") or 0.0
+    text = queries.words(found)
     site, granted = request.app[SITE], granted_to(request)
     recording = await site.recording(granted, request.match_info["id"])
     await site.look(granted, "view", recording)
-    text = found.get("q", "")
     hits = await asked.find_hits(request, recording, text)
     marks = plot.marks(recording, await asked.related(request, recording))
     looks = None

@@ -15,6 +15,7 @@ from multidict import MultiMapping
 
 from k8sproxy.errors import Refusal
 from recorder.index.filters import EventFilter, Filter, LookFilter
+from recorder.index.words import terms
 from recorder.model import End
 
 MAX_VALUE = 500  # characters of one value: no name is longer, and no sentence that one searches for
@@ -72,7 +73,7 @@ def values(query: MultiMapping[str], known: Collection[str]) -> dict[str, str]:
 def sessions(found: Mapping[str, str]) -> Filter:
     """The filter of the list of sessions. Raises Refusal."""
     return Filter(
-        text=found.get("q", ""),
+        text=words(found),
         session_type=found.get("type", ""),
         state=End(state) if (state := one_of(found, "state", STATES)) else None,
         since=moment(found, "since"),
@@ -102,10 +103,20 @@ def looks(found: Mapping[str, str]) -> LookFilter:
     )
 
 
+def words(found: Mapping[str, str]) -> str:
+    """The words to search for, "" for none. Raises Refusal for more of them than the index takes."""
+    text = found.get("q", "")
+    try:
+        terms(text)
+    except ValueError as error:
+        raise bad(f"q is not a search: {error}") from None
+    return text
+
+
 def limit(found: Mapping[str, str], default: int = LIMIT) -> int:
     """How many rows. Raises Refusal."""
     text = found.get("limit", str(default))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MAX_LIMIT):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MAX_LIMIT):
         raise bad(f"limit must be a number from 1 to {MAX_LIMIT}")
     return int(text)
 

@@ -75,6 +75,26 @@ def test_refusals_are_problems(tmp_path: Path) -> None:
     asyncio.run(ask())
 
 
+def test_a_search_that_is_too_long_is_told(tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            identifier = await stage.record(cast_header(), EVENTS)
+            words = "+".join(f"w{number}" for number in range(17))
+            for path in (
+                f"{BASE}/sessions?q={words}",
+                f"{BASE}/sessions/{identifier}?q={words}",
+                f"/sessions?q={words}",
+                f"/sessions/{identifier}?q={words}",
+            ):
+                answer = await stage.get(path)
+                assert answer.status == 400 and "16 terms" in answer.text, path
+            for limit in ("0", "501", "-1", "1e1", "0000000005000", "9" * 400):
+                answer = await stage.get(f"{BASE}/sessions?limit={limit}")
+                assert answer.status == 400 and "limit must be" in answer.text, limit
+
+    asyncio.run(ask())
+
+
 def test_pages_of_a_list_join(tmp_path: Path) -> None:
     async def ask() -> None:
         async with Stage(tmp_path) as stage:
