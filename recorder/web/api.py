@@ -123,8 +123,8 @@ async def session(request: web.Request) -> web.Response:
 
 async def window(request: web.Request) -> web.StreamResponse:
     found = queries.values(request.query, ("at", "from"))
-    if len(found) != 1:
-        raise queries.bad("the query must have either at or from")
+    if len(found) > 1:
+        raise queries.bad("the query may have either at or from, not both")
     recording = await asked.readable(request)
     site = request.app[SITE]
     kind = "live" if recording.end is End.RUNNING else "view"
@@ -253,15 +253,26 @@ def _attachment(recording: Recording, ending: str, content_type: str) -> dict[st
     return {"Content-Type": content_type, "Content-Disposition": f'attachment; filename="{recording.id}.{ending}"'}
 
 
-_NUMBER = {"type": "number", "minimum": 0}
+_NUMBER = {"type": "number", "minimum": 0, "maximum": queries.MAX_NUMBER}
 _TIME = "RFC 3339, a day, a minute (UTC) or unix seconds"
+_MINUTE = "^[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[T ]([01][0-9]|2[0-3]):[0-5][0-9]$"
+# What forms send for a field that was left empty is taken as if it was not there.
+_MOMENT = {
+    "anyOf": [
+        {"type": "string", "format": "date-time"},
+        {"type": "string", "format": "date"},
+        {"type": "string", "pattern": _MINUTE},
+        {"type": "number", "minimum": 0, "maximum": queries.MAX_MOMENT},
+        {"type": "string", "maxLength": 0},
+    ]
+}
 _PAGE = (
     Parameter("limit", "rows", {"type": "integer", "minimum": 1, "maximum": queries.MAX_LIMIT}),
-    Parameter("cursor", "what the answer before gave"),
+    Parameter("cursor", "what the answer before gave", {"type": "string", "pattern": "^[0-9]{0,18}$"}),
 )
 _PERIOD = (
-    Parameter("since", f"not before; {_TIME}"),
-    Parameter("until", f"before; {_TIME}"),
+    Parameter("since", f"not before; {_TIME}", _MOMENT),
+    Parameter("until", f"before; {_TIME}", _MOMENT),
 )
 
 
@@ -279,7 +290,9 @@ def _route(path: str, name: str, summary: str, handler: Callable[..., Any], sche
 
 
 _SESSION_FILTER = (
-    Parameter("q", "words that were on the screen or in the command; several are all meant, quotes make a phrase"),
+    Parameter(
+        "q", "words that were on the screen or in the command; several are all meant, quotes make a phrase; at most 16"
+    ),
     *_texts(queries.QUERY_FIELDS),
     Parameter("command", "a part of the command line"),
     Parameter("type", "exec, attach or ssh"),
@@ -313,8 +326,12 @@ ROUTES: tuple[Route, ...] = (
         window,
         {"application/x-ndjson": _TEXT},
         (
-            Parameter("at", "seconds; what led up to that moment is given too", _NUMBER),
-            Parameter("from", "the position that the part before gave"),
+            Parameter("at", "seconds; what led up to that moment is given too; by default the beginning", _NUMBER),
+            Parameter(
+                "from",
+                "the position that the part before gave; not together with at",
+                {"type": "string", "pattern": f"^$|{windows.POSITION}"},
+            ),
         ),
         (404,),
     ),
@@ -334,7 +351,8 @@ ROUTES: tuple[Route, ...] = (
         "live",
         "Watch a session while it runs",
         watch,
-        {"text/event-stream": _TEXT, "application/x-ndjson": _TEXT},
+        # No type: some read it as that of the whole stream, some as that of one message.
+        {"text/event-stream": {"description": "messages of cast lines"}, "application/x-ndjson": _TEXT},
         (),
         (404,),
     ),

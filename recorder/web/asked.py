@@ -85,9 +85,9 @@ async def activity(request: web.Request, found: Mapping[str, str]) -> Sequence[B
     end = until if until is not None else (now // _DAY + 1) * _DAY
     since = queries.moment(found, "since")
     start = since if since is not None else end - 14 * _DAY
-    buckets = int(queries.number(found, "buckets") or 14)
-    if not start < end or not 1 <= buckets <= MAX_BUCKETS:
-        raise queries.bad(f"since must be before until, and buckets from 1 to {MAX_BUCKETS}")
+    buckets = queries.count(found, "buckets", 14, MAX_BUCKETS)
+    if not start < end:
+        raise queries.bad("since must be before until; without them the last 14 days are told")
     return await request.app[SITE].archive.activity(granted_to(request).scope(), start, end, buckets)
 
 

@@ -50,6 +50,8 @@ _HEADERS = {
     "X-Robots-Tag": "noindex",
 }
 
+_METHODS = ("GET", "HEAD")
+
 API = "/api/"
 STATIC = "/static/"
 
@@ -104,7 +106,7 @@ def _is_ours(host: str, names: tuple[str, ...]) -> bool:
 
 def check_origin(request: web.Request, hosts: tuple[str, ...]) -> None:
     """Whether the request is one that this site's own pages, a person or a program makes. Raises Refusal."""
-    if request.method not in ("GET", "HEAD"):
+    if request.method not in _METHODS:
         raise Refusal(405, "method", "nothing here is changed by a request; only GET and HEAD are answered")
     field = request.headers.getall("Host", [])
     try:
@@ -150,7 +152,10 @@ def guard(answer: Callable[[web.Request, Refusal], web.Response]) -> Callable[..
                 request[ACCESS] = await site.access(request)
             return await handler(request)
         except Refusal as refusal:
-            return answer(request, refusal)
+            response = answer(request, refusal)
+            if refusal.status == 405:
+                response.headers["Allow"] = ", ".join(_METHODS)  # RFC 9110, 15.5.6
+            return response
         except web.HTTPNotFound:
             return answer(request, Refusal(404, "not_found", "there is nothing here"))
         except web.HTTPException as error:

@@ -21,6 +21,8 @@ from recorder.model import End
 MAX_VALUE = 500  # characters of one value: no name is longer, and no sentence that one searches for
 MAX_LIMIT = 500  # rows of one page; a table that a browser still lays out at once
 LIMIT = 50  # rows, by default
+MAX_NUMBER = 1e12  # seconds; nothing lasts that long, and every number below it is one that JSON and SQL keep
+MAX_MOMENT = 1e11  # unix seconds, to the year 5138
 STATES = tuple(end.value for end in End)
 KINDS = ("view", "live", "export", "search", "event")
 
@@ -113,11 +115,16 @@ def words(found: Mapping[str, str]) -> str:
     return text
 
 
-def limit(found: Mapping[str, str], default: int = LIMIT) -> int:
+def limit(found: Mapping[str, str]) -> int:
     """How many rows. Raises Refusal."""
-    text = found.get("limit", str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MAX_LIMIT):
-        raise bad(f"limit must be a number from 1 to {MAX_LIMIT}")
+    return count(found, "limit", LIMIT, MAX_LIMIT)
+
+
+def count(found: Mapping[str, str], name: str, default: int, most: int) -> int:
+    """How many of something, at least one. Raises Refusal."""
+    text = found.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= most):
+        raise bad(f"{name} must be a number from 1 to {most}")
     return int(text)
 
 
@@ -137,8 +144,8 @@ def number(found: Mapping[str, str], name: str) -> float | None:
         value = float(found[name])
     except ValueError:
         value = -1.0
-    if not isfinite(value) or not 0 <= value <= 1e12:
-        raise bad(f"{name} must be a number, at least 0")
+    if not isfinite(value) or not 0 <= value <= MAX_NUMBER:
+        raise bad(f"{name} must be a number, from 0 to {MAX_NUMBER:.0f}")
     return value
 
 
@@ -154,7 +161,7 @@ def moment(found: Mapping[str, str], name: str) -> float | None:
             seconds = float(text)
         except ValueError:
             seconds = -1.0
-        if not 0 <= seconds < 1e11:  # to the year 5138
+        if not 0 <= seconds <= MAX_MOMENT:
             raise bad(f"{name} must be a time such as 2026-11-22, 2026-11-22T10:00Z or unix seconds") from None
         return seconds
     try:

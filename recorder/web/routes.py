@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recorder.web.guard import Handler
+from recorder.web.queries import MAX_VALUE
 
 Schema = Mapping[str, Any]
 
 BASE = "/api/v1"
+# Any text that a query may have: see `recorder.web.queries.values`.
+TEXT: Schema = {"type": "string", "maxLength": MAX_VALUE, "pattern": "^[^\\u0000]*$"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class Parameter:
 
     name: str
     description: str
-    schema: Schema = field(default_factory=lambda: {"type": "string"})
+    schema: Schema = field(default_factory=lambda: TEXT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ MOST_LEAD = 8 * 1024 * 1024  # bytes read for a lead-in; where the rate was that
 WINDOW = 128 * 1024  # bytes after it: minutes at a shell, and half a second of a build's log
 
 _TIME = re.compile(rb"\[\s*(-?\d{1,12}(?:\.\d{0,30})?(?:[eE][+-]?\d{1,2})?)\s*,")
-_POSITION = re.compile(r"(\d{1,12}(?:\.\d{1,30})?(?:e-?\d{1,3})?)~(\d{1,9})\Z")
+POSITION = r"^([0-9]{1,12}(?:\.[0-9]{1,30})?(?:e-[0-9]{1,3})?)~([0-9]{1,9})$"  # of JSON Schema and of Python
+_POSITION = re.compile(POSITION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Position:
     @classmethod
     def of(cls, text: str) -> Position:
         """Raises ValueError."""
-        match = _POSITION.match(text)
+        match = _POSITION.fullmatch(text)
         if match is None:
             raise ValueError("not a position that this recorder gave out")
         return cls(float(match[1]), int(match[2]))

@@ -75,6 +75,52 @@ def test_refusals_are_problems(tmp_path: Path) -> None:
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/activity?buckets=0",
+        "/activity?buckets=1.5",
+        "/activity?buckets=367",
+        "/activity?since=2026-01-02&until=2026-01-01",
+        "/sessions?min_duration=1e13",
+        "/sessions?since=1e12",
+        "/sessions?cursor=1e3",
+        "/sessions/ID/window?at=0&from=0~0",
+        "/sessions/ID/window?from=0%0A~0",
+        "/sessions/ID/window?from=0~0%0A0",
+    ],
+)
+def test_what_the_description_does_not_allow_is_refused(tmp_path: Path, path: str) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            identifier = await stage.record(cast_header(), EVENTS)
+            answer = await stage.get(BASE + path.replace("ID", identifier))
+            assert answer.status == 400, answer.text
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/activity?since=&until=&buckets=",
+        "/sessions?since=2026-01-02&until=2026-01-02T10:00&min_duration=1e12&cursor=",
+        "/sessions?since=0&until=1e11",
+        "/looks?since=2026-01-02T10:00:00.5-03:00&until=2026-01-02 10:00",
+        "/sessions/ID/window",
+        "/sessions/ID/cast?start=1e12&end=0",
+    ],
+)
+def test_what_the_description_allows_is_answered(tmp_path: Path, path: str) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            identifier = await stage.record(cast_header(), EVENTS)
+            answer = await stage.get(BASE + path.replace("ID", identifier))
+            assert answer.status == 200, answer.text
+
+    asyncio.run(ask())
+
+
 def test_a_search_that_is_too_long_is_told(tmp_path: Path) -> None:
     async def ask() -> None:
         async with Stage(tmp_path) as stage:

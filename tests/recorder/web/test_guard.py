@@ -59,9 +59,10 @@ def test_who_makes_the_browser_ask(tmp_path: Path) -> None:
             for fields, page, api in CASES:
                 assert (await stage.get("/sessions", **fields)).status == page, fields
                 assert (await stage.get(f"{BASE}/sessions", **fields)).status == api, fields
-            for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+            for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
                 answer = await stage.get("/sessions", method=method)
-                assert answer.status == 405 and "Access-Control-Allow-Origin" not in answer.headers
+                assert answer.status == 405 and answer.headers["Allow"] == "GET, HEAD"
+                assert "Access-Control-Allow-Origin" not in answer.headers
 
     asyncio.run(ask())
 
