@@ -38,10 +38,18 @@ class Questions:
         self.database = database
 
     async def recordings(
-        self, asked: Filter, scope: Scope, *, limit: int = 50, cursor: str | None = None, hits: int = _HITS
+        self,
+        asked: Filter,
+        scope: Scope,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        hits: int = _HITS,
+        watched: Scope | None = None,
     ) -> Page[RecordingRow]:
         """Those that fit, newest first. hits: at most so many a row, where text is asked for; a row whose hits would
-        take too long to find comes without (`hits` gives them)."""
+        take too long to find comes without (`hits` gives them). watched: running ones are searched for text in there
+        alone, for that they are found tells what is on their screens; None: in all of the scope."""
         searched = terms(asked.text)
         if asked.text.strip() and not searched:
             return Page()  # of signs alone, which are not kept
@@ -50,6 +58,8 @@ class Questions:
         where.add(having.condition)
         conditions.recordings(where, asked, having.number)
         where.scope(scope, "r")
+        if searched and watched is not None:
+            where.over_or_in(watched)
         self._after(where, having.number, cursor)
         sql = (
             f"SELECT {RECORDING_COLUMNS} FROM {having.source} JOIN recording_documents d ON d.number = r.number"

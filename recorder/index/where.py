@@ -7,6 +7,7 @@ from typing import Any
 
 from recorder.index.database import Dialect
 from recorder.index.filters import EventFilter, Filter, LookFilter, Place, Scope
+from recorder.model import End
 
 MOST = 512  # characters of a filter's field, the same as of a grant's glob
 _UNKEPT = re.compile("[\x00\ud800-\udfff]")  # PostgreSQL takes no NUL in a text, and UTF-8 no surrogates
@@ -64,10 +65,20 @@ class Where:
 
     def scope(self, scope: Scope, table: str) -> None:
         """At least one of the places; of none, nothing."""
+        if condition := self._within(scope, table):
+            self.add(condition)
+
+    def over_or_in(self, scope: Scope) -> None:
+        """Of `recordings r`: those that are over, and the running ones of a scope."""
+        if condition := self._within(scope, "r"):
+            self.add(f"(r.state <> {self.value(End.RUNNING.value)} OR {condition})")
+
+    def _within(self, scope: Scope, table: str) -> str:
+        """The condition that a row is in a scope, "" where every row is."""
         if any(_is_anywhere(place) for place in scope):
-            return  # before any value is bound: one without a place in the statement is a fault to SQLite
+            return ""  # before any value is bound: one without a place in the statement is a fault to SQLite
         places = [self._place(place, table) for place in scope]
-        self.add(f"({' OR '.join(places)})" if places else "FALSE")
+        return f"({' OR '.join(places)})" if places else "FALSE"
 
     def _place(self, place: Place, table: str) -> str:
         conditions = []

@@ -20,9 +20,15 @@ class Archive(Protocol):
     """The questions."""
 
     async def recordings(
-        self, asked: Filter, scope: Scope, *, limit: int = 50, cursor: str | None = None
+        self,
+        asked: Filter,
+        scope: Scope,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        watched: Scope | None = None,
     ) -> Page[RecordingRow]:
-        """Newest first, with hits if words were searched."""
+        """Newest first, with hits if words were searched; those of running ones only in the scope `watched`."""
 
     async def hits(self, identifier: str, text: str, scope: Scope) -> Sequence[Hit]:
         """Where words are in one recording. Raises KeyError, also where it is out of scope."""

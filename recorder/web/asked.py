@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-
 from aiohttp import web
 
 from recorder.access import Access, Action
@@ -19,15 +17,16 @@ MAX_BUCKETS = 366  # a bar for each day of a year
 
 
 async def find_sessions(request: web.Request, found: Mapping[str, str], limit: int) -> Page[RecordingRow]:
-    """The list of sessions; a search for words is a look. Raises Refusal."""
+    """The list of sessions; a search for words is a look, and looks into no running session that the peer may not
+    watch: word by word, its screen could be guessed. Raises Refusal."""
     site, granted = request.app[SITE], granted_to(request)
     wanted = queries.sessions(found)
     if wanted.text:
         await site.look(granted, "search", detail=wanted.text)
     with queries.reading_cursor():
-        page = await site.archive.recordings(wanted, granted.scope(), limit=limit, cursor=found.get("cursor"))
-    items = (row if site.may_read(granted, row.recording) else replace(row, hits=()) for row in page.items)
-    return Page(tuple(items), page.cursor)
+        return await site.archive.recordings(
+            wanted, granted.scope(), limit=limit, cursor=found.get("cursor"), watched=granted.scope(Action.LIVE)
+        )
 
 
 async def find_hits(request: web.Request, recording: Recording, text: str) -> Sequence[Hit]:

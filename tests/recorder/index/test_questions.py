@@ -245,6 +245,29 @@ def test_scopes(url: str) -> None:
     run(url, test)
 
 
+def test_running_ones_are_searched_where_they_may_be_watched(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(index: Index, library: Library) -> None:
+        monkeypatch.setattr(index._intake, "_refresh", 0.0)
+        library.put(recording(pod="a"), (1.0, "same words"))
+        for pod, space in (("b", "shop"), ("c", "bank")):
+            library.put(recording(pod=pod, namespace=space, end=End.RUNNING, ended=None), (1.0, "same words"))
+        await index.settled()
+        for watched, visible in (
+            (None, "cba"),
+            (ALL, "cba"),
+            ((), "a"),
+            ((Place(namespaces=("shop",)),), "ba"),
+            ((Place(namespaces=("sh*",)), Place(owner="ann@example.com")), "cba"),
+        ):
+            for asked, expected in ((Filter(text="same"), visible), (Filter(pod="*"), "cba")):
+                page = await index.recordings(asked, ALL, watched=watched)
+                assert "".join(row.recording.pod for row in page.items) == expected, (watched, asked)
+            page = await index.recordings(Filter(text="same"), (Place(namespaces=("bank",)),), watched=watched)
+            assert "".join(row.recording.pod for row in page.items) == visible.replace("a", "").replace("b", "")
+
+    run(url, test)
+
+
 def test_pages(url: str) -> None:
     async def test(index: Index, library: Library) -> None:
         for number in range(7):  # three of them at the same moment
