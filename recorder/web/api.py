@@ -192,7 +192,7 @@ async def watch(request: web.Request) -> web.StreamResponse:
                     async with asyncio.timeout(live.TAKE):
                         await response.write(piece)
         await response.write_eof()
-    except (ConnectionError, TimeoutError):
+    except (ConnectionError, TimeoutError, live.Withdrawn):
         cut(request)
     except Exception:
         _log.exception("watch_failed", recording=recording.id)
@@ -204,6 +204,7 @@ async def session_events(request: web.Request) -> web.Response:
     queries.values(request.query, ())
     site, granted = request.app[SITE], granted_to(request)
     recording = await site.recording(granted, request.match_info["id"])
+    await site.look(granted, "view", recording)
     return answer({"items": [values.event(event) for event in await asked.related(request, recording)]})
 
 

@@ -4,8 +4,8 @@
     application/x-ndjson     cast lines
 
 It begins with the header line and what is on the screen: all there is of a small recording, the last events of a large
-one. Whoever watches is asked about again every RECHECK, so that a grant that is withdrawn ends what it allowed. A
-viewer who takes in nothing holds one piece here and no more: the store is asked for the next when the last is gone.
+one. Whoever watches is asked about again every RECHECK, so that a grant that is withdrawn ends what it allowed. That is
+not the recording's end: a page is told by "event: withdrawn", a program by a connection that is cut. A viewer who takes in nothing holds one piece here and no more: the store is asked for the next when the last is gone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ from recorder.web.windows import LEAD, SMALL, line_seconds, lines
 KEEP_ALIVE = 15.0  # seconds between signs of life; proxies and phones drop what is silent for 30
 RECHECK = 10.0  # seconds; the time for which WhoIs answers are kept by default
 TAKE = 10.0  # seconds that a viewer has to take in a piece before it counts as gone
+
+
+
+class Withdrawn(Exception):
+    """The viewer may watch no longer, though the recording goes on."""
+
 
 Still = Callable[[], Awaitable[bool]]  # whether the viewer may still watch
 
@@ -52,8 +58,8 @@ async def follow(store: Reading, identifier: str, start: float) -> AsyncGenerato
 async def told(
     pieces: AsyncIterator[bytes], still: Still, *, beat: float, recheck: float
 ) -> AsyncGenerator[bytes | None, None]:
-    """The pieces, and None for every `beat` seconds without one. Ends when `still` says no, which it is asked every
-    `recheck` seconds however much there is to show."""
+    """The pieces, and None for every `beat` seconds without one. Raises Withdrawn when `still` says no, which it is
+    asked every `recheck` seconds however much there is to show."""
     loop = asyncio.get_running_loop()
     asked = loop.time()
     waited = loop.time()
@@ -66,7 +72,7 @@ async def told(
             await asyncio.wait((step,), timeout=max(0.0, due - loop.time()))
             if loop.time() >= asked + recheck:
                 if not await still():
-                    return
+                    raise Withdrawn
                 asked = loop.time()
             if step.done():
                 try:
@@ -91,11 +97,15 @@ async def _next(pieces: AsyncIterator[bytes]) -> bytes:
 
 async def messages(pieces: AsyncIterator[bytes | None]) -> AsyncIterator[bytes]:
     """Server-sent events out of pieces of lines (WHATWG HTML, 9.2)."""
-    async for piece in pieces:
-        if piece is None:
-            yield b": still here\n\n"
-            continue
-        parts = [b"data: " + line.replace(b"\r", b"") for line in piece.split(b"\n") if line]
-        if parts:
-            yield b"\n".join(parts) + b"\n\n"
-    yield b"event: over\ndata:\n\n"
+    try:
+        async for piece in pieces:
+            if piece is None:
+                yield b": still here\n\n"
+                continue
+            parts = [b"data: " + line.replace(b"\r", b"") for line in piece.split(b"\n") if line]
+            if parts:
+                yield b"\n".join(parts) + b"\n\n"
+    except Withdrawn:
+        yield b"event: withdrawn\ndata:\n\n"
+    else:
+        yield b"event: over\ndata:\n\n"

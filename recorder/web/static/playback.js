@@ -333,17 +333,28 @@ const Playback = (() => {
         this.dispatch("ended", { message: "The session has ended" });
         this.settings.told("The session has ended. Reload this page to replay it.", true);
       });
+      this.source.addEventListener("withdrawn", () => {
+        this.source.close();
+        this.refused();
+      });
       this.source.addEventListener("error", () => {
         this.clock(this.time, 0);
         if (this.source.readyState === EventSource.CLOSED) {
-          this.dispatch("error", { name: "Error", message: "refused" });
-          this.settings.told("The recorder does not show this session any more.", true);
+          this.refused();
         } else {
           this.dispatch("loading");
           this.settings.told("The connection was lost; trying again.", false);
         }
       });
       return true;
+    }
+
+    // What was seen before the grant was taken back goes from the screen too.
+    refused() {
+      this.clock(this.time, 0);
+      this.dispatch("output", "\u001bc");
+      this.dispatch("error", { name: "Error", message: "refused" });
+      this.settings.told("The recorder does not show this session to you any more.", true);
     }
 
     take(data) {

@@ -266,6 +266,7 @@ def test_what_can_not_be_written_down_is_not_shown(tmp_path: Path, monkeypatch: 
                 f"{BASE}/sessions/{identifier}/text",
                 f"{BASE}/sessions/{identifier}/json",
                 f"{BASE}/sessions/{identifier}/live",
+                f"{BASE}/sessions/{identifier}/events",
                 f"{BASE}/events/{event}",
             ):
                 answer = await stage.get(path)

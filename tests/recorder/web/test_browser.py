@@ -17,6 +17,7 @@ import pytest
 from playwright.async_api import Page, async_playwright
 
 from recorder.model import End
+from recorder.web import live
 from tests.recorder.web.stage import Stage, api_event, cast_header, line, person
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
@@ -127,6 +128,24 @@ def test_a_running_session_is_watched(tmp_path: Path) -> None:
                 await page.reload()
                 await page.locator("#speed").wait_for()
             assert not seen.errors
+
+    asyncio.run(check())
+
+
+def test_a_live_view_goes_blank_when_its_grant_is_withdrawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        async with Stage(tmp_path) as stage:
+            identifier = await stage.record(cast_header(), [[0.5, "o", "before\r\n"]], end=None)
+            monkeypatch.setattr(live, "RECHECK", 0.05)
+            seen = Seen()
+            async with browsing(stage, seen) as page:
+                await page.goto(f"/sessions/{identifier}")
+                await shows(page, "before")
+                stage.peer = person("ana@example.com")
+                await page.get_by_text("does not show this session to you any more").wait_for()
+                await shows(page, "before", there=False)
+            assert not seen.errors
+            await stage.writer.finish(End.CLEAN)
 
     asyncio.run(check())
 

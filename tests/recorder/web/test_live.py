@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from recorder.model import End
@@ -47,10 +48,19 @@ def test_a_withdrawn_grant_ends_what_it_allowed(tmp_path: Path, monkeypatch: pyt
         async with Stage(tmp_path) as stage:
             identifier = await stage.record(cast_header(), [[0.5, "o", "before\r\n"]], end=None)
             monkeypatch.setattr(live, "RECHECK", 0.01)
-            async with stage.client.get(f"{BASE}/sessions/{identifier}/live") as response:
+            address = f"{BASE}/sessions/{identifier}/live"
+            async with stage.client.get(address) as response:
                 assert b"before" in await response.content.readuntil(b"before")
                 stage.peer = person("root@example.com", {"view": True})
-                await response.content.read()  # to its end, though the session goes on
+                rest = await response.content.read()  # to its end, though the session goes on
+                assert rest.endswith(b"event: withdrawn\ndata:\n\n") and b"over" not in rest
+            assert (await stage.get(address)).status == 403
+            stage.peer = person("root@example.com", {"view": True, "live": True})
+            async with stage.client.get(address, headers={"Accept": "application/x-ndjson"}) as response:
+                assert b"before" in await response.content.readuntil(b"before")
+                stage.peer = person("root@example.com")
+                with pytest.raises(aiohttp.ClientError):  # cut off, for a program would take it for the session's end
+                    await response.content.read()
             await stage.writer.finish(End.CLEAN)
 
     asyncio.run(check())
