@@ -72,8 +72,10 @@ class Tame:
             elif character in "\x90\x98\x9d\x9e\x9f":  # DCS, SOS, OSC, PM, APC in eight bits
                 self._skipped = 1
             elif character == "\x9b":  # CSI in eight bits
-                text = text[:position] + "\x1b[" + text[end:]
-                end = position
+                end = self._csi(text, end, parts)
+                if end < 0:
+                    self._held = text[position:]
+                    break
             position = end
         return "".join(parts)
 
@@ -83,7 +85,7 @@ class Tame:
             return -1
         kind = text[position + 1]
         if kind == "[":
-            return self._csi(text, position, parts)
+            return self._csi(text, position + 2, parts)
         if kind in "]PX^_":
             self._skipped = 1
             return position + 2
@@ -100,7 +102,8 @@ class Tame:
         return position + 2 if "0" <= kind <= "~" else position + 1
 
     def _csi(self, text: str, position: int, parts: list[str]) -> int:
-        end = position + 2
+        """A control sequence, from behind what introduces it; see `_escape` for what it gives."""
+        end = position
         while end < len(text) and " " <= text[end] <= "?":
             end += 1
             if end - position > _MAX_SEQUENCE:
@@ -109,9 +112,9 @@ class Tame:
             return -1
         if not "@" <= text[end] <= "~":
             return end  # broken off by something that is looked at by itself
-        shape = _SHAPE.match(text[position + 2 : end])
+        shape = _SHAPE.match(text[position:end])
         if shape is not None and _passes(shape[1], shape[2], text[end]):
-            parts.append(text[position : end + 1])
+            parts.append("\x1b[" + text[position : end + 1])
         return end + 1
 
     def _skip(self, text: str, position: int) -> int:

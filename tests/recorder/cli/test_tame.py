@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -75,6 +76,14 @@ def test_what_acts_does_not(text: str) -> None:
 
 def test_a_sequence_in_eight_bits_is_one_in_seven() -> None:
     assert tamed("\x9b31mred") == "\x1b[31mred"
+
+
+def test_time_is_linear_in_what_comes() -> None:
+    # One event may have 4 MiB; where each sequence copies the rest this takes a quarter of an hour.
+    for hostile in ("\x9b", "\x9b1m", "\x1b[", "\x1b]", "\x1b(", "\x9d"):
+        started = time.process_time()
+        tamed(hostile * 500_000)
+        assert time.process_time() - started < 5, ascii(hostile)
 
 
 def test_a_sequence_within_a_sequence() -> None:
