@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recorder.cli.tame import Tame
+from recorder.cli.tame import RESTORE, Tame
 
 
 def tamed(text: str) -> str:
@@ -91,6 +91,14 @@ def test_a_sequence_within_a_sequence() -> None:
     assert tamed("\x1b]0;a\x1b[31mx") == "\x1b[31mx"
     assert tamed("\x1b\x1b]0;a\x07x") == "x"
     assert tamed("\x1b[3\n1mx") == "\n1mx"
+
+
+def test_the_terminal_is_put_back_without_moving_the_cursor() -> None:
+    # DECSTBM homes it, and so does leaving the other screen if nothing was saved since the soft reset (xterm's ctlseqs).
+    for moving in ("\x1b[?1049l", "\x1b[r"):
+        assert f"\x1b7{moving}" in RESTORE
+    assert "\x1b7\x1b[r\x1b8" in RESTORE
+    assert RESTORE.endswith("\r\n") and "\x1b[H" not in RESTORE and "\x1b[?6" not in RESTORE
 
 
 def test_odd_characters() -> None:
