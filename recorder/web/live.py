@@ -5,7 +5,8 @@
 
 It begins with the header line and what is on the screen: all there is of a small recording, the last events of a large
 one. Whoever watches is asked about again every RECHECK, so that a grant that is withdrawn ends what it allowed. That is
-not the recording's end: a page is told by "event: withdrawn", a program by a connection that is cut. A viewer who takes in nothing holds one piece here and no more: the store is asked for the next when the last is gone.
+not the recording's end: a page is told by "event: withdrawn", a program by a connection that is cut. A viewer who takes
+in nothing holds one piece here and no more: the store is asked for the next when the last is gone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from recorder.web.windows import LEAD, SMALL, line_seconds, lines
 KEEP_ALIVE = 15.0  # seconds between signs of life; proxies and phones drop what is silent for 30
 RECHECK = 10.0  # seconds; the time for which WhoIs answers are kept by default
 TAKE = 10.0  # seconds that a viewer has to take in a piece before it counts as gone
-
 
 
 class Withdrawn(Exception):

@@ -94,7 +94,7 @@ def test_a_sequence_within_a_sequence() -> None:
 
 
 def test_the_terminal_is_put_back_without_moving_the_cursor() -> None:
-    # DECSTBM homes it, and so does leaving the other screen if nothing was saved since the soft reset (xterm's ctlseqs).
+    # DECSTBM homes it, and leaving the other screen takes it to where it was saved (xterm's ctlseqs).
     for moving in ("\x1b[?1049l", "\x1b[r"):
         assert f"\x1b7{moving}" in RESTORE
     assert "\x1b7\x1b[r\x1b8" in RESTORE
