@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,6 @@ def _snippet(hit: Mapping[str, Any]) -> str:
     parts = []
     for piece in hit["snippet"]:
         text = printable(str(piece["text"]), 500)
-        # click takes the style out again where stdout is no terminal.
-        parts.append(click.style(text, bold=True) if piece["match"] else text)
+        # click takes the style out again where stdout is no terminal, and knows nothing of https://no-color.org.
+        parts.append(click.style(text, bold=True) if piece["match"] and not os.environ.get("NO_COLOR") else text)
     return "".join(parts)
