@@ -6,23 +6,24 @@ Both answer with the API's own values (recorder/web/values.py), so that a comman
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from recorder.access import matches
 from recorder.cli.common import Failed, Where, printable
 from recorder.config import Config
 from recorder.crypt import EncryptedBlobs, is_encrypted
 from recorder.index import Index, IndexFailure
 from recorder.index.filters import EVERYTHING, Filter
+from recorder.index.records import command_segments
 from recorder.index.rows import Hit, RecordingRow
 from recorder.index.words import hits as find_hits
 from recorder.index.words import pack, terms
-from recorder.model import Recording, is_id
+from recorder.model import Recording, Source, is_id
 from recorder.proof.documents import is_day
 from recorder.screen import CastText
 from recorder.store.manifest import chunk_key
@@ -38,6 +39,8 @@ Progress = Callable[[int, int], None]
 _PAGE = 500
 # Seconds for an answer to begin; a search may take some.
 _TIMEOUT = 60.0
+# What an answer about a session must have.
+_NEEDED = tuple(values.session(Recording("", {}, Source("", ""), 0.0)))
 # Hits shown of one recording.
 _HITS = 3
 
@@ -192,10 +195,9 @@ class StoreLibrary:
                 cast.feed(piece)
                 if cast.done:
                     break
-        bodies = [pack(segment) for segment in cast.finish()]
+        bodies = [pack(segment) for segment in (*command_segments(recording), *cast.finish())]
         asked = terms(text)
-        command = [pack(type(segment)(((0.0, recording.command),))) for segment in cast.screen.segments[:1]]
-        if not all(find_hits([*bodies, *command], (term,), 1) for term in asked):
+        if not all(find_hits(bodies, (term,), 1) for term in asked):
             return None
         return find_hits(bodies, asked, _HITS)
 
@@ -252,8 +254,8 @@ class ApiLibrary:
         query = _query(wanted)
         found: list[Values] = []
         while len(found) < limit:
-            answer = await self._json("/sessions", query | {"limit": str(min(_PAGE, limit - len(found)))})
-            found += answer["items"]
+            answer = await self._json("/sessions", query | {"limit": str(min(_PAGE, limit - len(found)))}, "cursor")
+            found += self._items(answer, (*_NEEDED, "hits"))
             progress(len(found), 0)
             if not answer["cursor"]:
                 break
@@ -262,13 +264,11 @@ class ApiLibrary:
 
     async def session(self, identifier: str) -> Values:
         """See Library."""
-        return await self._json(_path(identifier))
+        return await self._json(_path(identifier), None, *_NEEDED)
 
     async def events(self, identifier: str) -> list[Values] | None:
         """See Library."""
-        answer = await self._json(f"{_path(identifier)}/events")
-        found: list[Values] = answer["items"]
-        return found
+        return self._items(await self._json(f"{_path(identifier)}/events"))
 
     async def cast(self, identifier: str) -> AsyncGenerator[bytes, None]:
         """See Library."""
@@ -284,15 +284,26 @@ class ApiLibrary:
             async for line in windows.lines(pieces):
                 yield line
 
-    async def _json(self, path: str, query: Mapping[str, str] | None = None) -> Values:
+    def _items(self, answer: Values, needed: Sequence[str] = ()) -> list[Values]:
+        items = answer.get("items")
+        if not isinstance(items, list) or not all(
+            isinstance(item, dict) and item.keys() >= set(needed) for item in items
+        ):
+            raise self._stranger()
+        return items
+
+    async def _json(self, path: str, query: Mapping[str, str] | None = None, *needed: str) -> Values:
         body = b"".join([piece async for piece in self._stream(path, query or {})])
         try:
             answer = json.loads(body)
-            if not isinstance(answer, dict):
-                raise ValueError
-        except ValueError:
-            raise Failed(f"what is at {self._base} is no recorder") from None
+        except (ValueError, RecursionError):
+            raise self._stranger() from None
+        if not isinstance(answer, dict) or not answer.keys() >= set(needed):
+            raise self._stranger()
         return answer
+
+    def _stranger(self) -> Failed:
+        return Failed(f"what is at {printable(self._base)} is no recorder, or one of another version")
 
     async def _stream(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         import aiohttp
@@ -336,7 +347,7 @@ def _query(wanted: Filter) -> dict[str, str]:
         "state": wanted.state.value if wanted.state is not None else "",
         "since": rfc3339(wanted.since) if wanted.since is not None else "",
         "until": rfc3339(wanted.until) if wanted.until is not None else "",
-        "min_duration": f"{wanted.min_duration:g}" if wanted.min_duration is not None else "",
+        "min_duration": repr(wanted.min_duration) if wanted.min_duration is not None else "",
     }
     for name in ("user", "node", "tag", "cluster", "namespace", "pod", "container", "command"):
         query[name] = getattr(wanted, name)
@@ -362,9 +373,7 @@ def fits(recording: Recording, wanted: Filter) -> bool:
 
 
 def _like(text: str, glob: str) -> bool:
-    if not glob:
-        return True
-    return re.fullmatch(".*".join(map(re.escape, glob.split("*"))), text, re.DOTALL) is not None
+    return not glob or matches(glob, text)
 
 
 __all__ = ["ApiLibrary", "Library", "StoreLibrary", "Values", "fits", "open_library", "open_read_only"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
 from aiohttp import web
 
 from recorder.access import Access, Action

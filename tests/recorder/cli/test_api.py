@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from k8sproxy.errors import Refusal
 from recorder.cli.common import Failed, Where
@@ -62,6 +64,36 @@ def test_refusals_are_told(tmp_path: Path) -> None:
                 with pytest.raises(Failed) as failed:
                     await library.session(identifier)
                 assert "\x1b" not in failed.value.message
+
+    run(check())
+
+
+@pytest.mark.parametrize(
+    "document", ["{}", '{"items": 1, "cursor": null}', '{"items": [{}], "cursor": null}', "[" * 100_000, "[]", "x"]
+)
+def test_what_answers_something_else(document: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=document, content_type="application/json")
+
+    async def check() -> None:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", answer)
+        async with TestServer(app) as server, open_library(Where(url=str(server.make_url("")))) as library:
+            with pytest.raises(Failed, match="no recorder"):
+                await library.sessions(Filter(), 10, lambda done, total: None)
+            with pytest.raises(Failed, match="no recorder"):
+                await library.session("0" * 26)
+
+    run(check())
+
+
+def test_a_filter_is_asked_as_it_was_given(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with Stage(tmp_path) as stage, open_library(Where(url=stage.url.rstrip("/"))) as library:
+            identifier = await stage.record(cast_header(), [[100.125, "o", "x"]])
+            for least, expected in ((100.1249, [identifier]), (100.1251, [])):
+                found = await library.sessions(Filter(min_duration=least), 10, lambda done, total: None)
+                assert [session["id"] for session in found] == expected
 
     run(check())
 

@@ -9,10 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from recorder.cli import cli
+from recorder.cli.library import fits
 from recorder.crypt import Keyring
+from recorder.index.filters import Filter
+from recorder.model import Recording, Source
 from recorder.proof import Signer
 from tests.recorder.cli.conftest import Folder
-from tests.recorder.proof.stage import Stage, run
+from tests.recorder.proof.stage import Stage, header, run
 
 
 def harmless(text: str) -> bool:
@@ -68,6 +71,36 @@ def test_search_without_an_index(folder: Folder) -> None:
     assert folder("search", "nowhere", code=1).stderr == "nothing was found\n"
     assert folder.json("search", "deploy", "--user", "bob@*", code=1) == []
     assert folder.json("search", "...", code=1) == []
+
+
+def test_search_finds_a_command_that_wrote_nothing(tmp_path: Path) -> None:
+    async def make(stage: Stage) -> str:
+        async with stage.store() as store:
+            identifier = await stage.record(store, b"", header(command="rm -rf /data"))
+            await stage.settled(store)
+            return identifier
+
+    stage = Stage(tmp_path / "store")
+    folder = Folder(stage, [run(make(stage))], CliRunner(env={"RECORDER_CONFIG": None, "RECORDER_URL": None}).invoke)
+    (found,) = folder.json("search", '"rm -rf"')
+    assert found["id"] == folder.ids[0]
+    folder("rebuild")
+    assert folder.json("search", '"rm -rf"') == [found]  # as the index answers
+
+
+def test_search_marks_what_was_found_unless_told_not_to(folder: Folder) -> None:
+    assert "\x1b[1mdeploy" in folder("search", "deploy", color=True).stdout
+    plain = folder("search", "deploy", color=True, env={"NO_COLOR": "1"}).stdout
+    assert harmless(plain) and "deploy" in plain
+
+
+def test_a_filter_of_stars_takes_no_time(folder: Folder) -> None:
+    folder("ls", "--command", "*a" * 120 + "b" * 200)
+    assert not fits_command("a" * 60_000, "*a" * 120 + "b")
+
+
+def fits_command(command: str, wanted: str) -> bool:
+    return fits(Recording("", {"command": command}, Source("", ""), 0.0), Filter(command=wanted))
 
 
 def test_rebuild_then_search_by_the_index(own: Folder) -> None:

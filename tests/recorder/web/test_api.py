@@ -175,9 +175,7 @@ def test_downloads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("right", ["export", "live", "audit"])
-def test_what_is_seen_and_not_allowed_is_forbidden(
-    tmp_path: Path, right: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_seen_and_not_allowed_is_forbidden(tmp_path: Path, right: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def ask() -> None:
         async with Stage(tmp_path) as stage:
             monkeypatch.setattr(stage.index._intake, "_refresh", 0.0)
