@@ -34,7 +34,7 @@ _ODD = re.compile("[\ud800-\udfff\U0010fe80-\U0010feff]")
 
 # What a recording may have left behind: the other screen, modes, margins, colours, character sets, the cursor. What
 # moves the cursor stands behind a save of its place, or the shell would go on in the middle of what is to be read:
-# leaving the other screen takes it to where it was saved, also where that screen is not shown, and margins take it home.
+# leaving the other screen takes it to where it was saved, also where that is not the one shown; margins take it home.
 RESTORE = (
     "\x1b7\x1b[?1049l\x1b[!p\x1b7\x1b[r\x1b8\x1b[?1l\x1b[?5l\x1b[?7h\x1b[?25h\x1b[0m\x1b(B\x0f\x1b>\x1b[?2026l\r\n"
 )
