@@ -11,6 +11,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -226,5 +227,13 @@ def test_pages_fit_a_phone_and_are_used_by_keyboard(tmp_path: Path) -> None:
                     assert outline == "solid", path
                     await page.keyboard.press("Enter")
                     assert await page.evaluate("document.activeElement.id") == "content", path
+                for width in (360, 1280):
+                    await page.set_viewport_size({"width": width, "height": 700})
+                    await page.goto("/")
+                    boxes = [await text.bounding_box() for text in await page.locator(".activity text").all()]
+                    for one, other in combinations([box for box in boxes if box is not None], 2):
+                        beside = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+                        below = one["y"] + one["height"] <= other["y"] or other["y"] + other["height"] <= one["y"]
+                        assert beside or below, (width, one, other)
 
     asyncio.run(check())
