@@ -55,6 +55,11 @@ async def start(request: web.Request) -> web.Response:
     return _page(request, "start.html", values)
 
 
+def _filtered(found: Mapping[str, str]) -> bool:
+    """Whether a list is narrowed; its second page is not."""
+    return any(name not in queries.PAGE_FIELDS for name in found)
+
+
 async def sessions(request: web.Request) -> web.Response:
     found = queries.values(request.query, (*queries.QUERY_FIELDS, *queries.PAGE_FIELDS))
     page = await asked.find_sessions(request, found, queries.limit(found))
@@ -62,7 +67,7 @@ async def sessions(request: web.Request) -> web.Response:
         "rows": page.items,
         "cursor": page.cursor,
         "found": found,
-        "filtered": any(name not in queries.PAGE_FIELDS for name in found),
+        "filtered": _filtered(found),
         "more": any(name not in ("q", *queries.PAGE_FIELDS) for name in found),
         "facets": await asked.facets(request),
         "states": queries.STATES,
@@ -102,7 +107,7 @@ async def session(request: web.Request) -> web.Response:
 async def events(request: web.Request) -> web.Response:
     found = queries.values(request.query, (*queries.EVENT_FIELDS, *queries.PAGE_FIELDS))
     page = await asked.find_events(request, found, queries.limit(found))
-    values = {"rows": page.items, "cursor": page.cursor, "found": found, "filtered": bool(found)}
+    values = {"rows": page.items, "cursor": page.cursor, "found": found, "filtered": _filtered(found)}
     return _page(request, "events.html", values)
 
 
@@ -118,7 +123,7 @@ async def looks(request: web.Request) -> web.Response:
         "rows": page.items,
         "cursor": page.cursor,
         "found": found,
-        "filtered": bool(found),
+        "filtered": _filtered(found),
         "kinds": queries.KINDS,
     }
     return _page(request, "looks.html", values)

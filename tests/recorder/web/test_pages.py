@@ -58,6 +58,21 @@ def test_a_search_shows_the_words_and_links_to_their_moment(tmp_path: Path) -> N
     asyncio.run(check())
 
 
+def test_the_second_page_of_a_list_is_not_a_filtered_one(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with Stage(tmp_path) as stage:
+            for _ in range(2):
+                await stage.record(cast_header(), [[1.0, "o", "x"]])
+                await stage.event(api_event())
+            for name in ("sessions", "events", "looks"):
+                for path in (f"/{name}?limit=1", f"/{name}?cursor=999999999999999999"):
+                    page = (await stage.get(path)).text
+                    assert "<details open>" not in page and ">Clear</a>" not in page, path
+                assert "<details open>" in (await stage.get(f"/{name}?user=*")).text
+
+    asyncio.run(check())
+
+
 def test_nothing_kept_yet_is_a_page_with_a_sentence(tmp_path: Path) -> None:
     async def check() -> None:
         async with Stage(tmp_path) as stage:
