@@ -261,9 +261,10 @@ def _name(text: str) -> str:
 
 
 def _tags(tags: Sequence[str]) -> str:
-    """With a line feed around each, so that one is found as a whole; blanks have no place in a tag."""
+    """With a line feed around each, so that one is found as a whole; blanks have no place in a tag. "" is no tags at
+    all: whoever has some, of whatever kind, is tagged, and is nobody's own node (see recorder.access)."""
     kept = ["".join(clean(tag).split()) for tag in tags]
-    return "".join(f"\n{tag}" for tag in kept if tag)[:_COLUMN] + "\n" if any(kept) else ""
+    return "".join(f"\n{tag}" for tag in kept if tag)[:_COLUMN] + "\n" if kept else ""
 
 
 def _json(value: Any) -> str:

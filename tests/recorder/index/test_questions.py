@@ -245,6 +245,19 @@ def test_scopes(url: str) -> None:
     run(url, test)
 
 
+def test_tags_of_nothing_are_tags_all_the_same(url: str) -> None:
+    async def test(index: Index, library: Library) -> None:
+        library.put(recording("ann@example.com", node="laptop", tags=["", " "], pod="a"), (1.0, "x"))
+        library.tell(api_event("ann@example.com", tags=[""]))
+        for scope, visible in (((Place(owner="ann@example.com"),), []), ((Place(owner_node="laptop"),), ["a"])):
+            assert await pods(index, "", scope) == visible
+            assert len((await index.events(EventFilter(), scope)).items) == len(visible)
+        (row,) = (await index.recordings(Filter(), ALL)).items
+        assert row.recording.tags == ("", " ")
+
+    run(url, test)
+
+
 def test_running_ones_are_searched_where_they_may_be_watched(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(index: Index, library: Library) -> None:
         monkeypatch.setattr(index._intake, "_refresh", 0.0)
