@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import click
 
-from recorder.cli.common import Where, execute, place_options, progress_bar
+from recorder.cli.common import Where, execute, json_option, place_options, print_json, progress_bar
 
 
 @click.command("rebuild", short_help="Make the index anew from the store.")
 @place_options(running=False)
 @click.option("--index", metavar="URL", help='"sqlite:PATH" or "postgresql://.." (default: as configured).')
-def command(where: Where, index: str | None) -> None:
+@json_option
+def command(where: Where, index: str | None, as_json: bool) -> None:
     """Make the index anew from what is in the store. Until it is done the old one answers; who looked at what stays.
 
     With an index in a file the recorder must be stopped meanwhile; in PostgreSQL it may run on. A file that is damaged
     is laid aside, with the looks in it.
     """
     recordings, events = execute(_rebuild(where, index))
-    click.echo(f"indexed {recordings} sessions and {events} API events")
+    if as_json:
+        print_json({"sessions": recordings, "events": events})
+    else:
+        click.echo(f"indexed {recordings} sessions and {events} API events")
 
 
 async def _rebuild(where: Where, url: str | None) -> tuple[int, int]:
