@@ -28,6 +28,14 @@ def command(where: Where, wanted: Filter, text: str, limit: int, as_json: bool) 
 
     Without an index (a bare store) each session is read, which takes its time. Exit code 1 if nothing was found.
     """
+    from recorder.index.words import terms
+
+    try:
+        if not text.strip():
+            raise click.UsageError("TEXT is what to search for; `recorder ls` lists all sessions")
+        terms(text)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     found = execute(_search(where, replace(wanted, text=text), limit))
     if as_json:
         print_json(found)
@@ -48,10 +56,7 @@ async def _search(where: Where, wanted: Filter, limit: int) -> list[Values]:
 
     with progress_bar("sessions looked at") as progress:
         async with open_library(where) as library:
-            try:
-                return await library.sessions(wanted, limit, progress)
-            except ValueError as error:
-                raise click.UsageError(str(error)) from None
+            return await library.sessions(wanted, limit, progress)
 
 
 def _clock(hit: Mapping[str, Any]) -> str:

@@ -73,6 +73,14 @@ def test_search_without_an_index(folder: Folder) -> None:
     assert folder.json("search", "...", code=1) == []
 
 
+@pytest.mark.parametrize("text", ["", "  ", " ".join(f"w{number}" for number in range(17)), "x" * 1001])
+@pytest.mark.parametrize("place", [[], ["--url", "http://127.0.0.1:1"]])
+def test_search_refuses_what_is_no_search(folder: Folder, text: str, place: list[str]) -> None:
+    place = place or ["--store", str(folder.stage.root)]
+    result = folder.invoke(cli, ["search", *place, text])
+    assert result.exit_code == 2 and "Error: " in result.stderr
+
+
 def test_search_finds_a_command_that_wrote_nothing(tmp_path: Path) -> None:
     async def make(stage: Stage) -> str:
         async with stage.store() as store:
@@ -105,6 +113,7 @@ def fits_command(command: str, wanted: str) -> bool:
 
 def test_rebuild_then_search_by_the_index(own: Folder) -> None:
     assert own("rebuild").stdout == "indexed 3 sessions and 0 API events\n"
+    assert own.json("rebuild") == {"sessions": 3, "events": 0}
     assert [session["id"] for session in own.json("search", "deploy")] == [own.ids[0]]
     assert own.json("show", own.ids[0])["related"] == []
 
