@@ -6,6 +6,8 @@ import unicodedata
 from datetime import UTC, datetime
 from math import ceil
 
+# Letters that are drawn as nothing: the fillers of Hangul.
+_BLANK = frozenset("\u115f\u1160\u3164\uffa0")
 MAX_SHOWN = 300  # characters of a recorded name or command in a page; all of it is in the JSON
 
 
@@ -19,7 +21,7 @@ def visible(text: str, most: int = MAX_SHOWN) -> str:
         category = unicodedata.category(character)
         if character in "\n\t":
             character = " "
-        elif category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        elif category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") or character in _BLANK:
             character = f"\\u{{{ord(character):x}}}"
         marks = marks + 1 if category in ("Mn", "Me", "Mc") else 0
         if marks <= 3:

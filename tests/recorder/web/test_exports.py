@@ -70,6 +70,7 @@ def test_a_document_of_nothing_is_json() -> None:
 def test_words() -> None:
     assert visible("a\u202eb\x1b[\u200d\n\U0010fe80") == "a\\u{202e}b\\u{1b}[\\u{200d} \\u{10fe80}"
     assert visible("e" + "\u0301" * 50) == "e" + "\u0301" * 3
+    assert visible("ana\u3164\u1160 日本\u3000한") == "ana\\u{3164}\\u{1160} 日本\u3000한"
     assert visible("x" * 500) == "x" * 300 + "…"
     assert [clock(seconds) for seconds in (0, 7.9, 754, 3723)] == ["0:00", "0:07", "12:34", "1:02:03"]
     assert [instant(seconds) for seconds in (0, 0.1, 0.3, 61.5, 48.24, 48.201)] == [
