@@ -108,6 +108,12 @@ def test_a_session_is_found_by_a_word_on_its_screen_and_played(tmp_path: Path) -
                 await shows(page, "all done")
                 await page.locator("a[data-moment]").first.click()
                 await shows(page, "needle")
+                # Another word of the same session, without going back.
+                await page.get_by_role("searchbox").fill("building")
+                await page.keyboard.press("Enter")
+                await page.locator("mark").get_by_text("building").click()
+                await shows(page, "building")
+                assert "needle" not in await screen(page)
             assert not seen.errors and not seen.dialogs
             assert all(address.startswith(stage.url) for address in seen.requests)
 

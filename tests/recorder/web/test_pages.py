@@ -128,6 +128,18 @@ def test_hostile_names_are_spelled_out(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
+def test_a_long_command_is_there_as_a_whole(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with Stage(tmp_path) as stage:
+            command = "sh -c '" + "echo <b>&\u202e; " * 200 + "the end'"
+            identifier = await stage.record(cast_header(command=command), [[1.0, "o", "x"]])
+            page = (await stage.get(f"/sessions/{identifier}")).text
+            assert page.count("echo &lt;b&gt;&amp;\\u{202e}; ") > 200 and "the end" in page
+            assert "the end" not in (await stage.get("/sessions")).text
+
+    asyncio.run(check())
+
+
 def test_assets_are_kept_by_their_tag(tmp_path: Path) -> None:
     async def check() -> None:
         async with Stage(tmp_path) as stage:
