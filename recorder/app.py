@@ -230,7 +230,9 @@ class App:
         names: list[str] = []
         if not config.web.hosts:
             try:
-                names = [(await self._localapi.status()).name.removesuffix(".").lower()]
+                name = (await self._localapi.status()).name.removesuffix(".").lower()
+                # MagicDNS takes the first label for the whole; that is what people type.
+                names = [name, name.partition(".")[0]]
             except Refusal as refusal:
                 _log.warning("web_without_names", why=refusal.message)
         self._web = WebServer(config, store, self._finding.index, self._whois, list(filter(None, names)))

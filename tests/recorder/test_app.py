@@ -26,7 +26,8 @@ from recorder.proof.verify import Verifier
 from recorder.store import Store
 from recorder.store.blobs import FolderBlobs
 from recorder.store.logs import FolderLog
-from tests.recorder.ingest.senders import H2Sender
+from tests.fakes.tailscaled import FakeTailscaled
+from tests.recorder.ingest.senders import H2Sender, exchange
 from tests.recorder.serving import free_port, recorder, write_config
 from tests.recorder.store.running import HEADER, lines, text_of
 
@@ -103,6 +104,31 @@ def test_a_reload_says_what_needs_a_restart(tmp_path: Path) -> None:
             reloaded = await running.logged("reloaded")
             # Who may look still goes by the old domain.
             assert reloaded["needs_restart"] == ["tailnet.capabilityDomain", "tailnet.socket", "web"]
+
+    asyncio.run(main())
+
+
+def test_the_site_is_reached_under_the_names_that_people_type(tmp_path: Path) -> None:
+    async def main() -> None:
+        port = free_port()
+        web = {"listen": [f"127.0.0.1:{port}"], "insecureAllow": ["127.0.0.1"]}
+        async with (
+            FakeTailscaled(tmp_path / "daemon.sock") as daemon,
+            recorder(tmp_path, tailnet={"socket": "daemon.sock"}, index={"enabled": True}, web=web),
+        ):
+            node = daemon.name.removesuffix(".")
+            short = node.partition(".")[0]
+            for host, expected in (
+                (node, 200),
+                (short, 200),
+                (f"{short.upper()}:{port}", 200),
+                ("127.0.0.1", 200),
+                (f"{short}.evil.example", 421),
+                ("localhost", 421),
+                ("", 421),
+            ):
+                status, _, _ = await exchange(port, f"GET /about HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                assert (host, status) == (host, expected)
 
     asyncio.run(main())
 
