@@ -191,15 +191,21 @@ class Questions:
         return answer
 
     async def looks(self, asked: LookFilter, scope: Scope, *, limit: int = 50, cursor: str | None = None) -> Page[Look]:
-        """Who looked, newest first: at recordings in scope. What is about no recording, or about one that is gone, is
-        told where the scope is everything."""
+        """Who looked, newest first: at recordings and API events in scope. What is about neither, or about one that is
+        gone, is told where the scope is everything."""
         where = Where(self.database.dialect)
         conditions.looks(where, asked)
         if not is_unrestricted(scope):
-            inner = Where(self.database.dialect, where.parameters)
-            inner.add("r.id = l.recording")
-            inner.scope(scope, "r")
-            where.add(f"EXISTS (SELECT 1 FROM recordings r WHERE {inner})")
+            ways = []
+            for table, alias, named in (
+                ("recordings", "r", "r.id = l.recording"),
+                ("events", "e", "l.kind = 'event' AND e.id = l.detail"),
+            ):
+                inner = Where(self.database.dialect, where.parameters)
+                inner.add(named)
+                inner.scope(scope, alias)
+                ways.append(f"EXISTS (SELECT 1 FROM {table} {alias} WHERE {inner})")
+            where.add(f"({' OR '.join(ways)})")
         self._after(where, "l.number", cursor)
         sql = f"SELECT {LOOK_COLUMNS} FROM looks l WHERE {where} ORDER BY l.number DESC LIMIT {_limit(limit) + 1}"
         found = await self.database.fetch(sql, where.parameters) if scope else []

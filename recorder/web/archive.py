@@ -51,7 +51,7 @@ class Archive(Protocol):
         """Which values there are to filter by."""
 
     async def looks(self, asked: LookFilter, scope: Scope, *, limit: int = 50, cursor: str | None = None) -> Page[Look]:
-        """Newest first; looks at a recording if it is in scope, others if the scope is everything."""
+        """Newest first; looks at a recording or an API event if it is in scope, others if the scope is everything."""
 
     async def add_look(self, peer: Peer, kind: str, recording: str, at: float, *, detail: str = "") -> Look:
         """Keep that a peer looked, at unix seconds; safe on return."""

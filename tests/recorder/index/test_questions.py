@@ -398,20 +398,31 @@ def test_looks(url: str) -> None:
             await index.add_look(runner, "export", other.id, START, detail=".cast\0"),
             await index.add_look(ann, "search", "", START + 1, detail="password"),
         ]
+        happened = api_event(namespace="shop")
+        library.tell(happened)
+        await index.settled()
+        at_event = await index.add_look(ann, "event", "", START - 1, detail=happened.id)
+        shop_only = (Place(namespaces=("shop",)),)
+        assert (await index.looks(LookFilter(), shop_only)).items == (looks[0], at_event)
+        assert (await index.looks(LookFilter(kind="event"), shop_only)).items == (at_event,)
+        assert (await index.looks(LookFilter(kind="event"), (Place(namespaces=("bank",)),))).items == ()
+        # What was searched for is no id of an event, whatever it is spelled like.
+        looks.append(await index.add_look(ann, "search", "", START - 2, detail=happened.id))
+        assert (await index.looks(LookFilter(kind="search"), shop_only)).items == ()
+        looks.append(at_event)
         page = await index.looks(LookFilter(), ALL)
         assert page.items[0] == looks[2]
         assert {look.id for look in page.items} == {look.id for look in looks}
         assert [look.tags for look in page.items if look.kind == "export"] == [("tag:ci",)]
         assert (await index.looks(LookFilter(user="ann@*", kind="view"), ALL)).items == (looks[0],)
         assert [look.user for look in (await index.looks(LookFilter(recording=other.id), ALL)).items] == [""]
-        assert (await index.looks(LookFilter(), (Place(namespaces=("shop",)),))).items == (looks[0],)
         assert (await index.looks(LookFilter(), ())).items == ()
         first = await index.looks(LookFilter(), ALL, limit=1)
-        assert len((await index.looks(LookFilter(until=START + 0.5), ALL, limit=5, cursor=first.cursor)).items) == 2
+        assert len((await index.looks(LookFilter(until=START + 0.5), ALL, limit=5, cursor=first.cursor)).items) == 4
         library.remove(shop.id)
         await index.settled()
-        assert len((await index.looks(LookFilter(), ALL)).items) == 3  # what was looked at may go, the look stays
-        assert (await index.looks(LookFilter(), (Place(namespaces=("shop",)),))).items == ()
+        assert len((await index.looks(LookFilter(), ALL)).items) == 5  # what was looked at may go, the look stays
+        assert (await index.looks(LookFilter(), shop_only)).items == (at_event,)
 
     run(url, test)
 
