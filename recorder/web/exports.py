@@ -3,15 +3,19 @@
 The text is what was written to the terminal without escape sequences and other controls, in the order in which it
 came: what a full-screen program drew stands there as often as it drew it. Lines end in line feeds; a carriage return
 alone ends one too, so that every state of a progress bar is there.
+
+This is work, of seconds for a large recording, on the loop that also acknowledges what is recorded: whoever waits there
+gets a turn every TURN bytes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
 
-from recorder.web.windows import lines
+from recorder.web.windows import TURN, lines
 
 # What is text, up to the next character that does something.
 _RUN = re.compile("[^\x00-\x1f\x7f-\x9f]+")
@@ -123,9 +127,12 @@ async def text(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Cast text as plain text (UTF-8)."""
     plain = PlainText()
     async for line in lines(pieces):
-        output = output_of(line)
-        if output is not None and (done := plain.feed(output)):
-            yield done.encode()
+        output = output_of(line) or ""
+        for start in range(0, len(output), TURN):
+            if start:
+                await asyncio.sleep(0)
+            if done := plain.feed(output[start : start + TURN]):
+                yield done.encode()
     if done := plain.finish():
         yield done.encode()
 

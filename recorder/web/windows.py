@@ -17,6 +17,7 @@ Times that fall are taken as the highest one before, as the store takes them.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -31,6 +32,9 @@ SMALL = 2 * 1024 * 1024  # bytes of cast text that the player's terminal takes i
 LEAD = 96 * 1024  # bytes before a moment: several full redraws of a large colourful screen; twice that is kept
 MOST_LEAD = 8 * 1024 * 1024  # bytes read for a lead-in; where the rate was that far above its average, it is cut short
 WINDOW = 128 * 1024  # bytes after it: minutes at a shell, and half a second of a build's log
+
+# Bytes of cast between two turns for others: some 5 ms where nearly all of it is escape sequences.
+TURN = 32 * 1024
 
 _TIME = re.compile(rb"\[\s*(-?\d{1,12}(?:\.\d{0,30})?(?:[eE][+-]?\d{1,2})?)\s*,")
 POSITION = r"^([0-9]{1,12}(?:\.[0-9]{1,30})?(?:e-[0-9]{1,3})?)~([0-9]{1,9})$"  # of JSON Schema and of Python
@@ -63,14 +67,19 @@ def line_seconds(line: bytes) -> float | None:
 
 
 async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Line by line, each with its line feed, out of pieces of many; the last may lack it."""
-    rest = b""
+    """Line by line, each with its line feed, out of pieces of many; the last may lack it. Whoever waits for the loop
+    gets a turn every TURN bytes: what is done with each line is work, and on this loop recordings are acknowledged."""
+    rest, given = b"", 0
     async for piece in pieces:
         if rest:
             piece = rest + piece
         *whole, rest = piece.split(b"\n")
         for line in whole:
             yield line + b"\n"
+            given += len(line) + 1
+            if given >= TURN:
+                given = 0
+                await asyncio.sleep(0)
     if rest:
         yield rest + b"\n"
 

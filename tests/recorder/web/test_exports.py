@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recorder.web import exports
 from recorder.web.exports import PlainText, document
 from recorder.web.words import clock, instant, length, size, visible
 
 
 @pytest.mark.parametrize(
-    ("output", "text"),
+    ("output", "expected"),
     [
         ("plain", "plain"),
         ("a\r\nb\n", "a\nb\n"),
@@ -31,11 +32,11 @@ from recorder.web.words import clock, instant, length, size, visible
         ("end\r", "end\n"),
     ],
 )
-def test_plain_text_whole_and_by_character(output: str, text: str) -> None:
+def test_plain_text_whole_and_by_character(output: str, expected: str) -> None:
     plain = PlainText()
-    assert plain.feed(output) + plain.finish() == text
+    assert plain.feed(output) + plain.finish() == expected
     plain = PlainText()
-    assert "".join(map(plain.feed, output)) + plain.finish() == text
+    assert "".join(map(plain.feed, output)) + plain.finish() == expected
 
 
 @settings(max_examples=200)
@@ -63,6 +64,31 @@ def test_a_document_of_nothing_is_json() -> None:
         for values in ((), (b"{}\n",), (b"bad\n", b"bad\n", b"[1]\n"), (b"{}\n[1]\n[2]\nnope\n[NaN]\n",)):
             text = b"".join([part async for part in document({"id": "x"}, pieces(*values))])
             assert set(json.loads(text)) == {"session", "header", "events"}
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("form", ["text", "document"])
+@pytest.mark.parametrize("count", [1, 20_000], ids=["one line", "many lines"])
+def test_others_get_their_turn(form: str, count: int) -> None:
+    output = "\x1b[1mx\r\n" * (100_000 // count)
+
+    async def pieces() -> AsyncIterator[bytes]:  # all of it at hand, so that nothing is waited for
+        yield b"{}\n" + (json.dumps([1.0, "o", output]).encode() + b"\n") * count
+
+    async def check() -> None:
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.ensure_future(other())
+        parts = [part async for part in (exports.text(pieces()) if form == "text" else document({}, pieces()))]
+        task.cancel()
+        assert parts and turns > (20 if form == "text" or count > 1 else 0)
 
     asyncio.run(check())
 
