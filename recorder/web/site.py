@@ -98,7 +98,8 @@ class Site:
         """Write down that the peer looks. Raises Refusal (503, look_not_kept), and then nothing may be shown."""
         peer = granted.peer
         identifier = recording.id if recording is not None else ""
-        key = (peer.stable_id, kind, f"{identifier} {detail}")
+        # The person too: a node may be signed in to by somebody else.
+        key = (f"{peer.stable_id} {peer.node_name} {peer.login_name}", kind, f"{identifier} {detail}")
         now = self.clock()
         if join and now - self._joined.get(key, float("-inf")) < LOOK_JOINED:
             return
