@@ -58,8 +58,11 @@ def problem(refusal: Refusal) -> web.Response:
     return response
 
 
-async def stream(request: web.Request, pieces: AsyncIterator[bytes], headers: dict[str, str]) -> web.StreamResponse:
-    """An answer in pieces. Where it can't go on, the connection is cut, so that nobody takes a part for the whole."""
+async def stream(
+    request: web.Request, pieces: AsyncIterator[bytes], headers: dict[str, str], still: live.Still | None = None
+) -> web.StreamResponse:
+    """An answer in pieces. Where it can't go on, the connection is cut, so that nobody takes a part for the whole; so
+    also when `still`, asked every live.RECHECK, says that the peer may have it no longer."""
     response = web.StreamResponse(headers=headers)
     if request.method == "HEAD":
         await response.prepare(request)
@@ -67,16 +70,22 @@ async def stream(request: web.Request, pieces: AsyncIterator[bytes], headers: di
     # What fails before the first byte is still answered with a status.
     held = await anext(pieces, b"")
     await response.prepare(request)
+    loop = asyncio.get_running_loop()
+    asked_at = loop.time()
     try:
         async for piece in pieces:
             held += piece
             if len(held) >= _PIECE:
                 await response.write(held)
                 held = b""
+                if still is not None and loop.time() >= asked_at + live.RECHECK:
+                    if not await still():
+                        raise live.Withdrawn
+                    asked_at = loop.time()
         await response.write(held)
         await response.write_eof()
-    except (ConnectionError, TimeoutError):
-        cut(request)  # nobody is there any more
+    except (ConnectionError, TimeoutError, live.Withdrawn):
+        cut(request)  # nobody is there any more, or nobody who may have it
     except Exception:
         _log.exception("stream_failed", path=request.path)
         cut(request)
@@ -146,22 +155,23 @@ async def cast(request: web.Request) -> web.StreamResponse:
     start, end = queries.number(found, "start") or 0.0, queries.number(found, "end")
     recording = await _exported(request, "cast")
     async with aclosing(request.app[SITE].store.cast(recording.id, start=start, end=end)) as pieces:
-        return await stream(request, pieces, _attachment(recording, "cast", "application/x-asciicast"))
+        headers = _attachment(recording, "cast", "application/x-asciicast")
+        return await stream(request, pieces, headers, _still(request, recording, Action.EXPORT))
 
 
 async def text(request: web.Request) -> web.StreamResponse:
     recording = await _exported(request, "text")
     async with aclosing(request.app[SITE].store.cast(recording.id)) as pieces:
-        return await stream(request, exports.text(pieces), _attachment(recording, "txt", "text/plain; charset=utf-8"))
+        headers = _attachment(recording, "txt", "text/plain; charset=utf-8")
+        return await stream(request, exports.text(pieces), headers, _still(request, recording, Action.EXPORT))
 
 
 async def document(request: web.Request) -> web.StreamResponse:
     recording = await _exported(request, "json")
     async with aclosing(request.app[SITE].store.cast(recording.id)) as pieces:
-        about = values.session(recording)
-        return await stream(
-            request, exports.document(about, pieces), _attachment(recording, "json", "application/json")
-        )
+        made = exports.document(values.session(recording), pieces)
+        headers = _attachment(recording, "json", "application/json")
+        return await stream(request, made, headers, _still(request, recording, Action.EXPORT))
 
 
 async def watch(request: web.Request) -> web.StreamResponse:
@@ -169,12 +179,7 @@ async def watch(request: web.Request) -> web.StreamResponse:
     recording = await site.recording(granted, request.match_info["id"], Action.LIVE)
     await site.look(granted, "live", recording)
 
-    async def still() -> bool:
-        try:
-            return (await site.access(request)).may(recording, Action.LIVE)
-        except Refusal:
-            return False
-
+    still = _still(request, recording, Action.LIVE)
     as_lines = "application/x-ndjson" in request.headers.get("Accept", "")
     response = web.StreamResponse(
         headers={"Content-Type": "application/x-ndjson" if as_lines else "text/event-stream", "X-Accel-Buffering": "no"}
@@ -248,6 +253,18 @@ async def _exported(request: web.Request, form: str) -> Recording:
     # Each download is written down by itself; a HEAD takes nothing away, but it is asked by whoever is about to.
     await request.app[SITE].look(granted_to(request), "export", recording, form, join=False)
     return recording
+
+
+def _still(request: web.Request, recording: Recording, action: Action) -> live.Still:
+    """Asks whether what the peer was let do at the beginning of a long answer is still allowed."""
+
+    async def still() -> bool:
+        try:
+            return (await request.app[SITE].access(request)).may(recording, action)
+        except Refusal:
+            return False
+
+    return still
 
 
 def _attachment(recording: Recording, ending: str, content_type: str) -> dict[str, str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,19 @@ def test_every_look_is_written_down(tmp_path: Path) -> None:
             assert {look["user"] for look in looks} == {"ben@example.com"}
             assert (await stage.get(f"{BASE}/sessions")).json()["items"] == []  # may audit, may not view
             assert (await stage.get("/looks")).status == 200
+
+    asyncio.run(ask())
+
+
+def test_looks_of_two_people_at_one_machine_are_two(tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            identifier = await stage.record(cast_header(), EVENTS)
+            for login in ("ben@example.com", "ana@example.com", "ben@example.com"):
+                stage.peer = replace(person(login, EVERYTHING), stable_id="n1")
+                assert (await stage.get(f"{BASE}/sessions/{identifier}")).status == 200
+            looks = (await stage.get(f"{BASE}/looks")).json()["items"]
+            assert [look["user"] for look in looks] == ["ana@example.com", "ben@example.com"]
 
     asyncio.run(ask())
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def test_a_withdrawn_grant_ends_what_it_allowed(tmp_path: Path, monkeypatch: pyt
                 with pytest.raises(aiohttp.ClientError):  # cut off, for a program would take it for the session's end
                     await response.content.read()
             await stage.writer.finish(End.CLEAN)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("form", ["cast", "text", "json"])
+def test_a_withdrawn_grant_ends_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    async def check() -> None:
+        async with Stage(tmp_path) as stage:
+            noise = [[float(n), "o", os.urandom(30_000).hex()] for n in range(400)]  # more than any buffer on its way
+            identifier = await stage.record(cast_header(), noise)
+            monkeypatch.setattr(live, "RECHECK", 0.01)
+            async with stage.client.get(f"{BASE}/sessions/{identifier}/{form}") as response:
+                assert response.status == 200
+                stage.peer = person("root@example.com", {"view": True})
+                with pytest.raises(aiohttp.ClientError):
+                    await response.content.read()
 
     asyncio.run(check())
 
