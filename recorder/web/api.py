@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from math import isfinite
 from typing import Any
 
 import structlog
@@ -35,12 +34,9 @@ def answer(document: Any, *, status: int = 200, content_type: str = "application
 
 
 def _finite(value: Any) -> Any:
-    """JSON values without the NaN and Infinity that Python reads from a sender's text, and JSON has not."""
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(member) for name, member in value.items()}
-    return [_finite(member) for member in value] if isinstance(value, list | tuple) else value
+    """JSON values without the NaN and Infinity that Python reads from a sender's text, and JSON has not. By way of
+    text, for a sender's values may be nested deeper than calls here can be."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def problem(refusal: Refusal) -> web.Response:

@@ -33,8 +33,8 @@ def new_word() -> str:
 
 
 def printing(word: str) -> str:
-    """A shell command that prints it without having it in its text."""
-    return f"printf {word[:3]}; echo {word[3:]}"
+    """A shell command that prints it, in one piece, without having it in its text."""
+    return f"printf '{word[:3]}%s\\n' {word[3:]}"
 
 
 def with_recorder(bed: Bed) -> dict[str, Node]:

@@ -10,6 +10,7 @@ import pytest
 
 from recorder.index import IndexFailure
 from recorder.model import End, new_id
+from recorder.web.api import answer
 from recorder.web.routes import BASE
 from tests.recorder.web.schema import check
 from tests.recorder.web.stage import EVERYTHING, Stage, api_event, cast_header, machine, person
@@ -242,6 +243,14 @@ def test_every_look_is_written_down(tmp_path: Path) -> None:
             assert (await stage.get("/looks")).status == 200
 
     asyncio.run(ask())
+
+
+def test_what_is_no_json_is_null_however_deep() -> None:
+    value: Any = [float("nan"), float("inf"), 1.5, "NaN"]
+    for _ in range(700):
+        value = [value]
+    body = answer({"header": value}).body
+    assert isinstance(body, bytes) and b'[null, null, 1.5, "NaN"]' in body
 
 
 def test_looks_of_two_people_at_one_machine_are_two(tmp_path: Path) -> None:
