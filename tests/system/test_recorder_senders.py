@@ -169,7 +169,7 @@ def test_tailscales_proxy_records_here(
     }  # fmt: skip
     assert {name: found[name] for name in wanted} == wanted
     assert list(found["source"]["tags"]) == ["tag:k8s"]
-    assert word.encode() in done.stdout and f"printf {word[:3]}" in found["command"]
+    assert word.encode() in done.stdout and printing(word) in found["command"]
 
 
 @pytest.mark.parametrize("protocol", STREAMING)
