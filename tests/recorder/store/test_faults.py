@@ -339,7 +339,7 @@ def test_the_journal_reader_stops_at_the_first_damage() -> None:
     from recorder.store.records import Kind, head, seal
 
     record = head(Kind.DATA, "0" * 26, 5, 3) + b"abc"
-    whole = seal(1, [record]) + seal(2, [record, record]) + seal(3, [record])
+    whole = bytes(seal(1, [record]) + seal(2, [record, record]) + seal(3, [record]))
     for damage in range(len(whole)):
         changed = bytearray(whole)
         changed[damage] ^= 0x40
