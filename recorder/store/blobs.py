@@ -217,7 +217,7 @@ def write_file(root: Path, path: Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
     """Write all of it, however much the kernel takes at a time. Raises OSError."""
     view = memoryview(data)
     while view:
