@@ -186,7 +186,8 @@ def cut_frames(
     """Frames out of text, and what is left of it for the next time.
 
     offset: of the text in the recording; the header line is at 0. before: seconds, of the last event before this text.
-    inside: the text begins inside of a line. final: nothing follows, so leave nothing. size: bytes of a frame.
+    inside: the text begins inside of a line. final: nothing follows, so leave nothing. size: bytes of a frame; lines
+    that are longer have frames of up to FRAME bytes, so that few are cut in two.
     """
     cuts: list[Cut] = []
     position = 0
@@ -194,7 +195,12 @@ def cut_frames(
         if len(text) - position <= size and final:
             end = len(text)
         else:
-            end = text.rfind(b"\n", position, position + size) + 1 or position + size
+            end = text.rfind(b"\n", position, position + size) + 1
+            end = end or text.find(b"\n", position + size, position + FRAME) + 1
+            if not end:
+                if len(text) - position < FRAME and not final:
+                    break
+                end = position + size
         cut = _cut(text[position:end], has_header=offset + position == 0, before=before, inside=inside)
         before = cut.last
         inside = text[end - 1] != _LINE_FEED
