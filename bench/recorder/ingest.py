@@ -1,5 +1,5 @@
 """How much the recorder takes in: python -m bench.recorder.ingest [--sessions N] [--rates MB/S ..] [--seconds S]
-    [--event BYTES] [--json FILE] [--markdown FILE]
+    [--life S] [--event BYTES] [--json FILE] [--markdown FILE]
 
 `recorder serve` as it is installed, on a folder, and sessions as a k8sproxy has them (bench/peers/cmd/castload): 500 on
 16 connections, h2c, terminal text in events of 64 KiB, at each rate for some seconds, and then as fast as it goes. Each
@@ -10,9 +10,12 @@ for, and all of it is held against what was sent; `recorder verify` must be clea
     ack         from an event's write to the reading of the ack that covers it, over all events
     behind      how much later than due the recorder's windows let an event be sent, at p99
     CPU s/GB    the recorder's own CPU, all threads, from the first event to the last ack, over the bytes
-    after       its CPU from there until every recording is in the store
+    after       its CPU from there until every recording is in the store; what the index does later is not in it
     memory      of its own at most, less what it had before the first session, over the sessions
     load's CPU  the generator's, in cores, and of both together 2 are there
+
+With --life each session ends after about so many seconds and another one takes its place, so that the index has texts
+to make meanwhile (a running session's is made after a minute).
 
 Others on the machine take from all of it: their share is given for each row.
 """
@@ -71,7 +74,7 @@ def sample(directory: Path, peers: Path, pool: Sequence[bytes], rate: float, opt
         told = directory / "acked"
         command = [str(peers / "castload"), f"--address=127.0.0.1:{served.port}", f"--pool={peers / 'pool'}"]
         command += [f"--sessions={options.sessions}", f"--connections={options.connections}", f"--rate={rate}"]
-        command += [f"--seconds={options.seconds}", f"--journal={told}"]
+        command += [f"--seconds={options.seconds}", f"--journal={told}", f"--life={options.life}"]
         cpu: dict[str, float] = {}
         answer: dict[str, Any] = {}
         with Memory(served) as memory, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
@@ -138,6 +141,9 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--rates", type=float, nargs="*", default=[20, 50, 100, 0], help="MB/s; 0: as fast as it goes")
     parser.add_argument("--seconds", type=float, default=15.0, help="of sending, at each rate")
+    parser.add_argument(
+        "--life", type=float, default=0.0, help="seconds of a session, then another one; 0: all the time"
+    )
     parser.add_argument("--event", type=int, default=65_000, help="bytes of an event")
     parser.add_argument("--prefix", nargs="*", default=[], help="words before the recorder's command: a profiler")
     parser.add_argument("--peers", type=Path, help="where castload is already built")

@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,19 @@ def event_line(pool: Sequence[bytes], number: int, count: int) -> bytes:
 
 
 class Served:
-    """`recorder serve` in a folder, under measurement. Further sections come as they stand in the file. prefix: words
-    before its command."""
+    """`recorder serve` in a folder, under measurement. data: what it keeps, if that is not in the folder. prefix: words
+    before its command. viewers: it has a web site, which 127.0.0.1 sees all of."""
 
-    def __init__(self, stack: ExitStack, directory: Path, *, prefix: Sequence[str] = (), **sections: Any) -> None:
-        self.data = directory / "data"
+    def __init__(
+        self,
+        stack: ExitStack,
+        directory: Path,
+        *,
+        data: Path | None = None,
+        prefix: Sequence[str] = (),
+        viewers: bool = False,
+    ) -> None:
+        self.data = data or directory / "data"
         self.port, self.web_port, self.admin_port = free_port(), free_port(), free_port()
         self.file = directory / "recorder.yaml"
         self._stack = stack
@@ -117,19 +125,20 @@ class Served:
         self._prefix = tuple(prefix)
         self.process: Measured
         socket = directory / "tailscaled.sock"
-        config = {
+        config: dict[str, Any] = {
             "apiVersion": "recorder/v1alpha1",
             "tailnet": {"socket": str(socket)},
             "store": {"folder": str(self.data)},
             "ingest": {"listen": [f"127.0.0.1:{self.port}"], "allow": ["tag:k8sproxy"]},
             "admin": {"address": f"127.0.0.1:{self.admin_port}"},
-            **sections,
         }
+        if viewers:
+            config["web"] = {"listen": [f"127.0.0.1:{self.web_port}"], "insecureAllow": ["127.0.0.1"]}
         self.file.write_text(json.dumps(config))
         self.daemon = stack.enter_context(
             Measured("stand-in tailscaled", python("-c", _STAND_IN, str(socket)), directory / "whois.log")
         )
-        _wait(socket.exists, "the stand-in daemon")
+        wait(socket.exists, "the stand-in daemon")
         self.start()
 
     def start(self) -> None:
@@ -137,7 +146,7 @@ class Served:
         command = [*self._prefix, str(Path(sys.executable).with_name("recorder")), "serve", "--config", str(self.file)]
         self.process = self._stack.enter_context(Measured("recorder", command, self._directory / "recorder.log"))
         self.process.wait_for(self.port)
-        _wait(self._ready, "the recorder's readiness")
+        wait(self._ready, "the recorder's readiness")
 
     def _ready(self) -> bool:
         try:
@@ -155,7 +164,11 @@ class Served:
 
     def settled(self, seconds: float = 120.0) -> None:
         """Wait until every recording that is over is wholly in the store."""
-        _wait(lambda: self.metrics()["recorder_store_unfinished"] == 0, "all recordings in the store", seconds)
+        wait(lambda: self.metrics()["recorder_store_unfinished"] == 0, "all recordings in the store", seconds)
+
+    def indexed(self, seconds: float = 120.0) -> None:
+        """Wait until the index has nothing left to write."""
+        wait(lambda: self.metrics()["recorder_index_waiting"] == 0, "the index", seconds)
 
     def verify(self) -> str:
         """`recorder verify`: its summary. Raises RuntimeError where it is not clean."""
@@ -168,7 +181,8 @@ class Served:
         return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
-def _wait(condition: Any, what: str, seconds: float = _START) -> None:
+def wait(condition: Callable[[], bool], what: str, seconds: float = _START) -> None:
+    """Until it is so. Raises RuntimeError where it takes too long."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -198,7 +212,7 @@ def check(folder: Path, pool: Sequence[bytes], acked: dict[int, int], *, end: En
             number = int(recording.header["sessionID"])
             if end is not None and recording.end is not end:
                 raise RuntimeError(f"session {number} ended as {recording.end.value}")
-            total += await _compare(number, pieces, pool, missing.pop(number, 0), recording.size)
+            total += await compare(number, pieces, pool, missing.pop(number, 0), recording.size)
             if recording.damaged:
                 raise RuntimeError(f"session {number} is marked as damaged")
         lost = {number: size for number, size in missing.items() if size}
@@ -209,7 +223,7 @@ def check(folder: Path, pool: Sequence[bytes], acked: dict[int, int], *, end: En
     return asyncio.run(run())
 
 
-async def _compare(number: int, pieces: AsyncIterator[bytes], pool: Sequence[bytes], acked: int, size: int) -> int:
+async def compare(number: int, pieces: AsyncIterator[bytes], pool: Sequence[bytes], acked: int, size: int) -> int:
     """A cast against what its sender made; the header line is taken as it is. A sender that was cut off may have sent
     a part of its last event, which reading leaves out: `size` has it."""
     if size < acked:

@@ -40,7 +40,7 @@ class Pressure:
     """
 
     # Bytes. Twice a commit's.
-    MAX_QUEUED = 16 << 20
+    MAX_QUEUED = 8 << 20
     # Bytes. Queue, tails (20 MiB, see the builder) and frames (24 MiB), and some.
     MAX_HELD = 64 << 20
 

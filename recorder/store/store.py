@@ -236,6 +236,11 @@ class Store:
         return self._room.pressure.held
 
     @property
+    def arriving(self) -> float:
+        """Bytes a second that come in now: work that can wait does."""
+        return self.journal.rate if self.journal is not None else 0.0
+
+    @property
     def crowded(self) -> bool:
         """Whether all recordings together wait for more than should be in memory."""
         return self._room.pressure.high

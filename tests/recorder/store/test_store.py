@@ -470,6 +470,26 @@ def test_progress_is_told_less_often_of_many(tmp_path: Path, monkeypatch: pytest
     run(main())
 
 
+def test_how_much_comes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("recorder.store.journal.time", clock)
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            live = await store.begin(HEADER, SOURCE)
+            for turn in range(20):
+                clock.now += 1.0
+                live.write(lines(1000, start=1000 * turn))
+                await live.wait_acked(live.given - 1)
+            each = live.acked / 20
+            assert 0.7 * each < store.arriving < 1.5 * each
+            clock.now += 30.0
+            assert store.arriving < each / 1000
+        assert Store(FolderBlobs(tmp_path), None).arriving == 0.0
+
+    run(main())
+
+
 class Clock:
     """The module time, with a monotonic clock that only we advance."""
 

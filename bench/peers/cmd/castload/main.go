@@ -15,11 +15,15 @@
 // sends what its window lets it. Ack latency is from the moment an event is
 // handed to the kernel to the moment the ack that covers it is read.
 //
+// With --life sessions end after about so many seconds, at some moment, and a
+// new one with the next number takes each one's place.
+//
 // It prints JSON lines: {"state":"open"} when all sessions are accepted,
 // {"state":"sent"} when no more is sent and all is acked, and at the end
 // {"state":"done", ..}. With --journal FILE that file has, at the end and
-// whenever the recorder goes away, a line {"session":n,"sent":..,"acked":..}
-// of each session.
+// whenever the recorder goes away, a line of each session: {"session":n,
+// "sent":bytes,"acked":bytes,"ending":told the recorder so,"over":and was told
+// that it is}.
 package main
 
 import (
@@ -32,6 +36,7 @@ import (
 	"io"
 	"log"
 	"math"
+	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
@@ -52,11 +57,13 @@ var (
 	rate        = flag.Float64("rate", 0, "MB/s (10^6) of all sessions; 0: as fast as it goes")
 	seconds     = flag.Float64("seconds", 10, "of sending")
 	poolFile    = flag.String("pool", "", "file of texts")
+	life        = flag.Float64("life", 0, "seconds that a session lasts on average; 0: to the end")
 	first       = flag.Int("first", 0, "number of the first session")
 	journal     = flag.String("journal", "", "file for what was sent and acked")
 
 	pool [][]byte
 	stop atomic.Bool
+	next atomic.Int64 // number of the next session
 )
 
 // mark is an event that is not acked yet.
@@ -76,6 +83,8 @@ type session struct {
 	marks  []mark
 	status string
 	rest   []byte // of an ack line
+	until  time.Time
+	ending bool
 	over   bool
 }
 
@@ -88,6 +97,7 @@ type connection struct {
 	initial  int64
 	maxFrame int64
 	sessions []*session
+	live     []*session // those that send
 	byStream map[uint32]*session
 	accepted int
 	ended    int
@@ -103,6 +113,7 @@ func main() {
 		log.Fatal(err)
 	}
 	pool = bytes.Split(bytes.TrimSuffix(text, []byte("\n")), []byte("\n"))
+	next.Store(int64(*first))
 	all := make([]*connection, *connections)
 	for i := range all {
 		if all[i], err = open(i); err != nil {
@@ -165,7 +176,9 @@ func report(all []*connection, sending, acked, total float64, lost bool) {
 		c.mu.Lock()
 		for _, s := range c.sessions {
 			bytes += s.acked
-			line, _ := json.Marshal(map[string]any{"session": s.number, "sent": s.sent, "acked": s.acked, "over": s.over})
+			line, _ := json.Marshal(map[string]any{
+				"session": s.number, "sent": s.sent, "acked": s.acked, "ending": s.ending, "over": s.over,
+			})
 			lines = append(append(lines, line...), '\n')
 		}
 		ack, behind = append(ack, c.ack...), append(behind, c.behind...)
@@ -227,30 +240,59 @@ func open(index int) (*connection, error) {
 		}
 	}
 	for n := index; n < *sessions; n += *connections {
-		s := &session{number: *first + n, stream: uint32(2*len(c.sessions) + 1), window: c.initial}
-		c.sessions = append(c.sessions, s)
-		c.byStream[s.stream] = s
-		var block bytes.Buffer
-		encoder := hpack.NewEncoder(&block)
-		encoder.SetMaxDynamicTableSizeLimit(0)
-		for _, field := range [][2]string{
-			{":method", "POST"}, {":scheme", "http"}, {":authority", *address}, {":path", "/v2/record"},
-		} {
-			encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
-		}
-		c.framer.WriteHeaders(http2.HeadersFrameParam{
-			StreamID: s.stream, BlockFragment: block.Bytes(), EndHeaders: true,
-		})
-		head := header(s.number)
-		if err := c.framer.WriteData(s.stream, false, head); err != nil {
+		s, err := c.begin()
+		if err != nil {
 			return nil, err
 		}
-		s.sent = int64(len(head))
-		s.window -= s.sent
-		c.window -= s.sent
+		c.live = append(c.live, s)
 	}
 	go c.read()
 	return c, nil
+}
+
+// begin opens a session and sends its header line.
+func (c *connection) begin() (*session, error) {
+	s := &session{number: int(next.Add(1) - 1), stream: uint32(2*len(c.sessions) + 1), window: c.initial}
+	if *life > 0 {
+		s.until = time.Now().Add(time.Duration(*life * (0.5 + rand.Float64()) * float64(time.Second)))
+	}
+	c.sessions = append(c.sessions, s)
+	c.byStream[s.stream] = s
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	encoder.SetMaxDynamicTableSizeLimit(0)
+	for _, field := range [][2]string{
+		{":method", "POST"}, {":scheme", "http"}, {":authority", *address}, {":path", "/v2/record"},
+	} {
+		encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
+	}
+	c.framer.WriteHeaders(http2.HeadersFrameParam{
+		StreamID: s.stream, BlockFragment: block.Bytes(), EndHeaders: true,
+	})
+	head := header(s.number)
+	s.sent = int64(len(head))
+	s.window -= s.sent
+	c.window -= s.sent
+	return s, c.framer.WriteData(s.stream, false, head)
+}
+
+// renew ends the sessions whose time has come, each for a new one.
+func (c *connection) renew(now time.Time) error {
+	for i, s := range c.live {
+		if s.until.IsZero() || now.Before(s.until) || c.window < 4096 {
+			continue
+		}
+		s.ending = true
+		if err := c.framer.WriteData(s.stream, true, nil); err != nil {
+			return err
+		}
+		fresh, err := c.begin()
+		if err != nil {
+			return err
+		}
+		c.live[i] = fresh
+	}
+	return nil
 }
 
 func header(number int) []byte {
@@ -395,17 +437,19 @@ func (c *connection) send(began time.Time) error {
 	}
 	size := float64(len(pool[0]) + 20)
 	between := time.Duration(size / (*rate * 1e6) * float64(*connections) * float64(time.Second))
-	// The connections' turns lie between each other's.
-	due := began.Add(time.Duration(float64(between) * float64(c.sessions[0].number%*connections) / float64(*connections)))
-	next := 0
+	due := began.Add(time.Duration(rand.Float64() * float64(between)))
+	turn := 0
 	for !stop.Load() && c.dead == nil {
 		now := time.Now()
+		if err := c.renew(now); err != nil {
+			return err
+		}
 		for ; !due.After(now); due = due.Add(between) {
-			s := c.sessions[next]
-			next = (next + 1) % len(c.sessions)
+			s := c.live[turn]
+			turn = (turn + 1) % len(c.live)
 			s.owed = append(s.owed, due)
 		}
-		for _, s := range c.sessions {
+		for _, s := range c.live {
 			for len(s.owed) > 0 && c.fits(s) {
 				c.behind = append(c.behind, float32(time.Since(s.owed[0]).Seconds()*1e3))
 				s.owed = s.owed[1:]
@@ -424,7 +468,10 @@ func (c *connection) send(began time.Time) error {
 func (c *connection) sendAll() error {
 	for !stop.Load() && c.dead == nil {
 		idle := true
-		for _, s := range c.sessions {
+		if err := c.renew(time.Now()); err != nil {
+			return err
+		}
+		for _, s := range c.live {
 			if c.fits(s) {
 				idle = false
 				if err := c.event(s); err != nil {
@@ -477,7 +524,8 @@ func (c *connection) event(s *session) error {
 // end closes the sessions and waits until the recorder has closed them too.
 func (c *connection) end() error {
 	c.mu.Lock()
-	for _, s := range c.sessions {
+	for _, s := range c.live {
+		s.ending = true
 		if err := c.framer.WriteData(s.stream, true, nil); err != nil {
 			c.mu.Unlock()
 			return err
