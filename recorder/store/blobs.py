@@ -21,8 +21,8 @@ from typing import Protocol, TypeVar
 from recorder.store.errors import StoreError
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*\Z")
-# Syncs at once. They wait for the disk and share its commits; more threads would only hold more memory.
-_THREADS = 4
+# Syncs at once. They wait for the disk, and those that wait together share its commits.
+_THREADS = 16
 
 T = TypeVar("T")
 

@@ -11,6 +11,7 @@ import pytest
 
 from recorder.model import End
 from recorder.store import Store, StoreError
+from recorder.store.builder import PUTS
 from recorder.store.live import Pressure
 from recorder.store.records import Reader
 from tests.recorder.store.running import (
@@ -369,5 +370,27 @@ def test_more_short_recordings_in_the_journal_than_memory_should_hold(
         async with asyncio.timeout(30), store_in(tmp_path) as store:
             for live in lives:
                 assert await text_of(store, live.id) == HEADER + lines(100)
+
+    run(main())
+
+
+@pytest.mark.parametrize("most", [1, 1 << 30])
+def test_what_ends_together_is_put_together_within_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr("recorder.store.builder.PUTTING", most)
+
+    async def main() -> None:
+        blobs = FaultyBlobs(tmp_path)
+        blobs.hold = asyncio.Event()
+        async with store_in(tmp_path, blobs=blobs) as store:
+            lives = [await store.begin(HEADER, SOURCE) for _ in range(PUTS + 4)]
+            await asyncio.gather(*(live.finish(End.CLEAN) for live in lives))
+            await until(lambda: sum(bool(live.frames) for live in lives) == len(lives))
+            at_once = PUTS if most > 1 else 1
+            await until(lambda: len(store.builder._puts) >= at_once)
+            assert len(store.builder._puts) == at_once
+            blobs.hold.set()
+            await until(lambda: not store.lives)
 
     run(main())

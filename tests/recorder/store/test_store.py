@@ -15,7 +15,7 @@ from obstore.store import MemoryStore
 from recorder.model import End
 from recorder.store import Store, StoreError
 from recorder.store.blobs import FolderBlobs
-from recorder.store.chunk import FRAME, cut_frames
+from recorder.store.chunk import FRAME, count_lines, cut_frames
 from recorder.store.live import MAX_LINE
 from recorder.store.logs import ObjectLog
 from recorder.store.objects import ObjectBlobs
@@ -417,6 +417,14 @@ def test_the_model_of_folders(tmp_path: Path) -> None:
     run(main())
     found = subprocess.run(["find", tmp_path / "data", "-perm", "/077"], capture_output=True, text=True, check=True)
     assert found.stdout == ""
+
+
+@given(st.lists(st.sampled_from([b"\n", b"]", b"[", b"]\n[", b"x" * 40, b"]\n["]), max_size=400), st.data())
+def test_lines_are_counted_as_bytes_count_does(parts: list[bytes], data: st.DataObject) -> None:
+    text = b"".join(parts)
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    assert count_lines(text, start, end) == (text.count(b"\n", start, end), text.count(b"]\n[", start, end))
 
 
 def test_a_frame_smaller_than_a_line_is_cut_behind_the_line() -> None:
