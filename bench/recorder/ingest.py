@@ -171,7 +171,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if options.markdown:
-        write_section(options.markdown, "bench.recorder.ingest", lines)
+        write_section(options.markdown, f"bench.recorder.{'ends' if options.life else 'ingest'}", lines)
     if options.json:
         options.json.write_text(json.dumps({"machine": lines[0], "samples": samples}, indent=2) + "\n")
 

@@ -45,6 +45,8 @@ LAG = 4
 PUTS = 16
 # Bytes of frames in chunks put at once, beyond the first.
 PUTTING = 16 << 20
+# Seconds between looks for segments that nothing needs: each asks every recording. The store's poke is the last one.
+TRIM = 0.2
 # Seconds between attempts to put something after a failure.
 RETRY = 1.0
 # Recordings cut in one call of the thread.
@@ -78,6 +80,7 @@ class Builder:
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._aged = 0
+        self._trimmed = 0.0
         self._active = False
 
     def look(self, live: Live, count: int) -> None:
@@ -190,9 +193,11 @@ class Builder:
     # -- chunks
 
     def _choose(self) -> None:
-        packed = self._pressure.packed
+        going = {*self._wanting, *self._puts}
+        packed = self._pressure.packed - sum(live.packed for live in going)
         if packed > PACKED:
-            for live in sorted(self._lives(), key=lambda live: live.packed, reverse=True):
+            staying = [live for live in self._lives() if live not in going]
+            for live in sorted(staying, key=lambda live: live.packed, reverse=True):
                 if packed <= PACKED // 2:
                     break
                 packed -= live.packed
@@ -256,6 +261,10 @@ class Builder:
                 return
 
     async def _trim_journal(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._trimmed < TRIM:
+            return
+        self._trimmed = now
         try:
             await self._trim()
         except StoreError as error:
