@@ -8,6 +8,9 @@ It decides by four rules:
     the frames of a recording become a chunk at CHUNK bytes, at CHUNK_TEXT bytes of text, at its end,
     when all frames together exceed PACKED (the largest first),
     and when its oldest bytes hold back the journal by more than LAG segments.
+
+If all that is not enough, because thousands of tails are too short or have no end of a line, nothing more is taken in
+and so nothing would ever become ripe: then every tail is cut where it is.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ _log = structlog.get_logger(__name__)
 # Bytes of all tails. With 500 recordings each may have 40 KiB: text is better held packed, where it takes a fourth or
 # less, though frames of that size compress some per cent worse than whole ones.
 TAILS = 20 << 20
-MIN_FRAME = 16 << 10
+# Less is not worth a frame. 5,000 recordings have that much.
+MIN_FRAME = 4 << 10
 # Bytes of a chunk, compressed. One of this size is some minutes of a busy terminal; an object store takes about as long
 # to put a small one.
 CHUNK = 4 << 20
@@ -88,6 +92,8 @@ class Builder:
         if live.over or live.tail_size >= self.ripe_size(count):
             self._ripe[live] = None
             self._wake.set()
+        elif self._crowded:
+            self._wake.set()
 
     @staticmethod
     def ripe_size(count: int) -> int:
@@ -126,6 +132,8 @@ class Builder:
                 while self._ripe:
                     await self._build()
                 self._choose()
+                if self._crowded and not self._wanting and not self._puts:
+                    await self._squeeze()
                 await self._trim_journal()
                 self._active = False
         finally:
@@ -144,7 +152,18 @@ class Builder:
 
     # -- frames
 
-    async def _build(self) -> None:
+    @property
+    def _crowded(self) -> bool:
+        return self._pressure.held > self._pressure.MAX_HELD
+
+    async def _squeeze(self) -> None:
+        """Make frames of all that there is."""
+        self._ripe.update((live, None) for live in self._lives() if live.tail)
+        while self._ripe:
+            await self._build(whole=True)
+        self._choose()
+
+    async def _build(self, *, whole: bool = False) -> None:
         size = self.ripe_size(len(self._lives()))
         batch: list[Live] = []
         while self._ripe and len(batch) < _TOGETHER:
@@ -155,7 +174,7 @@ class Builder:
         for live in batch:
             pieces, live.tail, live.tail_size = live.tail, [], 0
             live.building = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            work.append((live.building, live.framed, live.last, live.inside, live.over or self._is_old(live)))
+            work.append((live.building, live.framed, live.last, live.inside, whole or live.over or self._is_old(live)))
 
         def cut() -> list[tuple[list[Frame], bytes]]:
             parts = [

@@ -401,3 +401,26 @@ def test_what_ends_together_is_put_together_within_a_bound(
             await until(lambda: not store.lives)
 
     run(main())
+
+
+def test_tails_that_are_too_short_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they are more than should be held, none is worth a frame, and nothing more comes while it is so."""
+    monkeypatch.setattr("recorder.store.live.Pressure.MAX_HELD", 100_000)
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            lives = [await store.begin(HEADER, SOURCE) for _ in range(100)]
+            body = b'[0.5,"o","' + b"x" * 2000  # of a line whose end is not there
+            for turn in range(3):
+                for live in lives:
+                    async with asyncio.timeout(10):
+                        await live.ready()
+                    live.write(body if not turn else b"y" * 1000)
+            for live in lives:
+                live.write(b'"]\n')
+                assert (await live.finish(End.CLEAN)).size == live.given
+                await settled(store)
+                assert await text_of(store, live.id) == HEADER + body + b"y" * 2000 + b'"]\n'
+                assert not (await store.get(live.id)).damaged
+
+    run(main())
