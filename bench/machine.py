@@ -43,11 +43,13 @@ def _call() -> float:
 
 
 def _commit() -> str:
-    """The commit, and whether k8sproxy/ has changed since."""
+    """The commit, and whether the programs have changed since."""
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "k8sproxy"], check=False).returncode
+        changed = subprocess.run(
+            [*git, "diff", "--quiet", "HEAD", "--", "k8sproxy", "recorder"], check=False
+        ).returncode
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + (" with changes" if changed else "")

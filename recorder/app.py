@@ -36,6 +36,7 @@ from recorder.ingest.admission import Admission
 from recorder.ingest.server import IngestServer
 from recorder.ingest.site import Counts, IngestSite
 from recorder.keeping import Keeping, KeepingError, keyring
+from recorder.memory import give_back
 from recorder.store import Store, StoreError
 from recorder.store.blobs import Blobs, FolderBlobs, make_folder
 from recorder.store.logs import FolderLog, Log, ObjectLog
@@ -58,6 +59,7 @@ def run(path: Path, config: Config) -> int:
     LOG.start()
     raise_file_limit()
     sys.setswitchinterval(_SWITCH)
+    give_back()
     gc.collect()
     gc.freeze()
     try:

@@ -312,7 +312,7 @@ class EncryptedLog:
         self._wrapped = self._keyring.wrap(data_key, _journal_name(segment))
         self._cipher, self._segment, self._count = AESGCM(data_key), segment, 0
 
-    async def append(self, make: Callable[[], bytes]) -> None:
+    async def append(self, make: Callable[[], bytes | bytearray]) -> None:
         """See Log."""
         if self._keyring is None:
             await self.inner.append(make)
@@ -323,7 +323,7 @@ class EncryptedLog:
         self._count += 1
         nonce, cipher, wrapped = self._count.to_bytes(_NONCE, "big"), self._cipher, self._wrapped
 
-        def envelope() -> bytes:
+        def envelope() -> bytes | bytearray:
             data = cipher.encrypt(nonce, make(), None)
             return _RECORD.pack(_RECORD_MAGIC, len(data), *wrapped, nonce) + data
 

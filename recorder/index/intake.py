@@ -5,7 +5,9 @@ by the recordings that changed meanwhile, and by `WAITING` besides: beyond it th
 and the store is gone through again (`catch_up`) once the queue is empty. Two tasks work it off. One writes rows, many
 in a transaction. The other makes texts, one recording after the other: it reads the cast back from the store when the
 recording is over, and while it runs whenever it has doubled (so that all rereading together costs twice the last one at
-most), lets a thread extract, and rests as long as that took: half a core at most, whatever is being recorded.
+most), lets a thread extract, and rests as long as that took: half a core at most, whatever is being recorded. While
+much comes in it rests longer: a thread that computes keeps the interpreter from those who acknowledge, and a text can
+wait.
 
 A failure that may pass is waited out, with the queue kept. A row that can't be written is dropped and counted, and the
 rest goes on without it.
@@ -31,6 +33,8 @@ from recorder.screen import CAST_LIMIT, TEXT_LIMIT, CastText, Segment
 WAITING = 20_000  # recordings, and as many events, that wait for the database: some ten MB
 _BATCH = 500  # rows in a transaction: a search of PostgreSQL or another write waits a few milliseconds at most
 _SLICE = 64 * 1024  # bytes of cast a turn of the extracting thread: some milliseconds
+_BUSY = 10e6  # bytes a second that come in: with n times as many it rests n times as long as it works, up to
+_MOST_REST = 15.0
 _REFRESH = 60.0  # seconds before a running recording's text is made, and at least between two makings
 _LEAST_WAIT, _MOST_WAIT = 0.5, 30.0  # seconds to wait out a failure, doubled each time
 _TRIES = 5  # for one recording's text, where the store can't give it; catch_up finds it at the next start
@@ -40,6 +44,10 @@ _log = structlog.get_logger("recorder.index")
 
 class Readable(Protocol):
     """What is needed of the store."""
+
+    @property
+    def arriving(self) -> float:
+        """Bytes a second that come in now."""
 
     async def get(self, identifier: str) -> Recording:
         """One recording. Raises KeyError."""
@@ -322,10 +330,15 @@ class Intake:
             self._made[identifier] = 1 << 62 if truncated else max(1, recording.size)
 
 
+def resting(spent: float, arriving: float) -> float:
+    """Seconds to rest after so many seconds of work, while so many bytes a second come in."""
+    return spent * min(max(1.0, arriving / _BUSY), _MOST_REST)
+
+
 async def extract(
     store: Readable, identifier: str, *, text_limit: int, cast_limit: int, rest: bool
 ) -> tuple[list[Segment], bool]:
-    """A recording's text and whether it is cut short, made in a thread. rest: take breaks as long as the work."""
+    """A recording's text and whether it is cut short, made in a thread. rest: take breaks (`resting`)."""
     loop = asyncio.get_running_loop()
     cast = CastText(limit=text_limit, cast_limit=cast_limit)
     async with aclosing(store.cast(identifier)) as pieces:
@@ -334,7 +347,7 @@ async def extract(
                 began = loop.time()
                 await asyncio.to_thread(cast.feed, piece[start : start + _SLICE])
                 if rest:
-                    await asyncio.sleep(loop.time() - began)
+                    await asyncio.sleep(resting(loop.time() - began, store.arriving))
             if cast.done:
                 break
     segments = await asyncio.to_thread(cast.finish)

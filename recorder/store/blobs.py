@@ -23,8 +23,8 @@ from recorder.store.errors import StoreError
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*\Z")
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9]+\Z")
-# Syncs at once. They wait for the disk and share its commits; more threads would only hold more memory.
-_THREADS = 4
+# Syncs at once. They wait for the disk, and those that wait together share its commits.
+_THREADS = 16
 
 T = TypeVar("T")
 
@@ -236,7 +236,7 @@ def _left_over(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
     """Write all of it, however much the kernel takes at a time. Raises OSError."""
     view = memoryview(data)
     while view:

@@ -8,6 +8,9 @@ It decides by four rules:
     the frames of a recording become a chunk at CHUNK bytes, at CHUNK_TEXT bytes of text, at its end,
     when all frames together exceed PACKED (the largest first),
     and when its oldest bytes hold back the journal by more than LAG segments.
+
+If all that is not enough, because thousands of tails are too short or have no end of a line, nothing more is taken in
+and so nothing would ever become ripe: then every tail is cut where it is.
 """
 
 from __future__ import annotations
@@ -26,20 +29,28 @@ from recorder.store.manifest import chunk_key, manifest_key, write_manifest
 
 _log = structlog.get_logger(__name__)
 
-# Bytes of all tails. With 500 recordings each may have 80 KiB.
-TAILS = 40 << 20
-MIN_FRAME = 16 << 10
+# Bytes of all tails. With 500 recordings each may have 40 KiB: text is better held packed, where it takes a fourth or
+# less, though frames of that size compress some per cent worse than whole ones.
+TAILS = 20 << 20
+# Less is not worth a frame. 5,000 recordings have that much.
+MIN_FRAME = 4 << 10
 # Bytes of a chunk, compressed. One of this size is some minutes of a busy terminal; an object store takes about as long
 # to put a small one.
 CHUNK = 4 << 20
 # Bytes of a chunk's text: bounds what its trailer and its reading cost where the text compresses a thousandfold.
 CHUNK_TEXT = 64 << 20
-# Bytes of all frames that are in no chunk yet.
-PACKED = 16 << 20
+# Bytes of all frames that are in no chunk yet. With 500 busy recordings it is this that makes their chunks, of some
+# 48 KiB: each costs two syncs, so less would cost the disk more than memory.
+PACKED = 24 << 20
 # Segments of the journal.
 LAG = 4
-# Chunks put at once.
-PUTS = 4
+# Chunks put at once: they wait for the disk, and those that wait together share its commits; of 170 sessions a second
+# that end each wants five.
+PUTS = 16
+# Bytes of frames in chunks put at once, beyond the first.
+PUTTING = 16 << 20
+# Seconds between looks for segments that nothing needs: each asks every recording. The store's poke is the last one.
+TRIM = 0.2
 # Seconds between attempts to put something after a failure.
 RETRY = 1.0
 # Recordings cut in one call of the thread.
@@ -74,12 +85,15 @@ class Builder:
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._aged = 0
+        self._trimmed = 0.0
         self._active = False
 
     def look(self, live: Live, count: int) -> None:
         """It has grown; `count` recordings are live."""
         if live.over or live.tail_size >= self.ripe_size(count):
             self._ripe[live] = None
+            self._wake.set()
+        elif self._crowded:
             self._wake.set()
 
     @staticmethod
@@ -119,6 +133,8 @@ class Builder:
                 while self._ripe:
                     await self._build()
                 self._choose()
+                if self._crowded and not self._wanting and not self._puts:
+                    await self._squeeze()
                 await self._trim_journal()
                 self._active = False
         finally:
@@ -137,7 +153,18 @@ class Builder:
 
     # -- frames
 
-    async def _build(self) -> None:
+    @property
+    def _crowded(self) -> bool:
+        return self._pressure.held > self._pressure.MAX_HELD
+
+    async def _squeeze(self) -> None:
+        """Make frames of all that there is."""
+        self._ripe.update((live, None) for live in self._lives() if live.tail)
+        while self._ripe:
+            await self._build(whole=True)
+        self._choose()
+
+    async def _build(self, *, whole: bool = False) -> None:
         size = self.ripe_size(len(self._lives()))
         batch: list[Live] = []
         while self._ripe and len(batch) < _TOGETHER:
@@ -148,7 +175,7 @@ class Builder:
         for live in batch:
             pieces, live.tail, live.tail_size = live.tail, [], 0
             live.building = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            work.append((live.building, live.framed, live.last, live.inside, live.over or self._is_old(live)))
+            work.append((live.building, live.framed, live.last, live.inside, whole or live.over or self._is_old(live)))
 
         def cut() -> list[tuple[list[Frame], bytes]]:
             parts = [
@@ -186,20 +213,25 @@ class Builder:
     # -- chunks
 
     def _choose(self) -> None:
-        packed = self._pressure.packed
+        going = {*self._wanting, *self._puts}
+        packed = self._pressure.packed - sum(live.packed for live in going)
         if packed > PACKED:
-            for live in sorted(self._lives(), key=lambda live: live.packed, reverse=True):
+            staying = [live for live in self._lives() if live not in going]
+            for live in sorted(staying, key=lambda live: live.packed, reverse=True):
                 if packed <= PACKED // 2:
                     break
                 packed -= live.packed
                 self._wanting[live] = None
         for live in [live for live in self._wanting if live not in self._puts]:
-            if len(self._puts) >= PUTS:
+            if len(self._puts) >= PUTS or (self._puts and self._putting() + live.packed > PUTTING):
                 break
             del self._wanting[live]
             task = asyncio.create_task(self._put(live), name=f"put {live.id}")
             self._puts[live] = task
             task.add_done_callback(lambda _, live=live: self._put_done(live))  # type: ignore[misc]  # a default binds
+
+    def _putting(self) -> int:
+        return sum(live.packed for live in self._puts)
 
     def _put_done(self, live: Live) -> None:
         task = self._puts.pop(live)
@@ -257,6 +289,10 @@ class Builder:
                 return
 
     async def _trim_journal(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._trimmed < TRIM:
+            return
+        self._trimmed = now
         try:
             await self._trim()
         except StoreError as error:

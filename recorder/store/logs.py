@@ -46,7 +46,7 @@ class Log(Protocol):
     async def begin(self, segment: int) -> None:
         """Appends go to this new segment from now on. Raises StoreError."""
 
-    async def append(self, make: Callable[[], bytes]) -> None:
+    async def append(self, make: Callable[[], bytes | bytearray]) -> None:
         """Append what `make` gives, called in a thread; safe on return. Raises StoreError, and then nothing has been
         appended."""
 
@@ -146,11 +146,11 @@ class FolderLog:
         self._size = 0
         self.broken = False
 
-    async def append(self, make: Callable[[], bytes]) -> None:
+    async def append(self, make: Callable[[], bytes | bytearray]) -> None:
         """See Log."""
         await self._run(lambda: self._append(make()))
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes | bytearray) -> None:
         descriptor = self._descriptor
         try:
             write_all(descriptor, data)
@@ -232,12 +232,12 @@ class ObjectLog:
         self._segment, self._count = segment, 0
         self.broken = False
 
-    async def append(self, make: Callable[[], bytes]) -> None:
+    async def append(self, make: Callable[[], bytes | bytearray]) -> None:
         """See Log."""
         if time.monotonic() - self._looked > LOOK:
             await self._check_owner()
         self._count += 1
-        data = await asyncio.to_thread(make)
+        data = await asyncio.to_thread(lambda: bytes(make()))
         try:
             await self._blobs.put(f"{self._prefix}/{self._segment:010d}/{self._count:010d}", data)
         except BaseException:

@@ -56,12 +56,15 @@ def head(kind: Kind, identifier: str, offset: int, size: int) -> bytes:
     return _RECORD.pack(kind, identifier.encode("ascii"), offset, size)
 
 
-def seal(number: int, pieces: list[bytes]) -> bytes:
+def seal(number: int, pieces: list[bytes]) -> bytearray:
     """A whole batch. pieces: the heads of its records and their data, in order. It is joined before it is summed up: a
-    sum over each of a thousand pieces would give up the interpreter's lock, and wait for it, a thousand times."""
-    payload = b"".join(pieces)
-    crc = zlib.crc32(payload, zlib.crc32(_NUMBER.pack(number)))
-    return b"".join((_BATCH.pack(_MAGIC, len(payload), crc, number), payload))
+    sum over each of a thousand pieces would give up the interpreter's lock, and wait for it, a thousand times. And it
+    is joined once, behind a place for the head, since a batch may be of many megabytes."""
+    batch = bytearray().join((bytes(BATCH_HEAD), *pieces))
+    with memoryview(batch) as view, view[BATCH_HEAD:] as payload:
+        crc = zlib.crc32(payload, zlib.crc32(_NUMBER.pack(number)))
+    _BATCH.pack_into(batch, 0, _MAGIC, len(batch) - BATCH_HEAD, crc, number)
+    return batch
 
 
 class Reader:
@@ -80,7 +83,7 @@ class Reader:
         """Whether something is left that is no batch: a torn tail, if the segment has ended."""
         return self._broken or bool(self._buffer)
 
-    def feed(self, data: bytes) -> Iterator[list[Record]]:
+    def feed(self, data: bytes | bytearray) -> Iterator[list[Record]]:
         """The batches that are whole now, each as its records."""
         if self._broken:
             return

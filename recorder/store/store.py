@@ -32,8 +32,10 @@ from recorder.store.recovery import Recovery, read_chunks
 
 _log = structlog.get_logger(__name__)
 
-# Seconds between two `progressed` of one recording.
+# Seconds between two `progressed` of one recording, as long as no more than
 PROGRESS = 1.0
+# recordings run; with n times as many it is n times as long. Each is a row to be written, and a look at a tail.
+PROGRESSING = 50
 # Seconds between looks at the space that is left, and at a fault that nobody else looks at.
 LOOK = 2.0
 # Bytes that must be free for new recordings to be taken: what runs needs them to end well.
@@ -243,6 +245,16 @@ class Store:
         """Bytes of recordings that are in memory, because no chunk has them yet."""
         return self._room.pressure.held
 
+    @property
+    def arriving(self) -> float:
+        """Bytes a second that come in now: work that can wait does."""
+        return self.journal.rate if self.journal is not None else 0.0
+
+    @property
+    def crowded(self) -> bool:
+        """Whether all recordings together wait for more than should be in memory."""
+        return self._room.pressure.high
+
     async def relieved(self) -> None:
         """Wait until less is waiting to be written; for those whose Writer is blocked. Look again after it."""
         await self._room.pressure.wait()
@@ -417,7 +429,7 @@ class Store:
     def _grown(self, live: Live) -> None:
         self.builder.look(live, len(self.lives))
         now = time.monotonic()
-        if now - live.progress_at >= PROGRESS and not live.over:
+        if now - live.progress_at >= PROGRESS * max(1.0, len(self.lives) / PROGRESSING) and not live.over:
             first, live.progress_at = live.progress_at == 0.0, now
             if not first:
                 self._tell("progressed", live.recording)

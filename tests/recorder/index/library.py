@@ -118,6 +118,7 @@ class Library:
         self.casts: dict[str, bytes] = {}
         self.told: list[ApiEvent] = []
         self.reads: list[str] = []
+        self.arriving = 0.0
 
     def put(self, kept: Recording, *lines: tuple[float, str]) -> Recording:
         """Add it or change it; without lines its cast stays what it was."""

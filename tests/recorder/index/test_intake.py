@@ -10,7 +10,7 @@ import pytest
 
 from recorder.index import EventFilter, Filter, Index, IndexFailure
 from recorder.index.database import Change, Statement
-from recorder.index.intake import Intake
+from recorder.index.intake import Intake, resting
 from recorder.model import End
 from tests.recorder.index.library import ALL, START, Library, api_event, opened, recording
 
@@ -325,3 +325,9 @@ def test_a_cancelled_write_is_whole(tmp_path: Any) -> None:
             assert await index.database.known("SELECT * FROM event_documents WHERE number = 3") == []
 
     asyncio.run(main())
+
+
+def test_texts_give_way_to_what_comes_in() -> None:
+    assert resting(0.002, 0.0) == resting(0.002, 9e6) == 0.002
+    assert resting(0.002, 50e6) == pytest.approx(0.010)
+    assert resting(0.002, 1e12) == pytest.approx(0.030)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
+import h2.config
+import h2.connection
 import pytest
 
 from recorder.ingest.admission import Door
@@ -432,5 +435,156 @@ def test_what_comes_before_its_sender_is_admitted_is_bounded(tmp_path: Path, mon
             await sender.until_ended(number)
             assert sender.acked(number) == len(body)
             await sender.close()
+
+    run(main())
+
+
+def data_frame(number: int, data: bytes, flags: int = 0) -> bytes:
+    return len(data).to_bytes(3, "big") + bytes((0, flags)) + number.to_bytes(4, "big") + data
+
+
+def pieces(data: bytes, sizes: Iterator[int]) -> Iterator[bytes]:
+    while data:
+        size = next(sizes)
+        yield data[:size]
+        data = data[size:]
+
+
+@pytest.mark.parametrize("sizes", [(1,), (7, 1, 300), (9,), (10_000,)])
+def test_frames_however_they_are_cut(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    """Plain, empty, padded and last frames, with others between, in reads of any size."""
+    body = HEADER + lines(40)
+
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            other = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+            other.initiate_connection()
+            script = other.data_to_send()
+            fields = [(":method", "POST"), (":path", "/v2/record"), (":scheme", "http"), (":authority", "recorder")]
+            other.send_headers(1, fields)
+            other.send_headers(3, fields)
+            script += other.data_to_send()
+            for number in (1, 3):
+                script += data_frame(number, body[:500]) + data_frame(0x80000000 | number, body[500:700])
+                script += b"\0\0\x08\x06\0\0\0\0\0" + bytes(8)  # PING
+                script += data_frame(number, b"") + data_frame(number, b"\x04" + body[700:900] + bytes(4), 0x8)
+            for number in (3, 1):
+                script += data_frame(number, body[900:1000]) + data_frame(number, body[1000:], 0x1)
+            raw = await asyncio.open_connection("127.0.0.1", running.port)
+            rounds = iter(sizes * len(script))
+            for piece in pieces(script, rounds):
+                raw[1].write(piece)
+                await asyncio.sleep(0)
+            answer = b""
+            while answer.count(b'{"ack":%d}' % len(body)) < 2:
+                read = await raw[0].read(65536)
+                assert read
+                answer += read
+            raw[1].close()
+            await until(lambda: running.site.counts.open == 0)
+            found = await recorded(running)
+            assert len(found) == 2
+            for identifier in found:
+                assert await text_of(running.store, identifier) == body
+                assert (await running.store.get(identifier)).end is End.CLEAN
+
+    run(main())
+
+
+@pytest.mark.parametrize("announced", [None, 0, 1, -1])
+def test_a_body_of_an_announced_length(tmp_path: Path, announced: int | None) -> None:
+    """One that is not what it said it would be is no clean recording."""
+    body = HEADER + lines(5)
+
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            number = sender.h2.get_next_available_stream_id()
+            fields = [(":method", "POST"), (":path", "/v2/record"), (":scheme", "http"), (":authority", "recorder")]
+            if announced is not None:
+                fields.append(("content-length", str(len(body) + announced)))
+            sender.h2.send_headers(number, fields)
+            await sender.send(number, body, frame=100)
+            assert sender.transport is not None
+            sender.transport.write(data_frame(number, b"", 0x1))
+            await sender.until_ended(number)
+            told = [await running.store.get(one) for one in await recorded(running)]
+            if announced:
+                assert sender.lost and all(one.end is End.CUT for one in told)
+            else:
+                assert not sender.lost and [(one.end, one.size) for one in told] == [(End.CLEAN, len(body))]
+                await sender.close()
+
+    run(main())
+
+
+def test_more_than_a_window_ends_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recorder.ingest.h2c.STREAM_WINDOW", 1000)
+
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            await sender.send(number, HEADER)
+            await sender.until_acked(number, len(HEADER))
+            assert sender.transport is not None
+            sender.transport.write(data_frame(number, b"x" * 1001))
+            await sender.until(lambda: sender.lost)
+            await until(lambda: running.site.counts.open == 0)
+            (identifier,) = await recorded(running)
+            assert await text_of(running.store, identifier) == HEADER
+
+    run(main())
+
+
+def test_nothing_comes_between_the_frames_of_a_head(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            await sender.send(number, HEADER)
+            await sender.until_acked(number, len(HEADER))
+            assert sender.transport is not None
+            head = b"\0\0\x01\x01\0" + (number + 2).to_bytes(4, "big") + b"\x83"  # HEADERS without END_HEADERS
+            sender.transport.write(head + data_frame(number, lines(1)))
+            await sender.until(lambda: sender.lost)
+            await until(lambda: running.site.counts.open == 0)
+            (identifier,) = await recorded(running)
+            assert await text_of(running.store, identifier) == HEADER
+
+    run(main())
+
+
+def test_a_crowded_store_is_not_read_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What all senders may send together is more than the store holds: the rest stays where it is, and comes later."""
+    monkeypatch.setattr("recorder.store.live.Pressure.MAX_QUEUED", 300_000)
+    body = HEADER + lines(6_000, width=100)
+
+    async def main() -> None:
+        async with ingest(tmp_path, faulty=True) as running:
+            assert isinstance(running.log, FaultyLog)
+            senders = [await H2Sender.connect(running.port) for _ in range(10)]
+            numbers = [sender.request() for sender in senders]
+            for sender, number in zip(senders, numbers, strict=True):
+                await sender.send(number, HEADER)
+                await sender.until_acked(number, len(HEADER))
+            running.log.hold = asyncio.Event()
+            sent = [
+                asyncio.create_task(sender.send(number, body[len(HEADER) :], end=True))
+                for sender, number in zip(senders, numbers, strict=True)
+            ]
+            before = -1
+            while running.store.held != before:  # until nothing more comes in
+                before = running.store.held
+                await asyncio.sleep(0.1)
+            # Each connection had one read more, of 256 KiB at most; the windows would let in 700 KB each.
+            assert 300_000 < running.store.held < 300_000 + 10 * 262_144 < 10 * len(body)
+            running.log.hold.set()
+            running.log.hold = None
+            for sender, number in zip(senders, numbers, strict=True):
+                await sender.until_ended(number)
+                assert sender.acked(number) == len(body)
+                await sender.close()
+            await asyncio.gather(*sent)
 
     run(main())

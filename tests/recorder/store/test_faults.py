@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from recorder.model import End
 from recorder.store import Store, StoreError
+from recorder.store.builder import PUTS
 from recorder.store.chunk import assemble
 from recorder.store.live import Pressure
 from recorder.store.logs import FolderLog
@@ -92,6 +94,12 @@ def test_a_full_disk_is_told_at_once_and_gets_well(tmp_path: Path, number: int, 
             assert await text_of(store, hit.id) == HEADER + lines(100)
 
     run(main())
+
+
+def copy_if_there(source: str, target: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copy2(source, target)
+
 
 
 def test_a_recording_that_could_not_begin_is_not_there(tmp_path: Path) -> None:
@@ -236,8 +244,8 @@ def test_killed_at_any_commit(tmp_path: Path) -> None:
 
         def copy() -> None:
             target = tmp_path / f"copy{len(copies)}"
-            # What another put is just writing may be renamed meanwhile.
-            shutil.copytree(folder, target, ignore=shutil.ignore_patterns(".*"))
+            # What another put is just writing may be renamed meanwhile, and a segment be removed.
+            shutil.copytree(folder, target, ignore=shutil.ignore_patterns(".*"), copy_function=copy_if_there)
             copies.append((target, dict(acked), dict(ended)))
 
         class Copying(FaultyLog):
@@ -417,7 +425,7 @@ def test_a_segment_without_its_first_batch_is_not_gone_on_with(tmp_path: Path, m
     class Log(FolderLog):
         fault = False
 
-        def _append(self, data: bytes) -> None:
+        def _append(self, data: bytes | bytearray) -> None:
             if self.fault:  # and the disk was good enough to cut it back
                 raise OSError(errno.ENOSPC, "no")
             super()._append(data)
@@ -496,7 +504,7 @@ def test_the_journal_reader_stops_at_the_first_damage() -> None:
     from recorder.store.records import Kind, head, seal
 
     record = head(Kind.DATA, "0" * 26, 5, 3) + b"abc"
-    whole = seal(1, [record]) + seal(2, [record, record]) + seal(3, [record])
+    whole = bytes(seal(1, [record]) + seal(2, [record, record]) + seal(3, [record]))
     for damage in range(len(whole)):
         changed = bytearray(whole)
         changed[damage] ^= 0x40
@@ -526,5 +534,50 @@ def test_more_short_recordings_in_the_journal_than_memory_should_hold(
         async with asyncio.timeout(30), store_in(tmp_path) as store:
             for live in lives:
                 assert await text_of(store, live.id) == HEADER + lines(100)
+
+    run(main())
+
+
+@pytest.mark.parametrize("most", [1, 1 << 30])
+def test_what_ends_together_is_put_together_within_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr("recorder.store.builder.PUTTING", most)
+
+    async def main() -> None:
+        blobs = FaultyBlobs(tmp_path)
+        blobs.hold = asyncio.Event()
+        async with store_in(tmp_path, blobs=blobs) as store:
+            lives = [await store.begin(HEADER, SOURCE) for _ in range(PUTS + 4)]
+            await asyncio.gather(*(live.finish(End.CLEAN) for live in lives))
+            await until(lambda: sum(bool(live.frames) for live in lives) == len(lives))
+            at_once = PUTS if most > 1 else 1
+            await until(lambda: len(store.builder._puts) >= at_once)
+            assert len(store.builder._puts) == at_once
+            blobs.hold.set()
+            await until(lambda: not store.lives)
+
+    run(main())
+
+
+def test_tails_that_are_too_short_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they are more than should be held, none is worth a frame, and nothing more comes while it is so."""
+    monkeypatch.setattr("recorder.store.live.Pressure.MAX_HELD", 100_000)
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            lives = [await store.begin(HEADER, SOURCE) for _ in range(100)]
+            body = b'[0.5,"o","' + b"x" * 2000  # of a line whose end is not there
+            for turn in range(3):
+                for live in lives:
+                    async with asyncio.timeout(10):
+                        await live.ready()
+                    live.write(body if not turn else b"y" * 1000)
+            for live in lives:
+                live.write(b'"]\n')
+                assert (await live.finish(End.CLEAN)).size == live.given
+                await settled(store)
+                assert await text_of(store, live.id) == HEADER + body + b"y" * 2000 + b'"]\n'
+                assert not (await store.get(live.id)).damaged
 
     run(main())

@@ -15,9 +15,11 @@ from obstore.store import MemoryStore
 from recorder.model import End
 from recorder.store import Store, StoreError
 from recorder.store.blobs import FolderBlobs
+from recorder.store.chunk import FRAME, count_lines, cut_frames
 from recorder.store.live import MAX_LINE
 from recorder.store.logs import ObjectLog
 from recorder.store.objects import ObjectBlobs
+from recorder.store.store import PROGRESS, PROGRESSING
 from tests.recorder.store.running import (
     HEADER,
     SOURCE,
@@ -521,3 +523,95 @@ def test_the_model_of_folders(tmp_path: Path) -> None:
     run(main())
     found = subprocess.run(["find", tmp_path / "data", "-perm", "/077"], capture_output=True, text=True, check=True)
     assert found.stdout == ""
+
+
+@given(st.lists(st.sampled_from([b"\n", b"]", b"[", b"]\n[", b"x" * 40, b"]\n["]), max_size=400), st.data())
+def test_lines_are_counted_as_bytes_count_does(parts: list[bytes], data: st.DataObject) -> None:
+    text = b"".join(parts)
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    assert count_lines(text, start, end) == (text.count(b"\n", start, end), text.count(b"]\n[", start, end))
+
+
+def test_a_frame_smaller_than_a_line_is_cut_behind_the_line() -> None:
+    text = HEADER + b"".join(b'[%d.0,"o","%b"]\n' % (number, b"x" * 60_000) for number in range(6))
+    cuts, rest = cut_frames(text, offset=0, before=0.0, inside=False, final=False, size=40_000)
+    assert b"".join(cut.text for cut in cuts) + rest == text
+    assert len(cuts) == 7 and all(cut.text.endswith(b"\n") and not cut.inside and not cut.damaged for cut in cuts)
+    # Of one whose end has not come yet nothing is cut, until it is longer than any frame.
+    half = text[: len(HEADER) + 50_000]
+    cuts, rest = cut_frames(half, offset=0, before=0.0, inside=False, final=False, size=40_000)
+    assert [cut.text for cut in cuts] == [HEADER] and rest == half[len(HEADER) :]
+    endless = b'[1.0,"o","' + b"x" * (FRAME + 10)
+    cuts, rest = cut_frames(endless, offset=9, before=0.0, inside=False, final=False, size=40_000)
+    assert [len(cut.text) for cut in cuts] == [40_000] and len(rest) < FRAME
+    cuts, rest = cut_frames(half, offset=0, before=0.0, inside=False, final=True, size=40_000)
+    assert b"".join(cut.text for cut in cuts) == half and not rest
+
+
+def test_many_small_pieces_are_made_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            live = await store.begin(HEADER, SOURCE)
+            for byte in lines(50):
+                live.write(bytes((byte,)))
+            assert await live.wait_acked(live.given - 1) == live.given
+            assert len(live.tail) <= 2
+            assert await text_of(store, live.id) == HEADER + lines(50)
+
+    run(main())
+
+
+def test_progress_is_told_less_often_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("recorder.store.store.time", clock)
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            told = Told()
+            store.observers.append(told)
+            lives = [await store.begin(HEADER, SOURCE) for _ in range(PROGRESSING * 2)]
+            progress: list[int] = []
+            for turn in range(6):
+                clock.now += PROGRESS
+                for live in lives:
+                    live.write(lines(1, start=turn))
+                await asyncio.gather(*(live.wait_acked(live.given - 1) for live in lives))
+                progress.append(sum(what == "progressed" for what, _ in told.all))
+            # The first look only begins to count the time.
+            assert progress[-1] in (2 * len(lives), 3 * len(lives))
+
+    run(main())
+
+
+def test_how_much_comes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("recorder.store.journal.time", clock)
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            live = await store.begin(HEADER, SOURCE)
+            for turn in range(20):
+                clock.now += 1.0
+                live.write(lines(1000, start=1000 * turn))
+                await live.wait_acked(live.given - 1)
+            each = live.acked / 20
+            assert 0.7 * each < store.arriving < 1.5 * each
+            clock.now += 30.0
+            assert store.arriving < each / 1000
+        assert Store(FolderBlobs(tmp_path), None).arriving == 0.0
+
+    run(main())
+
+
+class Clock:
+    """The module time, with a monotonic clock that only we advance."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1_780_000_000.0 + self.now
