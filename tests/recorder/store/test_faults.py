@@ -101,7 +101,6 @@ def copy_if_there(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-
 def test_a_recording_that_could_not_begin_is_not_there(tmp_path: Path) -> None:
     async def main() -> None:
         log = FaultyLog(tmp_path)
