@@ -16,7 +16,7 @@ while it runs), `export` (download), `audit` (see who looked) and `send` (record
 be asked for in so many words: {"send": true}, as a proxy has it, lets nobody read.
 
 A peer without rules gets nothing. A rule that can't be read refuses everything of that peer: it could be a condition
-that is lost.
+that is lost. So does a field that is not known: {"user": ["ana@example.com"], "view": true} would be a look at all.
 """
 
 from __future__ import annotations
@@ -187,7 +187,9 @@ class _Fields:
         for name, member in value.items():
             # In any case, as grants of Kubernetes are read: "Users" that went unseen would be a condition lost.
             folded = str(name).casefold()
-            if folded in self._values and folded in _KNOWN:
+            if folded not in _KNOWN:
+                self._refuse(ascii(str(name)[:64]), "is no field of a rule")
+            if folded in self._values:
                 self._refuse(folded, "is there twice, in different case")
             self._values[folded] = member
 
