@@ -1,4 +1,5 @@
-"""Recorded sessions: python -m bench.sessions [--tailnet] [--rounds N] [--only SCENARIO ..] [--json FILE]
+"""Recorded sessions: python -m bench.sessions [--tailnet] [--rounds N] [--only SCENARIO ..] [--content KIND ..]
+    [--json FILE] [--markdown FILE]
 
 A bed (tests/bed) without an audit log, and a recorder that keeps nothing (bench/peers/cmd/recsink): on loopback,
 which both proxies reach directly, so that what is measured is theirs; or with --tailnet behind a node of its own,
@@ -7,7 +8,7 @@ remotecommand, bench/peers/cmd/execload). Both proxies are reached in the one wa
 without a node's certificate: plain HTTP on loopback behind a PROXY v2 header. Whom the header names decides: alice's
 grant has a recorder and enforces it, bob's has none. So recorded and unrecorded sessions go through one process.
 
-    output      exec of a command that writes text, to its end; MB/s, and the proxy's CPU seconds a GB
+    output      exec of a command that writes text (or --content), to its end; MB/s, and the proxy's CPU seconds a GB
     sessions    exec of true, eight at a time; sessions a second
     echo        one session of cat; milliseconds until a byte comes back
     idle        sessions that do nothing; the proxy's memory for each
@@ -220,7 +221,7 @@ def difference(a: float, b: float) -> float:
     return a - b
 
 
-def goals(scenario: str, streaming: str, samples: Samples) -> Iterable[Goal]:
+def goals(scenario: str, streaming: str, samples: Samples, content: str = "") -> Iterable[Goal]:
     """What is wanted, as far as it was measured."""
     ours, plain, theirs = "k8sproxy, recorded", "k8sproxy, unrecorded", "tailscale, recorded"
 
@@ -233,9 +234,9 @@ def goals(scenario: str, streaming: str, samples: Samples) -> Iterable[Goal]:
             yield Goal(f"{streaming}: {text}", statistics.median(values), limit, at_most, (min(values), max(values)))
 
     if scenario == "output":
-        yield from goal("recorded output, rate over Tailscale's", ours, theirs, "rate", 1.5)
-        yield from goal("recorded output, CPU over Tailscale's", ours, theirs, "cpu_gb", 0.5, at_most=True)
-        yield from goal("recorded output, rate over unrecorded", ours, plain, "rate", 0.6)
+        yield from goal(f"recorded {content}, rate over Tailscale's", ours, theirs, "rate", 1.5)
+        yield from goal(f"recorded {content}, CPU over Tailscale's", ours, theirs, "cpu_gb", 0.5, at_most=True)
+        yield from goal(f"recorded {content}, rate over unrecorded", ours, plain, "rate", 0.6)
     elif scenario == "sessions":
         yield from goal("recorded sessions a second over unrecorded", ours, plain, "rate", 0.9)
     elif scenario == "echo":
@@ -273,7 +274,7 @@ def main() -> None:
     parser.add_argument("--streaming", nargs="*", choices=STREAMING, default=STREAMING)
     parser.add_argument("--tailnet", action="store_true", help="reach the recorder over the tailnet")
     parser.add_argument("--megabytes", type=int, default=200, help="of --only output")
-    parser.add_argument("--content", choices=_BLOCKS, default="text", help="of --only output")
+    parser.add_argument("--content", nargs="*", choices=_BLOCKS, default=("text", "zeros"), help="of --only output")
     parser.add_argument("--shells", type=int, default=500, help="of --only idle")
     parser.add_argument("--seconds", type=float, default=4.0, help="of --only sessions and events")
     parser.add_argument("--json", type=Path, help="write every sample to a file")
@@ -282,7 +283,7 @@ def main() -> None:
     peers = programs()
     lines: list[str] = []
     reached: list[Goal] = []
-    content: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
     most = 0.0
     with tempfile.TemporaryDirectory(prefix="k8sproxy-bench-") as name, ExitStack() as stack:
         bed = stack.enter_context(Bed(name, audit=False, progress=say))
@@ -291,8 +292,9 @@ def main() -> None:
         others = Others()
         both = [way for way in bench.ways if not way.endswith("events")]
         for scenario in options.only:
-            for streaming in options.streaming if scenario != "events" else ("http",):
-                say(f"bench: {scenario}, {streaming}")
+            for streaming, content in _variants(scenario, options):
+                title_of = f"{content}, {streaming}" if content else f"{scenario}, {streaming}"
+                say(f"bench: {title_of}")
                 names, count = both, options.rounds
                 if scenario == "idle":
                     names, count = ["k8sproxy, recorded"], 1
@@ -301,24 +303,32 @@ def main() -> None:
                 elif scenario == "echo" and streaming == "spdy":
                     # What is typed into a session that Tailscale's proxy records over SPDY does not always arrive.
                     names = [name for name in both if name != "tailscale, recorded"]
-                samples, took = rounds(names, count, _sampler(bench, scenario, streaming, options), others)
+                samples, took = rounds(names, count, _sampler(bench, scenario, streaming, content, options), others)
                 most = max(most, took)
-                content[f"{scenario}, {streaming}"] = samples
-                lines += ["", f"{scenario}, {streaming}:", "", *table(samples)]
-                reached += goals(scenario, streaming, samples)
+                taken[title_of] = samples
+                lines += ["", f"{title_of}:", "", *table(samples)]
+                reached += goals(scenario, streaming, samples, content)
     lines = [f"{title}; others took at most {most:.0%} of the machine.", *lines, "", *goals_table(reached)]
     print("\n".join(lines))
     if options.markdown:
         write_section(options.markdown, "bench.sessions", lines)
     if options.json:
-        options.json.write_text(json.dumps({"machine": title, "samples": content}, indent=2) + "\n")
+        options.json.write_text(json.dumps({"machine": title, "samples": taken}, indent=2) + "\n")
 
 
-def _sampler(bench: Bench, scenario: str, streaming: str, options: argparse.Namespace) -> Callable[[str], Sample]:
+def _variants(scenario: str, options: argparse.Namespace) -> Iterable[tuple[str, str]]:
+    """How a scenario is played: (by which protocol, what the command writes)."""
+    streamings = options.streaming if scenario != "events" else ("http",)
+    return [(name, text) for text in (options.content if scenario == "output" else ("",)) for name in streamings]
+
+
+def _sampler(
+    bench: Bench, scenario: str, streaming: str, content: str, options: argparse.Namespace
+) -> Callable[[str], Sample]:
     def sample(name: str) -> Sample:
         way = bench.ways[name]
         if scenario == "output":
-            return bench.output(way, streaming, options.megabytes, options.content)
+            return bench.output(way, streaming, options.megabytes, content)
         if scenario == "sessions":
             return bench.sessions(way, streaming, options.seconds)
         if scenario == "echo":
