@@ -242,7 +242,8 @@ def test_a_sender_without_the_tag_is_refused(
     done = kubectl("alice", shared_proxy).run("exec", web, "--", "sh", "-c", f"touch {touched}; {printing(word)}")
     assert done.returncode == 1 and not touched.exists()
     assert b"403" in done.stderr and b"recorder" in done.stderr, done.stderr
-    assert {line["cause"] for line in keeper.events("refused")} == {"not_a_sender"}
+    refused = wait_until(lambda: keeper.events("refused"), "the refusal in the log")  # which is written in batches
+    assert {line["cause"] for line in refused} == {"not_a_sender"}
     with keeper.dial(nodes["mallory"]) as sock:
         sock.sendall(b"POST /record HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n")
         assert sock.recv(4096).startswith(b"HTTP/1.1 403 ")
