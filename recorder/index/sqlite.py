@@ -47,6 +47,20 @@ def _placeholders(sql: str) -> str:
     return re.sub(r"\$(\d+)", r"?\1", sql)
 
 
+def _set(connection: sqlite3.Connection, pragma: str) -> None:
+    """Set a pragma. The change to WAL, of several that start at once, fails at once where another holds the file:
+    SQLite's own waiting (busy_timeout) does not apply to it."""
+    end = time.monotonic() + _BUSY
+    while True:
+        try:
+            connection.execute(f"PRAGMA {pragma}")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.005)
+
+
 class _Connection:
     """A connection that lives in a thread of its own."""
 
@@ -90,7 +104,7 @@ class _Connection:
             connection = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
             try:
                 for pragma in self._pragmas:
-                    connection.execute(f"PRAGMA {pragma}")
+                    _set(connection, pragma)
             except BaseException:
                 connection.close()
                 raise
