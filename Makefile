@@ -56,7 +56,7 @@ FUZZ_SECONDS ?= 60
 # Atheris has an environment of its own: nothing else needs it.
 $(VENV)/fuzz/.installed: requirements.lock
 	@$(PYTHON) -m venv $(VENV)/fuzz
-	@$(VENV)/fuzz/bin/python -m pip install --quiet --constraint requirements.lock 'atheris>=3,<4' h11 httptools orjson
+	@$(VENV)/fuzz/bin/python -m pip install --quiet --constraint requirements.lock 'atheris>=3,<4' h11 httptools orjson pydantic
 	@touch $@
 
 fuzz: $(VENV)/fuzz/.installed

@@ -170,7 +170,7 @@ class SpdySession:
         error = self._ids.get(ERROR)
         if error is None or ERROR not in self._accepted or self._mute:
             return None
-        if not held and (self._closed or ERROR in self._ended):
+        if not held and (self._closed or ERROR in self._ended or self._upstream.ending == error):
             return None
         streams = [self._ids[kind] for kind in (STDOUT, STDERR, ERROR) if kind in self._ids]
         accepted = [self._ids[kind] for kind in (STDOUT, STDERR, ERROR) if kind in self._accepted]

@@ -154,6 +154,15 @@ class FrameReader:
         return 0 if self.at_boundary else -self._start
 
     @property
+    def ending(self) -> int:
+        """The stream that the DATA frame ends of which all has not come; 0 where it ends none, as far as is known."""
+        if self._left:
+            return self.stream if self._fin else 0
+        held = self._held
+        ends = len(held) >= 5 and held[0] < 0x80 and held[4] & FLAG_FIN
+        return int.from_bytes(held[:4], "big") if ends else 0
+
+    @property
     def data_left(self) -> int:
         """Bytes of an open DATA frame's payload still to come."""
         return self._left

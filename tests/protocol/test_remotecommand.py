@@ -572,6 +572,15 @@ def test_farewells_that_cannot_be_said() -> None:
         command = ws()
         command.from_upstream(memoryview(websocket(2, bytes(size))[:10]))
         assert (command.farewell(STATUS, MESSAGE) is not None) == possible
+    # The error stream ends with the frame that would have to be filled up.
+    frame = data(1, STATUS, fin=True)
+    for cut in range(len(frame)):
+        session = Spdy()
+        session.say(frame[:cut])
+        farewell = session.command.farewell(STATUS, MESSAGE)
+        assert (farewell is None) == (cut > 4)
+        if farewell is not None:
+            assert heard_spdy(session.accepting + frame[:cut] + farewell).channels[1] == STATUS
     # Upstream is closing.
     session = Spdy()
     session.say(goaway(0)[:9])
