@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import enum
 import json
-import math
 import os
 import re
 import time
@@ -20,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
+
+from k8sproxy.protocol.strictjson import finite, no_constant
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ID = re.compile(rf"[0-7][{_ALPHABET}]{{25}}\Z")
@@ -34,23 +35,12 @@ def parse_json(text: bytes | bytearray) -> Any:
     """A sender's JSON. Raises ValueError, with a message for the sender, for what could not be told to everybody again:
     NaN and Infinity, which are no JSON, numbers beyond a double, and more than MAX_DEPTH levels."""
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(text, parse_constant=no_constant, parse_float=finite)
     except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
     if text.count(b"[") + text.count(b"{") > MAX_DEPTH and isinstance(value, dict | list) and not _is_shallow(value):
         raise ValueError(f"not JSON of at most {MAX_DEPTH} levels")
     return value
-
-
-def _refuse(name: str) -> float:
-    raise ValueError(name)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("too large")
-    return number
 
 
 def _is_shallow(value: Any) -> bool:

@@ -31,16 +31,15 @@ from __future__ import annotations
 
 import codecs
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 import orjson
 from pydantic_core import PydanticSerializationError, to_json
 
 from k8sproxy.errors import ProtocolError
+from k8sproxy.protocol.strictjson import finite, no_constant
 
 # Columns and rows, the largest that a terminal's own structure holds (struct winsize, unsigned short).
 MAX_SIDE = 65535
@@ -317,18 +316,7 @@ def _read(line: bytes, limit: int) -> object:
     if len(line) > limit:
         raise ProtocolError(f"a line of a cast is longer than {limit} bytes", status=413)
     try:
-        value: object = json.loads(line.decode(), parse_constant=_no_constant, parse_float=_finite)
+        value: object = json.loads(line.decode(), parse_constant=no_constant, parse_float=finite)
     except (ValueError, RecursionError):  # decoding errors and integers of 4,300 digits are ValueErrors
         raise ProtocolError("a line of a cast is not JSON") from None
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
     return value

@@ -31,10 +31,10 @@ import codecs
 import json
 import re
 from functools import lru_cache
-from typing import NoReturn
 from urllib.parse import unquote_to_bytes
 
 from k8sproxy.policy.requestinfo import RequestInfo
+from k8sproxy.protocol.strictjson import no_constant
 
 REDACTED = "REDACTED"
 
@@ -125,7 +125,7 @@ def redact_body(info: RequestInfo, body: bytes, *, truncated: bool) -> tuple[byt
     if truncated:
         return b"", True
     try:
-        tree = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
+        tree = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=no_constant)
         kept = _only_harmless(tree) if sensitive else _without_secrets(tree, "")
         if not sensitive and kept == tree:
             return body, False
@@ -326,7 +326,3 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(told) != len(pairs):
         raise ValueError("an object with a member twice")
     return told
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
