@@ -18,7 +18,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from recorder.model import is_id
-from recorder.proof.keys import PublicKeys, Signer
+from recorder.proof.keys import Anchor, PublicKeys, Signer
 
 MANIFEST_TYPE = "recorder manifest"
 REMOVAL_TYPE = "recorder removal"
@@ -84,7 +84,9 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One day, sealed. number: 1, 2, ..; previous: SHA-256 of the file before; sealed: unix seconds, when."""
+    """One day, sealed. number: 1, 2, ..; previous: SHA-256 of the file before; sealed: unix seconds, when.
+    acts: the last act (recorder/proof/acts.py) that had been signed by then, number 0 where there was none; None in a
+    manifest from before there were acts. removals: those of that time."""
 
     number: int
     day: str
@@ -93,6 +95,7 @@ class Manifest:
     recordings: tuple[Sealed, ...] = ()
     events: tuple[Part, ...] = ()
     removals: tuple[Removal, ...] = ()
+    acts: Anchor | None = None
 
 
 def is_day(text: str) -> bool:
@@ -141,6 +144,7 @@ def removal_file(subject: str) -> str:
 
 def write_manifest(manifest: Manifest, signer: Signer) -> bytes:
     """The signed file."""
+    acts = {} if manifest.acts is None else {"acts": {"number": manifest.acts.number, "sha256": manifest.acts.sha256}}
     return _sign(
         {
             "type": MANIFEST_TYPE,
@@ -152,7 +156,8 @@ def write_manifest(manifest: Manifest, signer: Signer) -> bytes:
             "recordings": [_sealed_values(sealed) for sealed in manifest.recordings],
             "events": _part_values(manifest.events),
             "removals": [removal.values() for removal in manifest.removals],
-        },
+        }
+        | acts,
         signer,
     )
 
@@ -169,6 +174,7 @@ def read_manifest(data: bytes, keys: PublicKeys) -> Manifest:
             recordings=tuple(map(_read_sealed, value["recordings"])),
             events=_read_parts(value["events"]),
             removals=tuple(map(_read_removal, value["removals"])),
+            acts=_read_head(value["acts"]) if "acts" in value else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ForgedError("it is signed and makes no sense") from None
@@ -261,6 +267,10 @@ def _read_removal(value: Mapping[str, Any]) -> Removal:
     if not is_id(subject) and not is_day(subject.removeprefix("events ")):
         raise ValueError("not a subject")
     return Removal(subject, float(value["at"]), _text(value["by"]), _text(value["why"]))
+
+
+def _read_head(value: Mapping[str, Any]) -> Anchor:
+    return Anchor(_whole(value["number"]), _sha256(value["sha256"]))
 
 
 def _text(value: object) -> str:

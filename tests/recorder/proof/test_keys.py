@@ -100,6 +100,7 @@ removals = st.builds(Removal, st.sampled_from([new_id(), "events 2026-11-22"]), 
         st.lists(sealed, max_size=2).map(tuple),
         parts,
         st.lists(removals, max_size=2).map(tuple),
+        st.none() | st.builds(Anchor, st.integers(0, 1 << 30), st.just("2" * 64)),
     )
 )
 def test_manifests_round_trip(manifest: Manifest) -> None:
@@ -144,6 +145,7 @@ def test_signed_nonsense_is_forged_too() -> None:
         {"recordings": {"a": 1}}, {"events": []}, {"events": {"a": [1]}}, {"removals": [{}]},
         {"version": 2}, {"type": "x"},
         {"removals": [{"subject": "../x", "at": 1, "by": "", "why": ""}]}, {"sealed": "x"},
+        {"acts": None}, {"acts": {"number": -1, "sha256": "0" * 64}}, {"acts": {"number": 1, "sha256": "x"}},
     ]  # fmt: skip
     for change in wrong[1:]:
         with pytest.raises(ForgedError):
