@@ -212,7 +212,11 @@ class Assembly:
 
     def _entry(self, number: int, listen: Listen) -> Entry:
         cluster = self.config.cluster_of(listen)
-        route = Route(self.upstreams[cluster.name], impersonate=_impersonates(cluster))
+        route = Route(
+            self.upstreams[cluster.name],
+            impersonate=_impersonates(cluster),
+            capability_domain=self.config.tailnet.capability_domain,
+        )
         certificate = self._certificates.get(number)
         return Entry(
             trust=Trust.PROXY if listen.proxy_protocol else Trust.DIRECT,

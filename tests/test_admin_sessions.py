@@ -16,7 +16,7 @@ from k8sproxy.admin import REASON, AdminSite
 from k8sproxy.dataplane.site import Site
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
-from k8sproxy.policy.decision import FailureMode
+from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.recording.sessions import Sessions
 from tests.recording.scenes import FACTS, Scene, WebSocket, scene
@@ -102,7 +102,7 @@ async def place(path: Path | None = None) -> AsyncGenerator[Place, None]:
         await admin.start_tcp("127.0.0.1", 0)
     else:
         await admin.start_unix(path)
-    played = Scene(WebSocket(), FailureMode.CLOSED)
+    played = Scene(WebSocket(), RecordingLevel.CLOSED)
     await played.begin()
     sessions.begun(played.session)
     try:

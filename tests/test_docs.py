@@ -19,6 +19,7 @@ from k8sproxy.config import Config, parse
 from k8sproxy.config.models import Section
 from k8sproxy.peer import Peer
 from k8sproxy.policy.grants import _KNOWN, CAPABILITY, parse_grants
+from k8sproxy.policy.ownrules import DEFAULT_DOMAIN, RecordingLevel, own_capability
 from k8sproxy.protocol.asciicast import CastHeader, OutputEncoder
 
 ROOT = Path(__file__).parents[1]
@@ -196,8 +197,9 @@ def test_every_member_of_a_listed_session_is_in_the_table() -> None:
 
 
 def test_every_field_of_a_grant_is_in_the_table() -> None:
-    (table,) = tables("recording.md", "Grants")
+    table, levels = tables("recording.md", "Grants")
     assert {part for name in names(table) for part in name.casefold().split(".")} == _KNOWN
+    assert names(levels) == [level.value for level in RecordingLevel]
 
 
 def policies() -> Iterator[dict[str, Any]]:
@@ -210,10 +212,12 @@ def policies() -> Iterator[dict[str, Any]]:
 
 
 def test_policies_can_be_read() -> None:
-    rules = [grant["app"][CAPABILITY] for grant in policies() if "app" in grant]
-    assert len(rules) >= 3
-    for values in rules:
-        parse_grants(Peer("100.64.0.1", "n1", "node.", capabilities={CAPABILITY: tuple(values)}))
+    granted = [grant["app"] for grant in policies() if "app" in grant]
+    assert sum(CAPABILITY in app for app in granted) >= 3
+    assert any(own_capability(DEFAULT_DOMAIN) in app for app in granted)
+    for app in granted:
+        capabilities = {name: tuple(values) for name, values in app.items()}
+        parse_grants(Peer("100.64.0.1", "n1", "node.", capabilities=capabilities))
 
 
 def test_failures_name_what_is_counted() -> None:

@@ -76,7 +76,8 @@ def command(
         service = listen.service
     peer = ask_whois(choose_socket(config, socket), address, service)
     request = (_METHODS[verb.lower()], target, upgrade) if target is not None else None
-    explanation = explain(peer, request, passthrough=passthrough)
+    domain = config.tailnet.capability_domain if config is not None else None
+    explanation = explain(peer, request, passthrough=passthrough, domain=domain)
     if as_json:
         print_json(explanation)
     else:
@@ -98,21 +99,25 @@ def _listener(config: Config | None, address: str | None) -> Listen | None:
     raise click.BadParameter(f"no listener has this address (there are: {known})", param_hint="--listen")
 
 
-def explain(peer: Peer, request: tuple[str, str, str] | None, *, passthrough: bool = False) -> dict[str, Any]:
-    """The policy's steps, as JSON values. request: method, target, upgrade.
+def explain(
+    peer: Peer, request: tuple[str, str, str] | None, *, passthrough: bool = False, domain: str | None = None
+) -> dict[str, Any]:
+    """The policy's steps, as JSON values. request: method, target, upgrade. domain: of this project's own capability.
 
     Keys: peer, rules, impersonation (null in passthrough mode), request, recording, events, refusal. What comes after
     the step that refuses is null.
     """
     from k8sproxy.errors import ProtocolError, Refusal
-    from k8sproxy.policy.decision import FailureMode, authorize, decide
+    from k8sproxy.policy.decision import authorize, decide
     from k8sproxy.policy.grants import counted_rules
+    from k8sproxy.policy.ownrules import DEFAULT_DOMAIN, own_rules
     from k8sproxy.policy.requestinfo import request_info
     from k8sproxy.recording.session import unavailable
 
     found: dict[str, Any] = {"peer": peer_values(peer)}
     found |= dict.fromkeys(("rules", "impersonation", "request", "recording", "events", "refusal"))
     found["mode"] = "passthrough" if passthrough else "impersonate"
+    domain = domain or DEFAULT_DOMAIN
     try:
         found["rules"] = [
             {
@@ -124,8 +129,11 @@ def explain(peer: Peer, request: tuple[str, str, str] | None, *, passthrough: bo
                 "enableEvents": rule.enable_events,
             }
             for rule in counted_rules(peer)
+        ] + [
+            {"capability": rule.capability, "recording": rule.recording.value if rule.recording else None}
+            for rule in own_rules(peer, domain)
         ]
-        authority = authorize(peer, impersonate=not passthrough)
+        authority = authorize(peer, impersonate=not passthrough, domain=domain)
         identity = authority.impersonation
         if identity is not None:
             found["impersonation"] = {"user": identity.user, "groups": list(identity.groups)}
@@ -150,10 +158,10 @@ def explain(peer: Peer, request: tuple[str, str, str] | None, *, passthrough: bo
         if demand is not None:
             found["recording"] = {
                 "recorderAddrs": list(demand.recorders),
-                "failureMode": demand.failure_mode.value,
+                "failureMode": demand.level.value,
                 "session": demand.session.value,
             }
-            if demand.failure_mode is FailureMode.CLOSED and not demand.recorders:
+            if demand.level.enforced and not demand.recorders:
                 raise unavailable(())
     except Refusal as refusal:
         found["refusal"] = {"status": refusal.status, "cause": refusal.cause, "message": refusal.message}
@@ -189,6 +197,8 @@ def _lines(peer: Peer, found: dict[str, Any]) -> list[str]:
 
 
 def _rule(rule: dict[str, Any]) -> str:
+    if "groups" not in rule:
+        return f"recording {rule['recording'] or '(says nothing of it)'} [{rule['capability']}]"
     parts = [f"groups {', '.join(rule['groups']) or '(none)'}"]
     if rule["recorder"] or rule["recorderAddrs"]:
         parts.append(f"recorder {', '.join(rule['recorder'])} at {', '.join(rule['recorderAddrs']) or 'no address'}")
@@ -202,5 +212,7 @@ def _recorded(recording: dict[str, Any] | None) -> str:
     where = ", ".join(recording["recorderAddrs"])
     if not where:
         return "no: the grant asks for it, and no recorder has an address; the session goes on"
-    without = "is refused" if recording["failureMode"] == "closed" else "goes on unrecorded"
+    without = "goes on unrecorded" if recording["failureMode"] == "open" else "is refused"
+    if recording["failureMode"] == "acknowledged":
+        without += ", and no output is shown before the recorder has confirmed it"
     return f"yes, by the first that takes it of {where}; without one the session {without}"

@@ -20,9 +20,11 @@ from pydantic.alias_generators import to_camel
 
 from k8sproxy.config.addresses import AdminAddress, ListenAddress, parse_admin_address, parse_listen_address
 from k8sproxy.config.units import duration_between, number_between, size_between
+from k8sproxy.policy.ownrules import DEFAULT_DOMAIN
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DNS_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?\Z", re.IGNORECASE)
+_DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
 _SERVICE = re.compile(rf"svc:{_LABEL}\Z")
 _CLUSTER_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")
 _WHO = re.compile(r"(?:tag:[A-Za-z][A-Za-z0-9-]*|[^\s@]+@[^\s@]+)\Z")
@@ -110,6 +112,11 @@ class Tailnet(Section):
         default=5.0,
         description="How long the daemon may take for an answer (default 5s; it takes milliseconds). After this the "
         "client gets a 503 and the next request asks again.",
+    )
+    capability_domain: Annotated[str, _matching(_DOMAIN, "a domain name in lower case")] = Field(
+        default=DEFAULT_DOMAIN,
+        description="Rules of the proxy's own, such as {recording: acknowledged}, are read from DOMAIN/cap/k8sproxy "
+        "(default tailscale.com). The recorder has a key of the same name for its own rules.",
     )
 
 

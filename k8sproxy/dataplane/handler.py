@@ -331,7 +331,7 @@ class Connection:
     def _authorize(self, peer: Peer, route: Route) -> Authority:
         """The peer's Authority; computed again only where WhoIs gave another answer, or the route is another one."""
         self._authority = None
-        authority = authorize(peer, impersonate=route.impersonate)
+        authority = authorize(peer, impersonate=route.impersonate, domain=route.capability_domain)
         self._count(peer)
         self._authority = authority
         self._route = route
@@ -415,7 +415,9 @@ class Connection:
             if peer is decision.peer:
                 self._last_known, self._vetted = perf_counter(), peer
                 return
-            now = decide(authorize(peer, impersonate=self._gate.route.impersonate), info)
+            route = self._gate.route
+            authority = authorize(peer, impersonate=route.impersonate, domain=route.capability_domain)
+            now = decide(authority, info)
         except Refusal as refusal:
             # 503: the daemon can't be asked just now. Anything else is its answer, or the policy's.
             if refusal.status == 503 and perf_counter() - self._last_known < _UNKNOWN_GRACE:
@@ -455,7 +457,7 @@ def _covers(now: Decision, before: Decision) -> bool:
     demanded that it has not got."""
     if now.recording is not None and (
         # A session keeps the recorder that it has, also where the grant's list of them has changed.
-        before.recording is None or before.recording.failure_mode is not now.recording.failure_mode
+        before.recording is None or before.recording.level is not now.recording.level
     ):
         return False
     if now.impersonation is None or before.impersonation is None:

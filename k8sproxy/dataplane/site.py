@@ -14,6 +14,7 @@ from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.upstream import Upstream
 from k8sproxy.errors import Refusal
 from k8sproxy.policy.decision import Authority
+from k8sproxy.policy.ownrules import DEFAULT_DOMAIN
 from k8sproxy.recording.events import Events
 from k8sproxy.recording.sessions import Sessions
 from k8sproxy.tailnet.whois import WhoIs
@@ -40,10 +41,12 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a listener's requests go: the cluster, and whether its clients are impersonated or pass through."""
+    """Where a listener's requests go: the cluster, whether its clients are impersonated or pass through, and the domain
+    of this project's own capability."""
 
     upstream: Upstream
     impersonate: bool = True
+    capability_domain: str = DEFAULT_DOMAIN
 
 
 @dataclass(slots=True)
@@ -78,7 +81,8 @@ def _whoami(authority: Authority) -> bytes:
                     "tags": list(peer.tags),
                 },
                 "impersonation": {"user": identity.user, "groups": list(identity.groups)} if identity else None,
-                "enforceRecorder": authority.grants.enforce_recorder,
+                "enforceRecorder": authority.grants.enforced,
+                "recording": authority.grants.recording.value if authority.grants.recording else None,
             },
             indent=2,
         ).encode()

@@ -5,16 +5,15 @@
 
 A Decision can only come from decide(), and rewrite and upstream take nothing else: what was not decided can't be sent.
 
-Recording is demanded of exec and attach (the kubelet's own behind nodes/proxy too) where the grants name a recorder
-or enforce one. `enforceRecorder` is the failure mode: closed, the session must not start without a recorder (none
-named: none to be had); open, it goes on. What leads to a shell and can't be recorded as a session is refused under
-`enforceRecorder` and passed otherwise; an ephemeral container is put in place without a recording, since it is
-reached by attach or exec.
+Recording is demanded of exec and attach (the kubelet's own behind nodes/proxy too) where a grant asks for it, at the
+strongest level that a grant says (ownrules.RecordingLevel): open, a session without a recorder goes on; closed and
+acknowledged (both are "enforced"), it must not start. What leads to a shell and can't be recorded as a session is
+refused where recording is enforced, and passed otherwise; an ephemeral container is put in place without a recording,
+since it is reached by attach or exec.
 """
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -22,26 +21,20 @@ from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.policy.classify import SessionKind
 from k8sproxy.policy.grants import Grants, Impersonation, impersonation, parse_grants
+from k8sproxy.policy.ownrules import DEFAULT_DOMAIN, RecordingLevel
 from k8sproxy.policy.requestinfo import RequestInfo
-
-
-class FailureMode(enum.Enum):
-    """What happens to a session that no recorder takes, or whose recorder fails: it goes on, or it is refused."""
-
-    OPEN = "open"
-    CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingDemand:
     """A session that has to be recorded.
 
-    recorders: "IP:PORT" in the order to be tried; where empty, none takes it. session: EXEC or ATTACH, whichever way
-    leads to it.
+    recorders: "IP:PORT" in the order to be tried; where empty, none takes it. level: what its user may see without
+    recording. session: EXEC or ATTACH, whichever way leads to it.
     """
 
     recorders: tuple[str, ...]
-    failure_mode: FailureMode
+    level: RecordingLevel
     session: SessionKind
 
 
@@ -82,13 +75,13 @@ class Authority:
         raise TypeError("only authorize() makes an Authority")
 
 
-def authorize(peer: Peer, *, impersonate: bool = True) -> Authority:
+def authorize(peer: Peer, *, impersonate: bool = True, domain: str = DEFAULT_DOMAIN) -> Authority:
     """The peer's Authority, to be kept as long as the WhoIs answer holds.
 
-    impersonate: False in passthrough mode, where grants still say what is recorded. Raises Refusal (403):
-    malformed_grant, unusable_name, reserved_name.
+    impersonate: False in passthrough mode, where grants still say what is recorded. domain: of this project's own
+    capability. Raises Refusal (403): malformed_grant, unusable_name, reserved_name.
     """
-    grants = parse_grants(peer)
+    grants = parse_grants(peer, domain)
     identity = impersonation(peer, grants) if impersonate else None
     authority = object.__new__(Authority)
     values = {
@@ -113,7 +106,7 @@ def decide(authority: Authority, info: RequestInfo) -> Decision:
         return authority._exec
     if session is SessionKind.ATTACH or session is SessionKind.NODE_PROXY_ATTACH:
         return authority._attach
-    if authority.grants.enforce_recorder and session not in _NEVER_RECORDED:
+    if authority.grants.enforced and session not in _NEVER_RECORDED:
         _refuse_unrecordable(session)
     return authority.ordinary
 
@@ -140,10 +133,9 @@ def _refuse_unrecordable(session: SessionKind) -> NoReturn:
 
 
 def _demand(grants: Grants, session: SessionKind) -> RecordingDemand | None:
-    if not grants.names_recorder and not grants.enforce_recorder:
+    if grants.recording is None:
         return None
-    mode = FailureMode.CLOSED if grants.enforce_recorder else FailureMode.OPEN
-    return RecordingDemand(grants.recorders, mode, session)
+    return RecordingDemand(grants.recorders, grants.recording, session)
 
 
 def _decision(peer: Peer, grants: Grants, identity: Impersonation | None, demand: RecordingDemand | None) -> Decision:

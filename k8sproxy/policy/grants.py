@@ -6,7 +6,8 @@ A grant gives a peer rules under the capability name `tailscale.com/cap/kubernet
      "enforceRecorder": true, "enableEvents": true}
 
 All rules count: groups and recorder addresses are united in order, the two switches are ORed. The name's old form
-`https://tailscale.com/cap/kubernetes` gives groups alone, and counts only where the new name is absent.
+`https://tailscale.com/cap/kubernetes` gives groups alone, and counts only where the new name is absent. Rules of this
+project's own capability (ownrules.py) count beside both.
 
 The rules are written for a Go program (kube/kubetypes.KubernetesCapRule, decoded by encoding/json), and this must not
 read them more mildly: field names match in any case, null is a field's zero value, unknown fields are ignored. What
@@ -25,6 +26,7 @@ from typing import NoReturn, TypeVar
 
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer, Repeated
+from k8sproxy.policy.ownrules import DEFAULT_DOMAIN, RecordingLevel, own_rules, strongest
 
 CAPABILITY = "tailscale.com/cap/kubernetes"
 LEGACY_CAPABILITY = "https://tailscale.com/cap/kubernetes"
@@ -58,20 +60,34 @@ class Rule:
     enforce_recorder: bool = False
     enable_events: bool = False
 
+    @property
+    def recording(self) -> RecordingLevel | None:
+        """What the rule says of recording: closed where it enforces one, open where it names a recorder.
+
+        By a tag or by an address: a tag that no node carries leaves no address, and asks for a recording all the same.
+        """
+        if self.enforce_recorder:
+            return RecordingLevel.CLOSED
+        return RecordingLevel.OPEN if self.recorder_tags or self.recorders else None
+
 
 @dataclass(frozen=True, slots=True)
 class Grants:
     """All rules of a peer united; without any rule, everything is empty.
 
-    groups, recorders: in the order of the rules, without duplicates. recorders: "IP:PORT", IPv6 in brackets.
-    names_recorder: a rule names one, by a tag or an address; a tag without a node leaves no address.
+    groups, recorders: in the order of the rules, without duplicates. recorders: "IP:PORT", IPv6 in brackets. recording:
+    the strongest level that a rule of either capability asks for; None where no rule asks for a recording.
     """
 
     groups: tuple[str, ...] = ()
     recorders: tuple[str, ...] = ()
-    enforce_recorder: bool = False
+    recording: RecordingLevel | None = None
     enable_events: bool = False
-    names_recorder: bool = False
+
+    @property
+    def enforced(self) -> bool:
+        """Whether what has to be recorded, or told, must not go on without."""
+        return self.recording is not None and self.recording.enforced
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +102,12 @@ class Impersonation:
     groups: tuple[str, ...] = ()
 
 
-def parse_grants(peer: Peer) -> Grants:
-    """The united rules of a peer. Raises Refusal (403, malformed_grant) for any rule with a fault."""
-    rules = counted_rules(peer)
+def parse_grants(peer: Peer, domain: str = DEFAULT_DOMAIN) -> Grants:
+    """The united rules of a peer. domain: of this project's own capability.
+
+    Raises Refusal (403, malformed_grant) for any rule with a fault.
+    """
+    rules, own = counted_rules(peer), own_rules(peer, domain)
     groups = tuple(dict.fromkeys(group for rule in rules for group in rule.groups))
     recorders = tuple(dict.fromkeys(address for rule in rules for address in rule.recorders))[:MAX_RECORDERS]
     if len(groups) > MAX_GROUPS:
@@ -97,17 +116,20 @@ def parse_grants(peer: Peer) -> Grants:
             "malformed_grant",
             f"the capability {rules[0].capability} grants {len(groups)} groups; at most {MAX_GROUPS} are taken",
         )
+    levels = (*(rule.recording for rule in rules), *(rule.recording for rule in own))
     return Grants(
         groups=groups,
         recorders=recorders,
-        enforce_recorder=any(rule.enforce_recorder for rule in rules),
+        recording=strongest(level for level in levels if level is not None),
         enable_events=any(rule.enable_events for rule in rules),
-        names_recorder=any(rule.recorder_tags or rule.recorders for rule in rules),
     )
 
 
 def counted_rules(peer: Peer) -> tuple[Rule, ...]:
-    """The rules that count, in the order of the control plane. Raises Refusal as parse_grants does."""
+    """The rules of Tailscale's capability that count, in the order of the control plane.
+
+    Raises Refusal (403, malformed_grant) for any rule with a fault.
+    """
     if CAPABILITY in peer.capabilities:
         values = peer.capabilities[CAPABILITY]
         return tuple(_Fields(CAPABILITY, number, value).rule() for number, value in enumerate(values, 1))

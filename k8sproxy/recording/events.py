@@ -53,7 +53,7 @@ class Events:
 
     def admit(self, grants: Grants) -> bool:
         """Whether the request may go on at once; if not, `wait` says more. Where it may, `tell` has to follow."""
-        return self.queues.admit(grants.recorders, grants.enforce_recorder)
+        return self.queues.admit(grants.recorders, grants.enforced)
 
     async def wait(self, grants: Grants) -> None:
         """Look for a recorder that lives. Raises Refusal 403 (event_recorder_unavailable) where none does."""
@@ -83,7 +83,7 @@ class Events:
         """Queue it."""
         if event.body is not None:
             event.body.settle()
-        self.queues.add(grants.recorders, event, enforced=grants.enforce_recorder)
+        self.queues.add(grants.recorders, event, enforced=grants.enforced)
 
     def tell_ports(
         self, grants: Grants, info: RequestInfo, origin: str, session_id: str, ports: Mapping[str, Mapping[str, int]]

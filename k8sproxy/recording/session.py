@@ -6,7 +6,7 @@
 
 What happens when a recorder can't be had, or fails, is decided in three methods and nowhere else:
 
-                                CLOSED (enforceRecorder)                      OPEN
+                                CLOSED and ACKNOWLEDGED (enforced)            OPEN
     _not_accepted   before      Refusal 403; upstream hears nothing           goes on unrecorded; said in log and metric
     _failed         within      the session ends, its user reads why          goes on unrecorded; said in log and metric
     _full           too slow    output waits, up to the ack time-out          output is left out, a gap notice put in
@@ -37,7 +37,8 @@ from typing import Protocol
 import structlog
 
 from k8sproxy.errors import ProtocolError, Refusal
-from k8sproxy.policy.decision import FailureMode, RecordingDemand
+from k8sproxy.policy.decision import RecordingDemand
+from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.policy.rewrite import Streaming
 from k8sproxy.recording.capture import GuardedCapture
 from k8sproxy.recording.facts import Facts
@@ -72,7 +73,7 @@ class Registry(Protocol):
     def over(self, session: Session) -> None:
         """The session has ended; also for one that never began."""
 
-    def failed(self, stage: str, mode: FailureMode) -> None:
+    def failed(self, stage: str, mode: RecordingLevel) -> None:
         """Count a recording that failed. stage: not_accepted, failed or slow."""
 
     def run(self, session: Session) -> asyncio.Task[None]:
@@ -104,7 +105,7 @@ class Session(Tap):
         self.cause = ""  # why it was ended, where it did not end by itself
         self._lost_words = ""  # what its user is told where its recording failed and it must not go on
         self._registry = registry
-        self._closed_mode = demand is not None and demand.failure_mode is FailureMode.CLOSED
+        self._closed_mode = demand is not None and demand.level.enforced
         self._loop = asyncio.get_running_loop()
         self._upload: Upload | None = None
         self._outbox: Outbox | None = None  # from the switch to the recording's end
@@ -201,7 +202,7 @@ class Session(Tap):
             pod=facts.pod,
             container=facts.container,
             recorder=self.recorder or None,
-            failure_mode=self.demand.failure_mode.value if self.demand else None,
+            failure_mode=self.demand.level.value if self.demand else None,
         )
         if upload is None:
             return
@@ -397,8 +398,8 @@ class Session(Tap):
     # -- what goes wrong
 
     @property
-    def _mode(self) -> FailureMode:
-        return FailureMode.CLOSED if self._closed_mode else FailureMode.OPEN
+    def _mode(self) -> RecordingLevel:
+        return self.demand.level if self.demand is not None else RecordingLevel.OPEN
 
     def _unreadable(self, error: ProtocolError) -> None:
         """Bytes that are not what they should be. Of a session that is not recorded nothing depends on them."""

@@ -15,7 +15,8 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from k8sproxy.policy.decision import Decision, FailureMode
+from k8sproxy.policy.decision import Decision
+from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.policy.requestinfo import RequestInfo
 from k8sproxy.recording.facts import session_facts
 from k8sproxy.recording.recorders import Recorders
@@ -145,7 +146,7 @@ class Sessions:
         """A session has ended."""
         self._running.pop(session.facts.id, None)
 
-    def failed(self, stage: str, mode: FailureMode) -> None:
+    def failed(self, stage: str, mode: RecordingLevel) -> None:
         """Count a recording that failed."""
         key = (stage, mode.value)
         self._failures[key] = self._failures.get(key, 0) + 1
@@ -185,7 +186,7 @@ def _values(session: Session) -> dict[str, Any]:
         "sent": session.sent,
         "recorded": session.recorded,
         "recorder": session.recorder or None,
-        "failureMode": demand.failure_mode.value if demand else None,
+        "failureMode": demand.level.value if demand else None,
         "lost": session.lost,
         "ports": session.ports,
     }

@@ -29,6 +29,10 @@ def daemon(tmp_path: Path) -> Iterator[FakeTailscaled]:
         "100.64.0.4": user_whois("eve@example.com", "pc", "100.64.0.4", {KUBERNETES: [{"impersonate": 5}]}),
         "100.64.0.5": user_whois("dan@example.com", "pc", "100.64.0.5", groups("dev", enforceRecorder=True)),
         "100.64.0.6": user_whois("e\rve\x9b@example.com", "pc", "100.64.0.6"),
+        "100.64.0.7": user_whois(
+            "mia@example.com", "pc", "100.64.0.7",
+            groups(**RECORDED) | {"tailscale.com/cap/k8sproxy": [{"recording": "acknowledged"}]},
+        ),
         "fd7a:115c:a1e0::1": user_whois("six@example.com", "pc", "fd7a:115c:a1e0::1"),
     }  # fmt: skip
     with tailscaled(tmp_path / "ts.sock", peers) as daemon:
@@ -108,6 +112,24 @@ def test_explain_what_is_recorded(daemon: FakeTailscaled) -> None:
     assert found["refusal"]["cause"] == "recorder_unavailable"
     text = run(daemon, "explain", "--peer", "100.64.0.5", "--path", EXEC).stdout
     assert "no recorder took it: no recorder has an address\n" in text
+
+
+def test_explain_a_rule_of_our_own(daemon: FakeTailscaled, tmp_path: Path) -> None:
+    code, found = explained(daemon, "--peer", "100.64.0.7", "--path", EXEC)
+    assert (code, found["recording"]["failureMode"]) == (0, "acknowledged")
+    assert found["rules"][-1] == {"capability": "tailscale.com/cap/k8sproxy", "recording": "acknowledged"}
+    text = run(daemon, "explain", "--peer", "100.64.0.7", "--path", EXEC).stdout
+    assert "recording acknowledged [tailscale.com/cap/k8sproxy]\n" in text
+    assert "the session is refused, and no output is shown before the recorder has confirmed it\n" in text
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "apiVersion: k8sproxy/v1alpha1\n"
+        f"tailnet: {{socket: {daemon.path}, capabilityDomain: example.com}}\n"
+        "listen: [{address: '127.0.0.1:1', tls: {source: none}}]\n"
+        "clusters: [{name: a, inCluster: true}]\n"
+    )
+    code, found = explained(daemon, "--peer", "100.64.0.7", "--path", EXEC, "--config", str(path))
+    assert (code, found["recording"]["failureMode"]) == (0, "open")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -308,11 +309,27 @@ async def test_whoami() -> None:
         await client.send(get("/.well-known/k8sproxy/whoami"))
         response = await client.response()
         assert response.status == 200 and b'"user": "ana@example.com"' in response.body
+        assert json.loads(response.body)["recording"] is None
         await client.send(get("/.well-known/k8sproxy/other"))
         assert (await client.response()).refusal()[0] == 404
         await client.send(request("DELETE", "/.well-known/k8sproxy/whoami"))
         assert (await client.response()).refusal()[0] == 405
         assert stage.api.untouched()
+
+
+async def test_another_domain_of_the_configuration_counts_for_the_next_request() -> None:
+    async with Stage() as stage:
+        rules = {"tailscale.com/cap/k8sproxy": ({"recording": "open"},), "a.b/cap/k8sproxy": ({"recording": "closed"},)}
+        stage.daemon.answer = Peer("100.64.0.7", "n", "l.", login_name="ana@x", capabilities=rules)
+        client = await stage.client()
+        await client.send(get("/.well-known/k8sproxy/whoami"))
+        document = json.loads((await client.response()).body)
+        assert (document["recording"], document["enforceRecorder"]) == ("open", False)
+        route = Route(stage.upstream, capability_domain="a.b")
+        stage.listener.replace(Entry(Trust.DIRECT, None, Gate(route)))
+        await client.send(get("/.well-known/k8sproxy/whoami"))
+        document = json.loads((await client.response()).body)
+        assert (document["recording"], document["enforceRecorder"]) == ("closed", True)
 
 
 async def test_log_names_the_cluster_of_the_request() -> None:

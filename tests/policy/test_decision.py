@@ -11,8 +11,9 @@ from hypothesis import given
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.policy.classify import SessionKind
-from k8sproxy.policy.decision import Authority, Decision, FailureMode, RecordingDemand, authorize, decide
+from k8sproxy.policy.decision import Authority, Decision, RecordingDemand, authorize, decide
 from k8sproxy.policy.grants import CAPABILITY, Grants, Impersonation
+from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.policy.requestinfo import request_info
 from tests.strategies import METHODS, UPGRADES, peers, targets
 
@@ -21,19 +22,20 @@ NODE = "/api/v1/nodes/n1/proxy"
 ADDRESS = "100.64.0.9:80"
 
 
-def peer(*rules: object) -> Peer:
+def peer(*rules: object, own: tuple[object, ...] = ()) -> Peer:
     return Peer(
         address="100.64.0.1",
         stable_id="n1",
         node_name="laptop.t.ts.net.",
         login_name="ann@example.com",
-        capabilities={CAPABILITY: rules} if rules else {},
+        capabilities={CAPABILITY: rules, "tailscale.com/cap/k8sproxy": own} if rules or own else {},
     )
 
 
 RECORDED = peer({"recorderAddrs": [ADDRESS], "impersonate": {"groups": ["dev"]}})
 ENFORCED = peer({"recorderAddrs": [ADDRESS], "enforceRecorder": True})
 NOBODY_TO_RECORD = peer({"enforceRecorder": True})
+ACKNOWLEDGED = peer({"recorderAddrs": [ADDRESS]}, own=({"recording": "acknowledged"},))
 
 
 def decide_on(who: Peer, path: str, method: str = "GET", upgrade: str = "") -> Decision:
@@ -46,7 +48,11 @@ def test_an_ordinary_request_gets_the_decision_that_was_made_beforehand() -> Non
     assert decision is authority.ordinary
     assert decision.peer is RECORDED
     assert decision.impersonation == authority.impersonation == Impersonation("ann@example.com", ("dev",))
-    assert decision.grants == authority.grants == Grants(groups=("dev",), recorders=(ADDRESS,), names_recorder=True)
+    assert (
+        decision.grants
+        == authority.grants
+        == Grants(groups=("dev",), recorders=(ADDRESS,), recording=RecordingLevel.OPEN)
+    )
     assert decision.recording is None
     assert decision.events is False
     assert decide(authority, request_info("GET", "/version")) is decision
@@ -73,13 +79,15 @@ def test_sessions_demand_what_the_grants_say(path: str, kind: SessionKind, upgra
     demands = [
         (peer(), None),
         (peer({"recorder": [], "recorderAddrs": []}), None),
-        (peer({"recorder": ["tag:rec"], "recorderAddrs": []}), RecordingDemand((), FailureMode.OPEN, kind)),
-        (RECORDED, RecordingDemand((ADDRESS,), FailureMode.OPEN, kind)),
-        (ENFORCED, RecordingDemand((ADDRESS,), FailureMode.CLOSED, kind)),
-        (NOBODY_TO_RECORD, RecordingDemand((), FailureMode.CLOSED, kind)),
+        (peer({"recorder": ["tag:rec"], "recorderAddrs": []}), RecordingDemand((), RecordingLevel.OPEN, kind)),
+        (RECORDED, RecordingDemand((ADDRESS,), RecordingLevel.OPEN, kind)),
+        (ENFORCED, RecordingDemand((ADDRESS,), RecordingLevel.CLOSED, kind)),
+        (NOBODY_TO_RECORD, RecordingDemand((), RecordingLevel.CLOSED, kind)),
+        (ACKNOWLEDGED, RecordingDemand((ADDRESS,), RecordingLevel.ACKNOWLEDGED, kind)),
+        (peer(own=({"recording": "open"},)), RecordingDemand((), RecordingLevel.OPEN, kind)),
         (
             peer({"recorderAddrs": [ADDRESS]}, {"enforceRecorder": True, "recorderAddrs": ["[fd7a::9]:80"]}),
-            RecordingDemand((ADDRESS, "[fd7a::9]:80"), FailureMode.CLOSED, kind),
+            RecordingDemand((ADDRESS, "[fd7a::9]:80"), RecordingLevel.CLOSED, kind),
         ),
     ]
     for who, demand in demands:
@@ -101,7 +109,7 @@ def test_sessions_demand_what_the_grants_say(path: str, kind: SessionKind, upgra
     ],
 )
 def test_what_cannot_be_recorded_is_refused_where_recording_is_enforced(path: str, upgrade: str, why: str) -> None:
-    for who in (ENFORCED, NOBODY_TO_RECORD):
+    for who in (ENFORCED, NOBODY_TO_RECORD, ACKNOWLEDGED):
         for method in ("GET", "POST"):
             with pytest.raises(Refusal) as caught:
                 decide_on(who, path, method, upgrade)
@@ -138,11 +146,20 @@ def test_in_passthrough_mode_grants_still_demand_recording() -> None:
     assert decide(authority, request_info("GET", "/api/v1/pods")).impersonation is None
     session = decide(authority, request_info("GET", f"{POD}/exec"))
     assert session.impersonation is None
-    assert session.recording == RecordingDemand((ADDRESS,), FailureMode.CLOSED, SessionKind.EXEC)
+    assert session.recording == RecordingDemand((ADDRESS,), RecordingLevel.CLOSED, SessionKind.EXEC)
     with pytest.raises(Refusal):
         authorize(nameless)
-    with pytest.raises(Refusal):
-        authorize(peer("malformed"), impersonate=False)
+    for malformed in (peer("malformed"), peer(own=({"recordin": "closed"},))):
+        with pytest.raises(Refusal):
+            authorize(malformed, impersonate=False)
+
+
+def test_rules_of_our_own_are_read_below_the_domain_that_is_configured() -> None:
+    who = dataclasses.replace(RECORDED, capabilities={"example.com/cap/k8sproxy": ({"recording": "closed"},)})
+    exec_of_a_pod = request_info("GET", f"{POD}/exec")
+    assert decide(authorize(who), exec_of_a_pod).recording is None
+    demand = decide(authorize(who, domain="example.com"), exec_of_a_pod).recording
+    assert demand == RecordingDemand((), RecordingLevel.CLOSED, SessionKind.EXEC)
 
 
 def test_only_decide_makes_a_decision() -> None:
@@ -174,7 +191,7 @@ def test_under_enforcement_whatever_is_decided_is_recorded_or_known_to_be_no_ses
     if decision.recording is not None:
         kinds = {SessionKind.NODE_PROXY_EXEC: SessionKind.EXEC, SessionKind.NODE_PROXY_ATTACH: SessionKind.ATTACH}
         assert decision.recording.session is kinds.get(info.session, info.session)
-    elif authority.grants.enforce_recorder:
+    elif authority.grants.enforced:
         assert info.session in {
             SessionKind.NONE,
             SessionKind.EPHEMERAL,

@@ -22,6 +22,7 @@ from k8sproxy.policy.grants import (
     impersonation,
     parse_grants,
 )
+from k8sproxy.policy.ownrules import RecordingLevel
 from tests.strategies import peers
 
 USER = Peer(address="100.64.0.1", stable_id="n1", node_name="laptop.t.ts.net.", user_id=1, login_name="ann@example.com")
@@ -59,9 +60,8 @@ def test_all_rules_count() -> None:
     assert parse_grants(peer) == Grants(
         groups=("b", "a", "c"),
         recorders=("100.64.0.9:80", "[fd7a::9]:80", "100.64.0.8:80"),
-        enforce_recorder=True,
+        recording=RecordingLevel.CLOSED,
         enable_events=True,
-        names_recorder=True,
     )
     rules = counted_rules(peer)
     assert rules[1] == Rule(CAPABILITY, (), ("tag:rec",), ("100.64.0.9:80", "[fd7a::9]:80"), True, False)
@@ -102,9 +102,9 @@ def test_null_is_the_zero_value_and_unknown_fields_are_ignored(rule: object) -> 
 
 @pytest.mark.parametrize("name", ["enforceRecorder", "EnforceRecorder", "ENFORCERECORDER", "enforcerecorder"])
 def test_field_names_match_in_any_case_as_in_go(name: str) -> None:
-    assert parse_grants(with_rules({name: True})).enforce_recorder
+    assert parse_grants(with_rules({name: True})).enforced
     assert parse_grants(with_rules({"Impersonate": {"GROUPS": ["a"]}, "RECORDERADDRS": ["1.2.3.4:5"]})) == Grants(
-        groups=("a",), recorders=("1.2.3.4:5",), names_recorder=True
+        groups=("a",), recorders=("1.2.3.4:5",), recording=RecordingLevel.OPEN
     )
 
 
@@ -204,7 +204,7 @@ def test_of_hundreds_of_recorders_the_first_ones_count() -> None:
     grants = parse_grants(
         with_rules({"recorderAddrs": addresses[:60]}, {"recorderAddrs": addresses, "enforceRecorder": True})
     )
-    assert grants.recorders == tuple(addresses[:MAX_RECORDERS]) and grants.enforce_recorder
+    assert grants.recorders == tuple(addresses[:MAX_RECORDERS]) and grants.enforced
 
 
 def test_a_user_is_impersonated_by_login_name_with_the_rules_groups() -> None:

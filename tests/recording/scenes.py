@@ -1,7 +1,7 @@
 """A session between a client and an upstream without sockets: the real Session, Switched and Upload, and at their
 edges wires and a recorder whose every byte and silence the test decides.
 
-    scene = Scene(WebSocket(), FailureMode.CLOSED)
+    scene = Scene(WebSocket(), RecordingLevel.CLOSED)
     await scene.begin()
     scene.down(scene.speech.out(b"hello"))      # from upstream
     assert scene.shown == ..                    # what the client got
@@ -20,8 +20,9 @@ from k8sproxy.dataplane.switched import Switched
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.peer import Peer
 from k8sproxy.policy.classify import SessionKind
-from k8sproxy.policy.decision import FailureMode, RecordingDemand
+from k8sproxy.policy.decision import RecordingDemand
 from k8sproxy.policy.grants import Impersonation
+from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.protocol.asciicast import decode_output, read_event, read_header
 from k8sproxy.protocol.spdy import DICTIONARY
 from k8sproxy.recording.facts import Facts
@@ -45,7 +46,7 @@ from tests.protocol.streams import (
     websocket,
 )
 
-CLOSED, OPEN = FailureMode.CLOSED, FailureMode.OPEN
+CLOSED, OPEN = RecordingLevel.CLOSED, RecordingLevel.OPEN
 SUCCESS = b'{"metadata":{},"status":"Success"}'
 P = ParamSpec("P")
 
@@ -317,7 +318,7 @@ class FakeRegistry:
 
     def __init__(self, carrier: FakeCarrier | None) -> None:
         self.carrier = carrier
-        self.failures: list[tuple[str, FailureMode]] = []
+        self.failures: list[tuple[str, RecordingLevel]] = []
         self.log: list[str] = []
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -333,7 +334,7 @@ class FakeRegistry:
     def over(self, session: Session) -> None:
         self.log.append("over")
 
-    def failed(self, stage: str, mode: FailureMode) -> None:
+    def failed(self, stage: str, mode: RecordingLevel) -> None:
         self.failures.append((stage, mode))
 
     def run(self, session: Session) -> asyncio.Task[None]:
@@ -349,7 +350,7 @@ class Scene:
     def __init__(
         self,
         speech: Speech,
-        mode: FailureMode | None,
+        mode: RecordingLevel | None,
         *,
         tty: bool = False,
         recorder: bool = True,

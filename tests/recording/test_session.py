@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from k8sproxy.dataplane.ends import ClientGone, Cut
 from k8sproxy.errors import Refusal
-from k8sproxy.policy.decision import FailureMode
+from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.recording.capture import Capture
 from k8sproxy.recording.limits import Limits
 from k8sproxy.recording.outbox import WAIT
@@ -49,7 +49,7 @@ def broken(scene: Scene) -> None:
 @modes
 @given(draw=st.data())
 @settings(max_examples=12, deadline=None)
-def test_bytes_pass_as_they_came(speech: Make, mode: FailureMode | None, draw: st.DataObject) -> None:
+def test_bytes_pass_as_they_came(speech: Make, mode: RecordingLevel | None, draw: st.DataObject) -> None:
     spoken = speech()
     wide = "é日本😀".encode()
     down = spoken.accepted + b"".join(
@@ -93,7 +93,7 @@ def test_bytes_pass_as_they_came(speech: Make, mode: FailureMode | None, draw: s
 
 @modes
 @scene
-async def test_header_of_the_cast(mode: FailureMode | None) -> None:
+async def test_header_of_the_cast(mode: RecordingLevel | None) -> None:
     played = Scene(WebSocket(), mode)
     await played.begin()
     await played.finish()
@@ -143,7 +143,7 @@ async def test_closed_holds_the_status_back_wherever_it_is_cut(speech: Make) -> 
 @transports
 @pytest.mark.parametrize("mode", [None, OPEN])
 @scene
-async def test_open_holds_nothing_back(speech: Make, mode: FailureMode | None) -> None:
+async def test_open_holds_nothing_back(speech: Make, mode: RecordingLevel | None) -> None:
     played = Scene(speech(), mode, flowing=False)
     await played.begin()
     at = len(played.shown)
@@ -256,7 +256,7 @@ async def test_open_goes_on_without_its_recorder(speech: Make) -> None:
 @pytest.mark.parametrize("told", [True, False], ids=["told", "about to be told"])
 @pytest.mark.parametrize("mode", [OPEN, CLOSED])
 @scene
-async def test_failure_between_the_accept_and_the_switch(mode: FailureMode, told: bool) -> None:
+async def test_failure_between_the_accept_and_the_switch(mode: RecordingLevel, told: bool) -> None:
     """Upstream is being asked meanwhile; its switch must not begin a session that nobody records."""
     played = Scene(WebSocket(), mode)
     await played.session.open()
@@ -402,7 +402,7 @@ async def test_a_gap_at_the_very_end_is_noted() -> None:
 
 @pytest.mark.parametrize("mode", [OPEN, CLOSED])
 @scene
-async def test_sizes_do_not_pile_up_behind_a_slow_recorder(mode: FailureMode) -> None:
+async def test_sizes_do_not_pile_up_behind_a_slow_recorder(mode: RecordingLevel) -> None:
     """A client can send them without end, and nothing makes it wait."""
     played = Scene(WebSocket(), mode, tty=True, flowing=False, limits=Limits(buffer=1000))
     await played.begin()
@@ -484,7 +484,7 @@ async def test_output_behind_the_end_is_not_shown(speech: Make) -> None:
 @pytest.mark.parametrize("step", ["output", "deadline", "ended", "resize"])
 @pytest.mark.parametrize("mode", [CLOSED, OPEN])
 def test_a_fault_of_ours_in_writing_is_a_recorder_that_failed(
-    mode: FailureMode, step: str, monkeypatch: pytest.MonkeyPatch
+    mode: RecordingLevel, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Capture, step, _fault)
 
@@ -513,7 +513,7 @@ def test_a_fault_of_ours_in_writing_is_a_recorder_that_failed(
 @pytest.mark.parametrize("who", ["client", "upstream"])
 @modes
 def test_a_fault_of_ours_in_reading_is_a_recorder_that_failed(
-    mode: FailureMode | None, who: str, monkeypatch: pytest.MonkeyPatch
+    mode: RecordingLevel | None, who: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @scene
     async def played_out() -> None:
@@ -537,7 +537,7 @@ def _fault(*_: object) -> NoReturn:
     raise RuntimeError("nobody thought of this")
 
 
-def _was_told_of_ours(played: Scene, mode: FailureMode | None) -> None:
+def _was_told_of_ours(played: Scene, mode: RecordingLevel | None) -> None:
     """Closed, it is over and its user knows why; open, it goes on as it was."""
     if mode is CLOSED:
         assert isinstance(played.outcome, Cut) and played.outcome.said
@@ -563,7 +563,7 @@ async def test_a_port_forward_that_can_not_be_read_says_so() -> None:
 @pytest.mark.parametrize("who", ["client", "upstream"])
 @modes
 @scene
-async def test_garbage(mode: FailureMode | None, who: str) -> None:
+async def test_garbage(mode: RecordingLevel | None, who: str) -> None:
     for speech, rubbish in ((WebSocket, b"\xff" * 20), (Spdy, b"\x80\x09" + b"\xff" * 20)):
         played = Scene(speech(), mode)
         await played.begin()
@@ -600,7 +600,7 @@ async def test_garbage(mode: FailureMode | None, who: str) -> None:
 )
 @modes
 @scene
-async def test_what_upstream_chose_can_not_be_read(mode: FailureMode | None, fields: bytes) -> None:
+async def test_what_upstream_chose_can_not_be_read(mode: RecordingLevel | None, fields: bytes) -> None:
     played = Scene(WebSocket(), mode)
     await played.session.open()
     if mode is CLOSED:
@@ -698,7 +698,7 @@ async def test_a_client_that_never_says_its_size() -> None:
 @transports
 @modes
 @scene
-async def test_ended_by_an_administrator(speech: Make, mode: FailureMode | None) -> None:
+async def test_ended_by_an_administrator(speech: Make, mode: RecordingLevel | None) -> None:
     played = Scene(speech(), mode)
     await played.begin()
     played.down(played.speech.out(b"working")[:-3])
@@ -733,7 +733,7 @@ async def test_ended_while_the_end_waits() -> None:
 
 @pytest.mark.parametrize("mode", [OPEN, CLOSED])
 @scene
-async def test_a_switch_that_never_came(mode: FailureMode) -> None:
+async def test_a_switch_that_never_came(mode: RecordingLevel) -> None:
     played = Scene(WebSocket(), mode)
     await played.session.open()
     await played.close()
@@ -744,7 +744,7 @@ async def test_a_switch_that_never_came(mode: FailureMode) -> None:
 @transports
 @pytest.mark.parametrize("mode", [OPEN, CLOSED])
 @scene
-async def test_a_client_that_goes_leaves_a_whole_recording(speech: Make, mode: FailureMode) -> None:
+async def test_a_client_that_goes_leaves_a_whole_recording(speech: Make, mode: RecordingLevel) -> None:
     played = Scene(speech(), mode)
     await played.begin()
     played.down(played.speech.out(b"half a sen"))
@@ -758,7 +758,7 @@ async def test_a_client_that_goes_leaves_a_whole_recording(speech: Make, mode: F
 @pytest.mark.parametrize("stage", range(12))
 @pytest.mark.parametrize("mode", [OPEN, CLOSED])
 @scene
-async def test_cancelled_at_every_turn(mode: FailureMode, stage: int) -> None:
+async def test_cancelled_at_every_turn(mode: RecordingLevel, stage: int) -> None:
     """Whoever serves the session is cancelled; its recording is brought to its end all the same."""
     played = Scene(WebSocket(), mode, flowing=False)
 
@@ -792,7 +792,7 @@ async def test_cancelled_at_every_turn(mode: FailureMode, stage: int) -> None:
 @modes
 @pytest.mark.parametrize("how", ["end", "refused", "failed", "unswitched", "ended"])
 @scene
-async def test_nothing_is_left_of_a_session(mode: FailureMode | None, how: str) -> None:
+async def test_nothing_is_left_of_a_session(mode: RecordingLevel | None, how: str) -> None:
     """At once, without a collection: a circle would keep the buffers of two TLS connections with it."""
     seen: list[weakref.ref[Session]] = []
 

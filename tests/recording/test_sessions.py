@@ -8,7 +8,7 @@ import socket
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from k8sproxy.policy.decision import FailureMode
+from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.recording.sessions import Sessions
 from tests.recording.scenes import CLOSED, FACTS, OPEN, Scene, WebSocket, scene
@@ -65,7 +65,7 @@ async def test_what_runs_is_listed_and_found() -> None:
 @scene
 async def test_failures_are_counted() -> None:
     sessions = Sessions(Recorders(_dial))
-    for stage, mode in (("not_accepted", CLOSED), ("failed", OPEN), ("failed", OPEN), ("slow", FailureMode.OPEN)):
+    for stage, mode in (("not_accepted", CLOSED), ("failed", OPEN), ("failed", OPEN), ("slow", RecordingLevel.OPEN)):
         sessions.failed(stage, mode)
     text = metrics(sessions)
     assert 'k8sproxy_recording_failures_total{mode="open",stage="failed"} 2.0' in text
