@@ -218,9 +218,14 @@ def _certificates(material: _Material) -> tuple[bytes | None, bytes | None, byte
 
 
 def _client_context(recipe: Recipe, material: _Material) -> ssl.SSLContext:
-    """TLS 1.2 or later, HTTP/1.1 alone, the API server's certificate checked against its CA and name."""
+    """TLS 1.2 or later, HTTP/1.1 alone, the API server's certificate checked against its CA and name.
+
+    As Go's crypto/x509 checks it, since kubectl would: a name counts only among the subject alternative names, never
+    as the subject's common name; every certificate of the kubeconfig's authority is a root, an intermediate one too.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     restrict(context)
+    context.hostname_checks_common_name = False
     if not recipe.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -229,6 +234,7 @@ def _client_context(recipe: Recipe, material: _Material) -> ssl.SSLContext:
     else:
         try:
             context.load_verify_locations(cadata=material.ca.decode("ascii"))
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         except (ssl.SSLError, ValueError):
             raise CredentialsError("the certificate authority is not PEM") from None
     if material.client_cert is not None and material.client_key is not None:

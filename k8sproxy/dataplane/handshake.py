@@ -8,8 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
+from collections import deque
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+# An address family, and what socket.connect takes for it: (IP address, port, ..).
+Address = tuple[int, tuple[Any, ...]]
+
+# Seconds after which the next address is tried beside one that has not answered: the "Connection Attempt Delay" that
+# RFC 8305, section 5, recommends.
+ATTEMPT_DELAY = 0.25
 
 # Keep-alive: a peer that vanished without a word is noticed after 15 s + 4 * 5 s. Without it a dead connection holds a
 # watch for a quarter of an hour. Not TCP_USER_TIMEOUT: it also ends connections whose other side is well and does not
@@ -21,6 +33,24 @@ _KEEP_ALIVE = (
     (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPCNT", 0), 4),
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
 )
+
+
+class ConnectError(OSError):
+    """None of the addresses took a connection. failures: each address with its error; the text names them all."""
+
+    def __init__(self, failures: Sequence[tuple[Address, OSError]]) -> None:
+        super().__init__("; ".join(f"{join(address)}: {_words(error)}" for address, error in failures))
+
+
+def join(address: Address) -> str:
+    """An address as people read it: "IP:PORT", IPv6 in brackets."""
+    host, port = address[1][:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _words(error: OSError) -> str:
+    """What happened, without the address that asyncio puts into the text of its own errors."""
+    return os.strerror(error.errno).lower() if error.errno else type(error).__name__
 
 
 def prepare(sock: socket.socket) -> None:
@@ -56,23 +86,71 @@ async def wait_ready(loop: asyncio.AbstractEventLoop, sock: socket.socket, *, wr
             loop.remove_reader(fileno)
 
 
-async def connect(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
-    """Connect to the first address of `host` that answers. Raises OSError, the last one's."""
-    failure: OSError = OSError(f"no address for {host}")
-    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        sock = socket.socket(family, kind, protocol)
+async def resolve(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[Address]:
+    """The addresses of `host`, in the order in which they should be tried. Raises OSError.
+
+    The system's order (RFC 6724) with the two families in turn (RFC 8305, 4), so that one family that leads nowhere
+    costs one attempt and not all of its addresses.
+    """
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    unique = dict.fromkeys((family, address) for family, _, _, _, address in found)
+    first = [entry for entry in unique if entry[0] == found[0][0]]
+    second = [entry for entry in unique if entry[0] != found[0][0]]
+    return [entry for pair in zip_longest(first, second) for entry in pair if entry is not None]
+
+
+async def connect(loop: asyncio.AbstractEventLoop, addresses: Sequence[Address]) -> socket.socket:
+    """Connect to whichever address answers first (RFC 8305, 5). Raises ConnectError, which has every failure.
+
+    The next address is tried as soon as an attempt fails, and side by side with those that are silent after
+    ATTEMPT_DELAY. The first connection wins; the other attempts are given up.
+    """
+    if len(addresses) == 1:
         try:
-            prepare(sock)
-            await loop.sock_connect(sock, address)
+            return await _attempt(loop, addresses[0])
         except OSError as error:
-            sock.close()
-            failure = error.with_traceback(None)
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise failure
+            raise ConnectError([(addresses[0], error)]) from None
+    waiting = deque(addresses)
+    running: dict[asyncio.Task[socket.socket], Address] = {}
+    failures: list[tuple[Address, OSError]] = []
+    try:
+        while waiting or running:
+            if waiting:
+                address = waiting.popleft()
+                running[asyncio.create_task(_attempt(loop, address), name="connect")] = address
+            done, _ = await asyncio.wait(
+                running, timeout=ATTEMPT_DELAY if waiting else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                failure = task.exception()
+                if failure is None:
+                    del running[task]
+                    return task.result()
+                if not isinstance(failure, OSError):
+                    raise failure
+                failures.append((running.pop(task), failure))
+    finally:
+        for task in running:
+            task.cancel()
+            task.add_done_callback(_close_late)
+    raise ConnectError(failures)
+
+
+def _close_late(task: asyncio.Task[socket.socket]) -> None:
+    """Close the connection of an attempt that was given up and succeeded in the same moment."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+async def _attempt(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
+    sock = socket.socket(address[0], socket.SOCK_STREAM)
+    try:
+        prepare(sock)
+        await loop.sock_connect(sock, address[1])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def handshake(

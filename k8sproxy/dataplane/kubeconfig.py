@@ -174,7 +174,8 @@ def _recipe(cluster: dict[str, Any], user: dict[str, Any], base: Path) -> Recipe
         host=host,
         port=port,
         tls=tls,
-        server_name=str(cluster.get("tls-server-name") or host),
+        # Without the dot that makes a name absolute: no certificate has it (crypto/x509, VerifyHostname).
+        server_name=str(cluster.get("tls-server-name") or host).removesuffix("."),
         authority=authority,
         base_path=base_path,
         verify=verify,

@@ -11,13 +11,14 @@ a request that crosses the server's close: the relay tells that by StaleConnecti
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
-from k8sproxy.dataplane.handshake import connect, handshake
+from k8sproxy.dataplane.handshake import Address, ConnectError, connect, handshake, join, resolve
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 from k8sproxy.errors import Refusal
@@ -123,19 +124,28 @@ class Upstream:
     async def _dial(self) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         endpoint = self.endpoint
+        addresses: list[Address] = []
         try:
             async with asyncio.timeout(self._limits.connect_timeout):
-                sock = await connect(loop, endpoint.host, endpoint.port)
+                addresses = await resolve(loop, endpoint.host, endpoint.port)
+                sock = await connect(loop, addresses)
                 context = endpoint.tls()
                 if context is not None:
                     sock = await handshake(loop, sock, context, server_name=endpoint.server_name)
         except TimeoutError:
-            raise Refusal(504, "upstream_timeout", f"cluster {self.name}: the API server did not answer") from None
+            where = ", ".join(map(join, addresses)) or f"the name server, asked for {endpoint.host},"
+            raise Refusal(
+                504,
+                "upstream_timeout",
+                f"cluster {self.name}: {where} did not answer within {self._limits.connect_timeout:g} s",
+            ) from None
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or error.reason or "handshake failed"
             raise Refusal(502, "upstream_tls", f"cluster {self.name}: TLS with the API server: {reason}") from error
         except OSError as error:
-            reason = error.strerror or type(error).__name__
+            reason = str(error) if isinstance(error, ConnectError) else error.strerror or type(error).__name__
+            if isinstance(error, socket.gaierror):
+                reason = f"{endpoint.host}: {reason}"
             raise Refusal(
                 502, "upstream_unreachable", f"cluster {self.name}: the API server can't be reached: {reason}"
             ) from error

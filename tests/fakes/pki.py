@@ -12,32 +12,41 @@ from cryptography.x509.oid import NameOID
 
 
 class Authority:
-    """A CA that issues what it is asked for. pem: its certificate."""
+    """A CA that issues what it is asked for. pem: its certificate. parent: who signs that; None: it does itself."""
 
-    def __init__(self, name: str = "test CA") -> None:
+    def __init__(self, name: str = "test CA", *, parent: Authority | None = None) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         now = datetime.now(UTC)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(self._name)
-            .issuer_name(self._name)
+            .issuer_name(parent._name if parent else self._name)
             .public_key(self._key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=30))
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(self._key, hashes.SHA256())
+            .sign(parent._key if parent else self._key, hashes.SHA256())
         )
         self.pem = certificate.public_bytes(serialization.Encoding.PEM)
 
     def issue(
-        self, *names: str, lifetime: timedelta = timedelta(days=1), passphrase: bytes | None = None
+        self,
+        *names: str,
+        lifetime: timedelta = timedelta(days=1),
+        passphrase: bytes | None = None,
+        alternatives: tuple[str, ...] | None = None,
     ) -> tuple[bytes, bytes]:
-        """(certificate PEM, key PEM) for names and addresses; the first one is the common name."""
+        """(certificate PEM, key PEM) for names and addresses; the first one is the common name.
+
+        alternatives: the subject alternative names where they are others; with none the extension is left out.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
-        certificate = (
+        if alternatives is None:
+            alternatives = names
+        builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])]))
             .issuer_name(self._name)
@@ -45,9 +54,12 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(min(now, now + lifetime) - timedelta(days=1))
             .not_valid_after(now + lifetime)
-            .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
-            .sign(self._key, hashes.SHA256())
         )
+        if alternatives:
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([_general(name) for name in alternatives]), critical=False
+            )
+        certificate = builder.sign(self._key, hashes.SHA256())
         protection = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
         return (
             certificate.public_bytes(serialization.Encoding.PEM),
