@@ -54,7 +54,7 @@ def public_keys(config: Config, own: Signer | None) -> PublicKeys:
         keys = [read_public_key(path) for path in config.proof.public_keys]
     except KeyFault as error:
         raise KeepingError(f"proof.publicKeys: {error}") from None
-    return PublicKeys([*keys, *([own.public_key] if own is not None else [])])
+    return PublicKeys([*keys, *([own.public_key] if own is not None else [])], own.id if own is not None else "")
 
 
 def rules(settings: Settings) -> Rules:

@@ -25,7 +25,9 @@ from recorder.proof.documents import (
     next_day,
     read_manifest,
     read_removal,
+    signed_by,
 )
+from recorder.proof.handover import MANIFESTS, KeyHistory, read_handovers
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, parse_public_key
 from recorder.store.blobs import Blobs
 from recorder.store.errors import StoreError
@@ -35,7 +37,8 @@ from recorder.store.errors import StoreError
 class Chain:
     """manifests: those that are believed. faults: a sentence each. last: the last file's number and hash, None without
     any. first_day, last_day: of the files that are there, "" without any. hashes: of all files, by number.
-    removals: those that wait for the next manifest, by subject. strange: a manifest is by a key that was not given."""
+    removals: those that wait for the next manifest, by subject. strange: a manifest is by a key that was not given.
+    keys: which key may sign what."""
 
     manifests: list[Manifest] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -45,6 +48,7 @@ class Chain:
     hashes: dict[int, str] = field(default_factory=dict)
     removals: dict[str, Removal] = field(default_factory=dict)
     strange: bool = False
+    keys: KeyHistory = field(default_factory=KeyHistory)
 
     def holds(self, anchor: Anchor) -> bool:
         """Whether the manifest that was sealed then is here now."""
@@ -54,6 +58,8 @@ class Chain:
 async def read_chain(raw: Blobs, keys: PublicKeys) -> Chain:
     """All of it. raw: the blobs as stored. Raises StoreError."""
     chain = Chain()
+    chain.keys, faults, chain.strange = await read_handovers(raw, keys)
+    chain.faults += faults
     names = [name async for name, _ in raw.names(DAYS)]
     for name in names:
         day = name.removesuffix(".json")
@@ -61,6 +67,11 @@ async def read_chain(raw: Blobs, keys: PublicKeys) -> Chain:
             chain.faults.append(f"{DAYS}/{name!a} is none of the recorder's")
             continue
         await _read_day(raw, keys, chain, day)
+    chain.keys.close()
+    if chain.keys.fault:
+        chain.faults.append(chain.keys.fault)
+    if keys.own and chain.keys.current not in ("", keys.own):
+        chain.faults.append(f"the key in force is {chain.keys.current}, and not {keys.own}, which was given as that")
     chain.removals, faults = await read_removals(raw, keys)
     chain.faults += faults
     return chain
@@ -81,6 +92,7 @@ async def _read_day(raw: Blobs, keys: PublicKeys, chain: Chain, day: str) -> Non
     try:
         # A busy day's has megabytes, and this may run beside what comes in.
         manifest = await asyncio.to_thread(read_manifest, data, keys)
+        _check_key(chain.keys, manifest, signed_by(data))
     except ForgedError as error:
         faults.append(f"the manifest of {day} is not to be believed: {error}")
         chain.strange = chain.strange or isinstance(error, UnknownKeyError)
@@ -98,6 +110,16 @@ async def _read_day(raw: Blobs, keys: PublicKeys, chain: Chain, day: str) -> Non
     chain.hashes[number] = chain.last.sha256
     chain.first_day = chain.first_day or day
     chain.last_day = day
+
+
+def _check_key(history: KeyHistory, manifest: Manifest, key: str) -> None:
+    if manifest.registers is None:
+        allowed = history.old_manifest(key, manifest.number)
+    else:
+        history.close()
+        allowed = history.signed(key, MANIFESTS, manifest.number)
+    if not allowed:
+        raise ForgedError(f"it is signed with the key {key}, which was not in force then")
 
 
 async def read_removals(raw: Blobs, keys: PublicKeys) -> tuple[dict[str, Removal], list[str]]:

@@ -86,7 +86,9 @@ class Removal:
 class Manifest:
     """One day, sealed. number: 1, 2, ..; previous: SHA-256 of the file before; sealed: unix seconds, when.
     acts: the last act (recorder/proof/acts.py) that had been signed by then, number 0 where there was none; None in a
-    manifest from before there were acts. removals: those of that time."""
+    manifest from before there were acts. removals: those of that time. registers: of each recorder's register
+    (recorder/proof/register.py) the last entry of which all is listed here or before; None in a manifest from before
+    there were registers."""
 
     number: int
     day: str
@@ -96,6 +98,7 @@ class Manifest:
     events: tuple[Part, ...] = ()
     removals: tuple[Removal, ...] = ()
     acts: Anchor | None = None
+    registers: Mapping[str, Anchor] | None = None
 
 
 def is_day(text: str) -> bool:
@@ -144,7 +147,9 @@ def removal_file(subject: str) -> str:
 
 def write_manifest(manifest: Manifest, signer: Signer) -> bytes:
     """The signed file."""
-    acts = {} if manifest.acts is None else {"acts": {"number": manifest.acts.number, "sha256": manifest.acts.sha256}}
+    more: dict[str, Any] = {} if manifest.acts is None else {"acts": _head_values(manifest.acts)}
+    if manifest.registers is not None:
+        more["registers"] = {name: _head_values(head) for name, head in sorted(manifest.registers.items())}
     return _sign(
         {
             "type": MANIFEST_TYPE,
@@ -157,7 +162,7 @@ def write_manifest(manifest: Manifest, signer: Signer) -> bytes:
             "events": _part_values(manifest.events),
             "removals": [removal.values() for removal in manifest.removals],
         }
-        | acts,
+        | more,
         signer,
     )
 
@@ -175,6 +180,7 @@ def read_manifest(data: bytes, keys: PublicKeys) -> Manifest:
             events=_read_parts(value["events"]),
             removals=tuple(map(_read_removal, value["removals"])),
             acts=_read_head(value["acts"]) if "acts" in value else None,
+            registers=_read_heads(value["registers"]) if "registers" in value else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ForgedError("it is signed and makes no sense") from None
@@ -199,13 +205,17 @@ def read_removal(data: bytes, keys: PublicKeys) -> Removal:
 
 def _sign(value: Mapping[str, Any], signer: Signer) -> bytes:
     line = json.dumps(value, separators=(",", ":")).encode() + b"\n"
+    return line + seal_line(line, signer)
+
+
+def seal_line(line: bytes, signer: Signer) -> bytes:
+    """The line that seals another."""
     signature = base64.b64encode(signer.sign(line)).decode()
-    return line + json.dumps({"key": signer.id, "signature": signature}, separators=(",", ":")).encode() + b"\n"
+    return json.dumps({"key": signer.id, "signature": signature}, separators=(",", ":")).encode() + b"\n"
 
 
-def _open(data: bytes, keys: PublicKeys, kind: str) -> Mapping[str, Any]:
-    feed = data.find(b"\n") + 1
-    line, seal = data[:feed], data[feed:]
+def open_seal(line: bytes, seal: bytes, keys: PublicKeys) -> str:
+    """By which key a line is sealed. Raises ForgedError."""
     try:
         outer = json.loads(seal)
         name, signature = _text(outer["key"]), base64.b64decode(_text(outer["signature"]), validate=True)
@@ -215,6 +225,21 @@ def _open(data: bytes, keys: PublicKeys, kind: str) -> Mapping[str, Any]:
         raise UnknownKeyError(f"it is signed with the key {name[:16]!a}, which is none of those given")
     if not keys.good(name, signature, line):
         raise ForgedError("its signature is wrong")
+    return name
+
+
+def signed_by(data: bytes) -> str:
+    """The key that a file of two lines says it is signed with; what was read without a fault is. Raises ForgedError."""
+    try:
+        return _text(json.loads(data[data.find(b"\n") + 1 :])["key"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ForgedError("it has no signature") from None
+
+
+def _open(data: bytes, keys: PublicKeys, kind: str) -> Mapping[str, Any]:
+    feed = data.find(b"\n") + 1
+    line = data[:feed]
+    open_seal(line, data[feed:], keys)
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -267,6 +292,14 @@ def _read_removal(value: Mapping[str, Any]) -> Removal:
     if not is_id(subject) and not is_day(subject.removeprefix("events ")):
         raise ValueError("not a subject")
     return Removal(subject, float(value["at"]), _text(value["by"]), _text(value["why"]))
+
+
+def _head_values(head: Anchor) -> dict[str, Any]:
+    return {"number": head.number, "sha256": head.sha256}
+
+
+def _read_heads(value: Mapping[str, Any]) -> dict[str, Anchor]:
+    return {_text(name): _read_head(head) for name, head in value.items()}
 
 
 def _read_head(value: Mapping[str, Any]) -> Anchor:

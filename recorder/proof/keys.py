@@ -150,10 +150,15 @@ def read_anchor(path: Path) -> Anchor | None:
 
 
 class PublicKeys:
-    """Public keys by what they are called."""
+    """Public keys by what they are called. own: the one that is known to be in force, "" where none is known to be."""
 
-    def __init__(self, keys: Iterable[Ed25519PublicKey]) -> None:
+    def __init__(self, keys: Iterable[Ed25519PublicKey], own: str = "") -> None:
+        self.own = own
         self._keys: Mapping[str, Ed25519PublicKey] = {name_of(key): key for key in keys}
+
+    def with_own(self, own: str) -> PublicKeys:
+        """The same keys, of which that one is in force."""
+        return PublicKeys(self._keys.values(), own)
 
     def __len__(self) -> int:
         return len(self._keys)

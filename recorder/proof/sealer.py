@@ -85,7 +85,7 @@ class Sealer:
         self._store = store
         self._raw = stored(store.blobs)
         self._signer = signer
-        self._keys = keys if keys is not None else PublicKeys([signer.public_key])
+        self._keys = (keys if keys is not None else PublicKeys([signer.public_key])).with_own(signer.id)
         self._delay = delay
         self._clock = clock
         self._tried_day = ""
@@ -147,6 +147,11 @@ class Sealer:
         if chain.strange:
             # What those list would be taken for unlisted, and be sealed a second time.
             raise KeyFault("there are manifests by a key that is not among the public keys")
+        if chain.keys.current not in ("", self._signer.id):
+            raise KeyFault(
+                f"the key in force is {chain.keys.current}, and it has not handed over to {self._signer.id}: name the "
+                "private key of the one in force as proof.previousKey until the recorder has started once"
+            )
         anchor = self._signer.anchor()
         if anchor is not None and not chain.holds(anchor):
             if chain.last is None or chain.last.number < anchor.number:

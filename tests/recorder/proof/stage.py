@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from recorder.crypt import EncryptedBlobs, EncryptedLog, Keyring
 from recorder.model import End, Source
 from recorder.proof import PublicKeys, Sealer, Signer
+from recorder.proof.chain import read_chain
+from recorder.proof.handover import MANIFESTS, hand_over
 from recorder.proof.verify import Report, Verifier
 from recorder.store import builder
 from recorder.store.blobs import Blobs, FolderBlobs
@@ -120,6 +122,17 @@ class Stage:
         async with self.store() as store:
             await self.settled(store)
             return await Sealer(store, signer or self.signer, keys=keys, clock=lambda: self.clock).seal_due()
+
+    async def hand_over(self, old: Signer | None, reason: str = "") -> None:
+        """From a key to the stage's own."""
+        blobs = self.blobs()
+        try:
+            signers = [self.signer] if old is None else [old, self.signer]
+            chain = await read_chain(blobs, PublicKeys([one.public_key for one in signers]))
+            heads = {MANIFESTS: chain.last} if chain.last is not None else {}
+            await hand_over(blobs, chain.keys, old, self.signer, heads, at=self.clock, reason=reason)
+        finally:
+            await blobs.aclose()
 
     async def verify(self, keys: PublicKeys | None = None, *, key: bool = True, **more: Any) -> Report:
         """The report. key: with the decryption key."""

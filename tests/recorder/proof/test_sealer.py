@@ -273,11 +273,14 @@ def test_another_key_goes_on_with_the_chain(tmp_path: Path) -> None:
         stage.clock += DAY
         with pytest.raises(KeyFault, match="not among the public keys"):
             await stage.seal()
+        with pytest.raises(KeyFault, match="has not handed over"):
+            await stage.seal(keys=both)
+        await stage.hand_over(old)
         await stage.seal(keys=both)
         report = await stage.verify(both)
         assert report.well and statuses(report) == dict.fromkeys(ids, "ok")
         assert not (await stage.verify(PublicKeys([stage.signer.public_key]))).well
-        assert {path.stem for path in (stage.root / "proof/keys").iterdir()} == {old.id, stage.signer.id}
+        assert {path.stem for path in (stage.root / "proof/keys").glob("*.pem")} == {old.id, stage.signer.id}
 
     run(check())
 

@@ -1,0 +1,203 @@
+"""Which key may sign what: hand-overs, and what somebody with a retired key can still do (nothing)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recorder.proof import KeyFault, PublicKeys, Signer
+from recorder.proof.documents import NOTHING, ForgedError, Manifest, Removal, digest, next_day, write_manifest
+from recorder.proof.handover import (
+    ACTS,
+    MANIFESTS,
+    HandOver,
+    KeyHistory,
+    handover_file,
+    read_handover,
+    write_handover,
+)
+from recorder.proof.keys import Anchor
+from recorder.proof.verify import Report
+from tests.recorder.proof.stage import DAY, Stage, run
+
+OLD, NEW, OTHER = Signer.make(), Signer.make(), Signer.make()
+KEYS = PublicKeys([OLD.public_key, NEW.public_key, OTHER.public_key])
+ONE = HandOver(1, NOTHING, OLD.id, NEW.id, 1.0, {MANIFESTS: Anchor(7, "a" * 64), ACTS: Anchor(3, "b" * 64)})
+
+
+def test_a_key_is_valid_up_to_its_last_number_in_each_chain_and_the_next_one_from_there() -> None:
+    history = KeyHistory([ONE])
+    assert [history.may_sign(OLD.id, MANIFESTS, number) for number in (1, 7, 8)] == [True, True, False]
+    assert [history.may_sign(NEW.id, MANIFESTS, number) for number in (1, 7, 8, 900)] == [False, False, True, True]
+    assert [history.may_sign(OLD.id, ACTS, number) for number in (3, 4)] == [True, False]
+    # A chain that the old key has signed nothing of.
+    assert not history.may_sign(OLD.id, "register main", 1) and history.may_sign(NEW.id, "register main", 1)
+    assert not history.may_sign(OTHER.id, MANIFESTS, 1) and history.current == NEW.id
+
+
+def test_what_the_first_key_is() -> None:
+    assert KeyHistory(own=NEW.id).may_sign(NEW.id, ACTS, 1) and not KeyHistory(own=NEW.id).may_sign(OLD.id, ACTS, 1)
+    history = KeyHistory()
+    assert history.current == "" and history.signed(OLD.id, ACTS, 1)
+    assert history.current == OLD.id and not history.signed(NEW.id, ACTS, 2)
+
+
+def test_old_manifests_went_from_key_to_key_and_never_back() -> None:
+    history = KeyHistory()
+    assert all(history.old_manifest(OLD.id, number) for number in (1, 2))
+    assert history.old_manifest(NEW.id, 3) and not history.old_manifest(OLD.id, 4)
+    assert history.may_sign(OLD.id, MANIFESTS, 2) and not history.may_sign(OLD.id, MANIFESTS, 3)
+    assert not history.may_sign(OLD.id, ACTS, 1) and history.may_sign(NEW.id, ACTS, 1)
+    history.close()
+    assert not history.old_manifest(OTHER.id, 5) and history.old_manifest(NEW.id, 5)
+
+
+def test_old_manifests_before_a_hand_over() -> None:
+    history = KeyHistory([ONE])
+    assert history.old_manifest(OTHER.id, 1) and history.old_manifest(OLD.id, 2)
+    assert not history.old_manifest(NEW.id, 3)  # it follows at 8
+    assert not history.old_manifest(OTHER.id, 3)
+    history.close()
+    assert not history.fault and history.may_sign(OTHER.id, MANIFESTS, 1) and history.may_sign(OLD.id, MANIFESTS, 7)
+    assert not history.may_sign(OLD.id, MANIFESTS, 1) and not history.may_sign(OLD.id, MANIFESTS, 8)
+    wrong = KeyHistory([ONE])
+    assert wrong.old_manifest(OTHER.id, 7)
+    wrong.close()
+    assert "was in force" in wrong.fault
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_hand_over_is_signed_by_both_and_no_byte_of_it_can_be_changed(data: st.DataObject) -> None:
+    text = write_handover(ONE, OLD, NEW)
+    assert read_handover(text, KEYS) == ONE and text.count(b"\n") == 3
+    place = data.draw(st.integers(0, len(text) - 1))
+    changed = bytearray(text)
+    changed[place] ^= data.draw(st.integers(1, 255))
+    try:
+        assert read_handover(bytes(changed), KEYS) == ONE
+    except ForgedError:
+        return
+    assert place > text.index(b"\n")  # white space or an escape in a seal means the same
+
+
+def test_hand_overs_that_are_not_believed() -> None:
+    line, old, new = write_handover(ONE, OLD, NEW).splitlines(keepends=True)
+    lost = HandOver(1, NOTHING, OLD.id, NEW.id, 1.0, {}, "the old key was lost")
+    for text in (
+        b"", line, line + old, line + new, line + new + old, line + old + new + new,
+        write_handover(ONE, OLD, OTHER), write_handover(ONE, OTHER, NEW), write_handover(lost, OLD, NEW),
+        write_handover(lost, None, OTHER), write_manifest(Manifest(1, "2026-11-22", NOTHING, 1.0), OLD),
+    ):  # fmt: skip
+        with pytest.raises(ForgedError):
+            read_handover(text, KEYS)
+    assert read_handover(write_handover(lost, None, NEW), KEYS) == lost
+    with pytest.raises(ForgedError, match="none of those given"):
+        read_handover(line + old + new, PublicKeys([OLD.public_key]))
+    with pytest.raises(ForgedError):
+        read_handover(line.replace(b'"number":1,', b'"number":2,') + old + new, KEYS)
+
+
+# -- a store whose key was changed
+
+
+async def rotated(tmp_path: Path) -> tuple[Stage, Signer, PublicKeys]:
+    """Sealed days by one key, and by the next."""
+    stage = Stage(tmp_path / "store")
+    await stage.fill(1)
+    await stage.seal()
+    old, stage.signer = stage.signer, Signer.make()
+    both = PublicKeys([old.public_key, stage.signer.public_key])
+    await stage.hand_over(old)
+    stage.clock += DAY
+    await stage.seal(keys=both)
+    report = await stage.verify(both)
+    assert report.well, report.faults
+    return stage, old, both
+
+
+def forge(stage: Stage, signer: Signer, **more: object) -> None:
+    """The next manifest, by that key."""
+    last = stage.manifests()[-1]
+    value = json.loads(last.read_bytes().split(b"\n")[0])
+    day = next_day(value["day"])
+    manifest = Manifest(value["number"] + 1, day, digest(last.read_bytes()), stage.clock, **more)  # type: ignore[arg-type]
+    (stage.root / f"proof/days/{day}.json").write_bytes(write_manifest(manifest, signer))
+    stage.clock += DAY
+
+
+def faulty(report: Report, words: str) -> bool:
+    return not report.well and any(words in fault for fault in report.faults)
+
+
+@pytest.mark.parametrize("registers", [None, {}])
+def test_a_retired_key_signs_no_manifest_any_more(tmp_path: Path, registers: object) -> None:
+    async def check() -> None:
+        stage, old, both = await rotated(tmp_path)
+        (added,) = await stage.fill(1)
+        forge(stage, old, registers=registers)
+        assert faulty(await stage.verify(both), f"the key {old.id}, which was not in force then"), added
+        stage.manifests()[-1].unlink()
+        forge(stage, old, removals=(Removal(added, stage.clock, "retention", "old"),), registers=registers)
+        assert faulty(await stage.verify(both), "not in force then")
+
+    run(check())
+
+
+def test_a_manifest_of_the_new_key_cannot_be_signed_anew_by_the_old_one(tmp_path: Path) -> None:
+    async def check() -> None:
+        stage, old, both = await rotated(tmp_path)
+        stage.manifests()[-1].unlink()
+        forge(stage, old)
+        assert faulty(await stage.verify(both), "not in force then")
+        # Without the hand-over, as if there had been none.
+        (stage.root / handover_file(1)).unlink()
+        assert faulty(await stage.verify(both.with_own(stage.signer.id)), f"the key in force is {old.id}")
+        with pytest.raises(KeyFault, match="has not handed over"):
+            stage.clock += DAY
+            await stage.seal(keys=both)
+
+    run(check())
+
+
+def test_a_hand_over_that_was_taken_away_or_exchanged(tmp_path: Path) -> None:
+    async def check() -> None:
+        stage, old, both = await rotated(tmp_path)
+        path = stage.root / handover_file(1)
+        kept = path.read_bytes()
+        (stage.root / handover_file(2)).write_bytes(kept)
+        assert faulty(await stage.verify(both), "does not follow")
+        (stage.root / handover_file(2)).unlink()
+        back = HandOver(2, digest(kept), stage.signer.id, old.id, 1.0, {}, "lost")
+        (stage.root / handover_file(2)).write_bytes(write_handover(back, None, old))
+        assert faulty(await stage.verify(both), "was retired before")
+        (stage.root / handover_file(2)).unlink()
+        with pytest.raises(KeyFault, match="stays so"):
+            stage.signer, new = old, stage.signer
+            await stage.hand_over(new)
+
+    run(check())
+
+
+def test_an_old_store_that_changed_its_key_without_a_hand_over_is_still_believed(tmp_path: Path) -> None:
+    async def check() -> None:
+        stage = Stage(tmp_path / "store")
+        await stage.fill(1)
+        await stage.seal()
+        for path in stage.manifests():  # as a recorder of that time has written them
+            value = json.loads(path.read_bytes().split(b"\n")[0])
+            assert "registers" not in value or value.pop("registers") is not None
+        old, new = stage.signer, Signer.make()
+        forge(stage, new)
+        both = PublicKeys([old.public_key, new.public_key])
+        report = await stage.verify(both)
+        assert report.well, report.faults
+        assert (await stage.verify(both.with_own(new.id))).well
+        forge(stage, old)
+        assert faulty(await stage.verify(both), f"the key {old.id}, which was not in force then")
+
+    run(check())
