@@ -236,6 +236,8 @@ class Connection:
                 raise Refusal(500, "internal", "a recording is demanded of what is no session", close=True)
             return None
         fields = head.fields
+        if fields.offers_upgrade and not fields.upgrade:
+            raise ProtocolError("an upgrade to a session needs Upgrade: websocket or Upgrade: SPDY/3.1")
         return self._site.sessions.make(
             info,
             decision,

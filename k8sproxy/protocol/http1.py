@@ -58,6 +58,12 @@ _USUAL_RESPONSE = re.compile(
     + (_OTHER_FIELDS + rb"\r\n")
 )
 
+# What an Upgrade field says that may mean a session (in whatever version or list), and the fields that go with one.
+_SESSION_WORDS = (b"websocket", b"spdy")
+_SESSION_FIELDS = frozenset({b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-protocol"}) | {
+    b"x-stream-protocol-version"
+}
+
 # What is forwarded at all. TRACE echoes credentials, CONNECT is another protocol, and the API server serves no others.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -80,6 +86,11 @@ class Fields:
     upgrade: str
     close: bool
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def offers_upgrade(self) -> bool:
+        """Whether an upgrade is offered, be it one that is passed over (then `upgrade` is empty)."""
+        return b"upgrade" in self.connection or any(name == b"upgrade" for name, _ in self.items)
 
     def get(self, name: bytes) -> bytes:
         """The first value of the field with this lower-case name, empty without one."""
@@ -185,7 +196,9 @@ def parse_fields(block: bytes, *, max_count: int) -> Fields:
     if len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None:
         raise ProtocolError("exactly one valid Host field is needed")
     length = _content_length(lengths, codings)
-    upgrade = _upgrade(upgrades, connection)
+    upgrade = ""
+    if upgrades or b"upgrade" in connection:
+        upgrade = _upgrade(upgrades, connection, {name for name, _ in items})
     if upgrade and (length or codings):
         raise ProtocolError("an upgrade can't have a body")
     return Fields(
@@ -213,20 +226,24 @@ def _content_length(lengths: list[bytes], codings: list[bytes]) -> int | None:
     return int(lengths[0])
 
 
-def _upgrade(upgrades: list[bytes], connection: set[bytes]) -> str:
-    """The protocol asked for. Half an upgrade (one of the two fields) is refused, since servers differ on it."""
-    protocol = upgrades[0].lower() if upgrades else b""
-    if protocol == b"h2c" and len(upgrades) == 1:
-        # java.net.http and `curl --http2` offer this to every server without TLS, and go on with HTTP/1.1 where it is
-        # passed over (RFC 9110, 7.8). Nothing of it goes upstream.
-        return ""
-    if not upgrades and b"upgrade" not in connection:
-        return ""
+def _upgrade(upgrades: list[bytes], connection: set[bytes], names: set[bytes]) -> str:
+    """The protocol asked for, "" without one. names: of all fields of the head.
+
+    An offer of protocols that are not understood is passed over, as RFC 9110, 7.8 has it: h2c, which java.net.http and
+    `curl --http2` offer to every server without TLS, TLS/1.2 (RFC 2817) and whatever else. Nothing of it goes upstream,
+    and the request is an ordinary one. Half an upgrade to a session is refused, since servers differ on it: one of the
+    two fields, a session's protocol in another spelling or among others, or its other fields.
+    """
+    offer = b",".join(upgrades).lower()
+    if upgrades and offer.strip(b", \t") and not any(word in offer for word in _SESSION_WORDS):
+        if _SESSION_FIELDS.isdisjoint(names):
+            return ""
+        raise ProtocolError("the fields of a session's upgrade, and an Upgrade field that offers another protocol")
     if len(upgrades) != 1 or b"upgrade" not in connection:
         raise ProtocolError("an upgrade needs one Upgrade field and the upgrade token in Connection")
-    if protocol not in (b"websocket", b"spdy/3.1"):
+    if offer not in (b"websocket", b"spdy/3.1"):
         raise ProtocolError("the only upgrades served are websocket and SPDY/3.1")
-    return protocol.decode("ascii")
+    return offer.decode("ascii")
 
 
 def _field_fault(block: bytes) -> ProtocolError:

@@ -47,6 +47,21 @@ async def test_pipelined_requests_are_answered_in_order(tls: bool) -> None:
         assert (await client.response()).body == b"three"
 
 
+async def test_an_offer_of_another_protocol_is_an_ordinary_request() -> None:
+    """Apache's HttpClient 5 offers TLS/1.2 to every server (RFC 2817)."""
+    async with Stage() as stage:
+        offer = ("Connection: Upgrade", "Upgrade: TLS/1.2")
+        client, upstream, head = await stage.exchange(get("/version", *offer))
+        assert b"pgrade" not in head
+        await upstream.send(reply(b"one"))
+        assert "connection" not in (await client.response()).fields
+        await client.send(post(b"body", "/api/v1/namespaces/a/pods", *offer))
+        assert b"pgrade" not in await upstream.head()
+        assert await upstream.exactly(4) == b"body"
+        await upstream.send(reply(b"two"))
+        assert (await client.response()).body == b"two"
+
+
 async def test_byte_by_byte() -> None:
     async with Stage() as stage:
         client = await stage.client()

@@ -85,7 +85,7 @@ _BEHIND = get("/smuggled")
         pytest.param(request("get", "/api"), 405, "get", id="lower-case-method"),
         pytest.param(request("TRACK", "/api"), 405, "TRACK", id="track"),
         pytest.param(
-            request("GET", "/api", "Connection: Upgrade", "Upgrade: TLS/1.0"), 400, "upgrade", id="tls-upgrade"
+            request("GET", _EXEC, "Connection: Upgrade", "Upgrade: TLS/1.2"), 400, "upgrade", id="tls-upgrade-of-exec"
         ),
         pytest.param(request("GET", _EXEC, "Upgrade: SPDY/3.1"), 400, "upgrade", id="half-an-upgrade"),
         pytest.param(request("GET", _EXEC, "Connection: Upgrade"), 400, "upgrade", id="other-half"),

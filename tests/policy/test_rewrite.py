@@ -128,6 +128,12 @@ def test_an_offer_of_h2c_goes_no_further() -> None:
     assert lines("Upgrade: h2c") == []
 
 
+def test_an_offer_that_is_not_understood_goes_no_further() -> None:
+    for offer in ("TLS/1.2", "TLS/1.2, HTTP/2.0", "anything"):
+        assert lines("Connection: Upgrade", f"Upgrade: {offer}", "X: y") == ["x: y"]
+        assert not upstream(head("Connection: Upgrade", f"Upgrade: {offer}")).upgrade
+
+
 def test_hop_by_hop_fields_go_no_further() -> None:
     assert lines(
         *("Connection: close, X-Hop,,  x-other", "Keep-Alive: timeout=5", "Proxy-Connection: close", "TE: trailers"),

@@ -209,11 +209,38 @@ def test_repeats_of_a_head_are_equal_and_hide_their_values() -> None:
 
 def test_h2c_is_passed_over() -> None:
     found = parse(JAVA).fields
-    assert found.upgrade == ""
+    assert found.upgrade == "" and found.offers_upgrade
     assert found.connection == {b"upgrade", b"http2-settings"}
     # With a body too: it is sent as usual where the offer is passed over.
     assert fields("Connection: Upgrade", "Upgrade: H2C", "Content-Length: 5").content_length == 5
     assert fields("Upgrade: h2c").upgrade == ""
+    assert not fields("Connection: keep-alive").offers_upgrade
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        ("Connection: Upgrade", "Upgrade: TLS/1.2"),  # httpclient5, to every server
+        ("Connection: Upgrade", "Upgrade: TLS/1.0"),
+        ("Connection: upgrade, keep-alive", "Upgrade: HTTP/2.0, SHTTP/1.3, IRC/6.9, RTA/x11"),  # RFC 9110, 7.8
+        ("Connection: Upgrade", "Upgrade: h2c, TLS/1.2"),
+        ("Connection: Upgrade", "Upgrade: h2c", "Upgrade: TLS/1.2"),
+        ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c, h2", "HTTP2-Settings: AAMAAABkAAQ"),
+        ("Connection: Upgrade", "Upgrade: connect-udp"),
+        ("Connection: Upgrade", "Upgrade: \xe9"),
+        ("Upgrade: TLS/1.2",),
+        ("Connection: close, Upgrade", "Upgrade: x"),
+    ],
+)
+def test_an_offer_that_is_not_understood_is_passed_over(offer: tuple[str, ...]) -> None:
+    found = fields(*offer)
+    assert found.upgrade == "" and found.offers_upgrade
+    assert fields(*offer, "Content-Length: 5").content_length == 5
+    # With what belongs to a session's upgrade it is half of one.
+    for other in ("Sec-WebSocket-Key: x", "Sec-WebSocket-Version: 13", "X-Stream-Protocol-Version: v4.channel.k8s.io"):
+        with pytest.raises(ProtocolError) as caught:
+            fields(*offer, other)
+        assert caught.value.status == 400
 
 
 # -- hostile heads
@@ -310,7 +337,9 @@ FIELDS: list[str | bytes] = [
         "Connection: keep-alive, Upgrade",
         "Connection: Upgrade\r\nUpgrade:",
     ),
-    *("Connection: Upgrade\r\nUpgrade: TLS/1.0", "Connection: Upgrade\r\nUpgrade: h2c, websocket"),
+    *("Connection: Upgrade\r\nUpgrade: TLS/1.2, SPDY/3.1", "Connection: Upgrade\r\nUpgrade: h2c, websocket"),
+    *("Upgrade: spdy", "Connection: Upgrade\r\nUpgrade: x-websocket", "Connection: Upgrade\r\nUpgrade: ,"),
+    "Connection: Upgrade\r\nUpgrade: TLS/1.2\r\nUpgrade: WebSocket",
     *(
         "Connection: Upgrade\r\nUpgrade: websocket, SPDY/3.1",
         "Connection: Upgrade\r\nUpgrade: SPDY/3.0",
