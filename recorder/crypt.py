@@ -189,11 +189,17 @@ class EncryptedBlobs:
     async def put(self, key: str, data: bytes) -> None:
         """See Blobs."""
         self._ciphers.pop(key, None)
+        await self.inner.put(key, await self._sealed(key, data))
+
+    async def create(self, key: str, data: bytes) -> None:
+        """See Blobs."""
+        self._ciphers.pop(key, None)
+        await self.inner.create(key, await self._sealed(key, data))
+
+    async def _sealed(self, key: str, data: bytes) -> bytes:
         if len(data) < _LARGE:
-            sealed = encrypt(self.keyring, key, data)
-        else:
-            sealed = await asyncio.to_thread(encrypt, self.keyring, key, data)
-        await self.inner.put(key, sealed)
+            return encrypt(self.keyring, key, data)
+        return await asyncio.to_thread(encrypt, self.keyring, key, data)
 
     async def get(self, key: str) -> bytes:
         """See Blobs."""

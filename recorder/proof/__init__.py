@@ -1,8 +1,10 @@
 """That nothing was changed, cut or taken away unseen: a signed manifest for each day, and what checks it.
 
 keys        Ed25519: the recorder's own key, the public keys to check with
-documents   the signed forms: manifests of days, removals (pure)
+documents   the signed forms: manifests of days, removals of before there were acts (pure)
 chain       all manifests of a store, in order, checked
+acts        the chain of what was done: holds, releases, removals, reversals
+actlog      who reads that chain, and adds to it
 parts       what is stored of a recording, hashed; whether its chunks hang together
 sealer      the task that seals the days that are over
 removal     a removal, written down before the bytes go

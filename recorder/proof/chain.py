@@ -122,6 +122,20 @@ def _check_key(history: KeyHistory, manifest: Manifest, key: str) -> None:
         raise ForgedError(f"it is signed with the key {key}, which was not in force then")
 
 
+async def last_manifest(raw: Blobs, keys: PublicKeys) -> Anchor:
+    """The newest one that is signed, by what is there: whether the chain holds is not asked. Number 0 without any.
+    Raises StoreError."""
+    names = [name async for name, _ in raw.names(DAYS)]
+    for name in reversed(names):
+        if is_day(name.removesuffix(".json")):
+            try:
+                data = await raw.get(f"{DAYS}/{name}")
+                return Anchor((await asyncio.to_thread(read_manifest, data, keys)).number, digest(data))
+            except (KeyError, ForgedError):
+                continue
+    return Anchor(0, NOTHING)
+
+
 async def read_removals(raw: Blobs, keys: PublicKeys) -> tuple[dict[str, Removal], list[str]]:
     """Removals that stand as files, by subject, and what is wrong with others. Raises StoreError."""
     removals: dict[str, Removal] = {}

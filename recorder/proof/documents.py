@@ -147,10 +147,10 @@ def removal_file(subject: str) -> str:
 
 def write_manifest(manifest: Manifest, signer: Signer) -> bytes:
     """The signed file."""
-    more: dict[str, Any] = {} if manifest.acts is None else {"acts": _head_values(manifest.acts)}
+    more: dict[str, Any] = {} if manifest.acts is None else {"acts": head_values(manifest.acts)}
     if manifest.registers is not None:
-        more["registers"] = {name: _head_values(head) for name, head in sorted(manifest.registers.items())}
-    return _sign(
+        more["registers"] = {name: head_values(head) for name, head in sorted(manifest.registers.items())}
+    return sign_document(
         {
             "type": MANIFEST_TYPE,
             "version": 1,
@@ -169,17 +169,17 @@ def write_manifest(manifest: Manifest, signer: Signer) -> bytes:
 
 def read_manifest(data: bytes, keys: PublicKeys) -> Manifest:
     """A signed file. Raises ForgedError."""
-    value = _open(data, keys, MANIFEST_TYPE)
+    value = open_document(data, keys, MANIFEST_TYPE)
     try:
         manifest = Manifest(
-            number=_whole(value["number"]),
-            day=_text(value["day"]),
-            previous=_sha256(value["previous"]),
+            number=read_whole(value["number"]),
+            day=read_text(value["day"]),
+            previous=read_sha256(value["previous"]),
             sealed=float(value["sealed"]),
             recordings=tuple(map(_read_sealed, value["recordings"])),
             events=_read_parts(value["events"]),
             removals=tuple(map(_read_removal, value["removals"])),
-            acts=_read_head(value["acts"]) if "acts" in value else None,
+            acts=read_head(value["acts"]) if "acts" in value else None,
             registers=_read_heads(value["registers"]) if "registers" in value else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -191,19 +191,20 @@ def read_manifest(data: bytes, keys: PublicKeys) -> Manifest:
 
 def write_removal(removal: Removal, signer: Signer) -> bytes:
     """The signed file."""
-    return _sign({"type": REMOVAL_TYPE, "version": 1} | removal.values(), signer)
+    return sign_document({"type": REMOVAL_TYPE, "version": 1} | removal.values(), signer)
 
 
 def read_removal(data: bytes, keys: PublicKeys) -> Removal:
     """A signed file. Raises ForgedError."""
-    value = _open(data, keys, REMOVAL_TYPE)
+    value = open_document(data, keys, REMOVAL_TYPE)
     try:
         return _read_removal(value)
     except (KeyError, TypeError, ValueError):
         raise ForgedError("it is signed and makes no sense") from None
 
 
-def _sign(value: Mapping[str, Any], signer: Signer) -> bytes:
+def sign_document(value: Mapping[str, Any], signer: Signer) -> bytes:
+    """The two lines."""
     line = json.dumps(value, separators=(",", ":")).encode() + b"\n"
     return line + seal_line(line, signer)
 
@@ -218,7 +219,7 @@ def open_seal(line: bytes, seal: bytes, keys: PublicKeys) -> str:
     """By which key a line is sealed. Raises ForgedError."""
     try:
         outer = json.loads(seal)
-        name, signature = _text(outer["key"]), base64.b64decode(_text(outer["signature"]), validate=True)
+        name, signature = read_text(outer["key"]), base64.b64decode(read_text(outer["signature"]), validate=True)
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         raise ForgedError("it has no signature") from None
     if name not in keys:
@@ -231,12 +232,13 @@ def open_seal(line: bytes, seal: bytes, keys: PublicKeys) -> str:
 def signed_by(data: bytes) -> str:
     """The key that a file of two lines says it is signed with; what was read without a fault is. Raises ForgedError."""
     try:
-        return _text(json.loads(data[data.find(b"\n") + 1 :])["key"])
+        return read_text(json.loads(data[data.find(b"\n") + 1 :])["key"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ForgedError("it has no signature") from None
 
 
-def _open(data: bytes, keys: PublicKeys, kind: str) -> Mapping[str, Any]:
+def open_document(data: bytes, keys: PublicKeys, kind: str) -> Mapping[str, Any]:
+    """What the two lines say. kind: the type that it must be. Raises ForgedError."""
     feed = data.find(b"\n") + 1
     line = data[:feed]
     open_seal(line, data[feed:], keys)
@@ -268,58 +270,63 @@ def _part_values(parts: tuple[Part, ...]) -> dict[str, list[Any]]:
 
 
 def _read_sealed(value: Mapping[str, Any]) -> Sealed:
-    identifier = _text(value["id"])
+    identifier = read_text(value["id"])
     if not is_id(identifier):
         raise ValueError("not an id")
     return Sealed(
         id=identifier,
         ended=float(value["ended"]),
-        end=_text(value["end"]),
-        size=_whole(value["size"]),
-        header=_text(value["header"]),
-        head=_text(value["head"]),
+        end=read_text(value["end"]),
+        size=read_whole(value["size"]),
+        header=read_text(value["header"]),
+        head=read_text(value["head"]),
         parts=_read_parts(value["parts"]),
-        fault=_text(value.get("fault", "")),
+        fault=read_text(value.get("fault", "")),
     )
 
 
 def _read_parts(value: Mapping[str, Any]) -> tuple[Part, ...]:
-    return tuple(Part(_text(name), _whole(size), _sha256(sha256)) for name, (size, sha256) in value.items())
+    return tuple(Part(read_text(name), read_whole(size), read_sha256(sha256)) for name, (size, sha256) in value.items())
 
 
 def _read_removal(value: Mapping[str, Any]) -> Removal:
-    subject = _text(value["subject"])
+    subject = read_text(value["subject"])
     if not is_id(subject) and not is_day(subject.removeprefix("events ")):
         raise ValueError("not a subject")
-    return Removal(subject, float(value["at"]), _text(value["by"]), _text(value["why"]))
+    return Removal(subject, float(value["at"]), read_text(value["by"]), read_text(value["why"]))
 
 
-def _head_values(head: Anchor) -> dict[str, Any]:
+def head_values(head: Anchor) -> dict[str, Any]:
+    """The end of a chain as JSON values."""
     return {"number": head.number, "sha256": head.sha256}
 
 
 def _read_heads(value: Mapping[str, Any]) -> dict[str, Anchor]:
-    return {_text(name): _read_head(head) for name, head in value.items()}
+    return {read_text(name): read_head(head) for name, head in value.items()}
 
 
-def _read_head(value: Mapping[str, Any]) -> Anchor:
-    return Anchor(_whole(value["number"]), _sha256(value["sha256"]))
+def read_head(value: Mapping[str, Any]) -> Anchor:
+    """The end of a chain. Raises KeyError, TypeError, ValueError; so do the others below."""
+    return Anchor(read_whole(value["number"]), read_sha256(value["sha256"]))
 
 
-def _text(value: object) -> str:
+def read_text(value: object) -> str:
+    """Text."""
     if not isinstance(value, str):
         raise TypeError("not text")
     return value
 
 
-def _whole(value: object) -> int:
+def read_whole(value: object) -> int:
+    """A whole number from 0 on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise TypeError("not a number")
     return value
 
 
-def _sha256(value: object) -> str:
-    text = _text(value)
+def read_sha256(value: object) -> str:
+    """A hash as hex."""
+    text = read_text(value)
     if not _SHA256.match(text):
         raise ValueError("not a SHA-256")
     return text

@@ -127,12 +127,25 @@ class Signer:
 
     def remember(self, anchor: Anchor) -> None:
         """Keep it, for good. Raises KeyFault."""
-        if self._anchor_path is None:
-            return
-        try:
-            _write(self._anchor_path, f"{anchor.number} {anchor.sha256}\n".encode(), 0o644)
-        except OSError as error:
-            raise KeyFault(f"{self._anchor_path}: can't be written: {error.strerror}") from None
+        if self._anchor_path is not None:
+            _write_anchor(self._anchor_path, anchor)
+
+    # The same of the chain of acts: holds and removals are signed at any time, and by commands beside the recorder.
+
+    @property
+    def _acts_path(self) -> Path | None:
+        return None if self._path is None else self._path.with_name(self._path.name + ".acts")
+
+    def acts(self) -> Anchor | None:
+        """The last act that was signed, None where that is not known. Raises KeyFault."""
+        return None if self._acts_path is None else read_anchor(self._acts_path)
+
+    def remember_act(self, anchor: Anchor) -> None:
+        """Keep it, unless a later one is kept already. Raises KeyFault."""
+        if self._acts_path is not None:
+            kept = self.acts()
+            if kept is None or kept.number < anchor.number:
+                _write_anchor(self._acts_path, anchor)
 
 
 def read_anchor(path: Path) -> Anchor | None:
@@ -147,6 +160,13 @@ def read_anchor(path: Path) -> Anchor | None:
     if match is None:
         raise KeyFault(f"{path}: is no anchor")
     return Anchor(int(match[1]), match[2])
+
+
+def _write_anchor(path: Path, anchor: Anchor) -> None:
+    try:
+        _write(path, f"{anchor.number} {anchor.sha256}\n".encode(), 0o644)
+    except OSError as error:
+        raise KeyFault(f"{path}: can't be written: {error.strerror}") from None
 
 
 class PublicKeys:

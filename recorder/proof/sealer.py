@@ -21,6 +21,7 @@ import structlog
 
 from recorder.crypt import stored
 from recorder.model import Recording, id_day, is_id, new_id
+from recorder.proof.actlog import ActLog
 from recorder.proof.chain import Chain, read_chain, read_removals
 from recorder.proof.documents import (
     DAYS,
@@ -67,7 +68,8 @@ class _Found:
 
 
 class Sealer:
-    """keys: public keys of before, besides the signer's own. delay: seconds. sealed: days in this process.
+    """keys: public keys of before, besides the signer's own. acts: their log, by default one of its own; whoever signs
+    acts beside the sealer in this process should use the same one. delay: seconds. sealed: days in this process.
     last_day: the last one that is sealed, "" before that is known. fault: None, or why it can't seal."""
 
     def __init__(
@@ -76,6 +78,7 @@ class Sealer:
         signer: Signer,
         *,
         keys: PublicKeys | None = None,
+        acts: ActLog | None = None,
         delay: float = DELAY,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -86,6 +89,7 @@ class Sealer:
         self._raw = stored(store.blobs)
         self._signer = signer
         self._keys = (keys if keys is not None else PublicKeys([signer.public_key])).with_own(signer.id)
+        self._acts = acts if acts is not None else ActLog(store.blobs, self._keys, signer, clock=clock)
         self._delay = delay
         self._clock = clock
         self._tried_day = ""
@@ -243,6 +247,7 @@ class Sealer:
             recordings=tuple(recordings),
             events=tuple(events),
             removals=tuple(sorted(removals, key=lambda removal: removal.at)),
+            acts=await self._last_act(),
         )
         data = await asyncio.to_thread(write_manifest, manifest, self._signer)
         if f"{day}.json" in {name async for name, _ in self._raw.names(DAYS)}:
@@ -266,6 +271,19 @@ class Sealer:
             events=len(events),
             removals=len(removals),
         )
+
+    async def _last_act(self) -> Anchor:
+        acts = await self._acts.read()
+        for fault in acts.faults:
+            _log.error("proof_fault", fault=fault)
+        remembered = self._signer.acts()
+        if remembered is not None and acts.last.number < remembered.number:
+            # A manifest that names an earlier one would make the end of the chain look as if it had never been.
+            raise KeyFault(
+                f"the store has no act {remembered.number}, which was signed with this key: acts were made away with, "
+                "or it is another store"
+            )
+        return acts.last
 
     def _last_due(self) -> str:
         return day_of(self._clock() - self._delay - 86400)

@@ -59,6 +59,9 @@ class Blobs(Protocol):
     async def put(self, key: str, data: bytes) -> None:
         """Keep it, over what was there. Raises StoreError."""
 
+    async def create(self, key: str, data: bytes) -> None:
+        """Keep it where nothing is yet. Raises FileExistsError, StoreError."""
+
     async def get(self, key: str) -> bytes:
         """All of it. Raises KeyError, StoreError."""
 
@@ -106,6 +109,24 @@ class FolderBlobs:
             await self._run(lambda: write_file(self.root, path, data))
         except KeyError:
             raise StoreError("the recorder's folder is gone") from None
+
+    async def create(self, key: str, data: bytes) -> None:
+        """See Blobs."""
+        path = self.root / check_key(key)
+
+        def write() -> bool:
+            try:
+                write_file(self.root, path, data, fresh=True)
+            except FileExistsError:
+                return False
+            return True
+
+        try:
+            made = await self._run(write)
+        except KeyError:
+            raise StoreError("the recorder's folder is gone") from None
+        if not made:
+            raise FileExistsError(key)
 
     async def get(self, key: str) -> bytes:
         """See Blobs."""
@@ -200,13 +221,16 @@ def make_folder(path: Path) -> None:
     _sync_folder(path.parent)
 
 
-def write_file(root: Path, path: Path, data: bytes) -> None:
-    """Write a whole file so that it is there for good or not at all. Raises OSError."""
+def write_file(root: Path, path: Path, data: bytes, *, fresh: bool = False) -> None:
+    """Write a whole file so that it is there for good or not at all. Raises OSError. fresh: FileExistsError where
+    there is one already."""
     if not root.is_dir():  # a mount that went away: its place must not be filled instead
         raise FileNotFoundError(errno.ENOENT, "the folder is gone")
     make_folder(path.parent)
-    # A leading dot keeps it out of `names`; the process's number keeps two of them apart. See _TEMPORARY.
-    temporary = path.parent / f".{path.name}.{os.getpid()}"
+    # A leading dot keeps it out of `names`; the process's number keeps two of them apart, or a number that is drawn
+    # where several may make the same file. See _TEMPORARY.
+    number = int.from_bytes(os.urandom(8), "big") if fresh else os.getpid()
+    temporary = path.parent / f".{path.name}.{number}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -214,7 +238,11 @@ def write_file(root: Path, path: Path, data: bytes) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        os.rename(temporary, path)
+        if fresh:
+            os.link(temporary, path, follow_symlinks=False)
+            temporary.unlink()
+        else:
+            os.rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any, cast
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, NotSupportedError, PreconditionError
 from obstore.store import MemoryStore, ObjectStore, from_url
 
 from recorder.store.blobs import check_key
@@ -64,6 +64,33 @@ class ObjectBlobs:
                 await obstore.put_async(self._store, check_key(key), data, use_multipart=False)
         except _FAULTS as error:
             raise _refused(error) from error
+
+    async def create(self, key: str, data: bytes) -> None:
+        """See Blobs. A store without conditional puts is asked before and after: two that create the same at the very
+        same time find out, and one of them may find that it was it."""
+        if await self._is_there(key):  # also where a store takes the condition and does not heed it
+            raise FileExistsError(key)
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await obstore.put_async(self._store, check_key(key), data, mode="create", use_multipart=False)
+        except (AlreadyExistsError, PreconditionError, FileExistsError):
+            raise FileExistsError(key) from None
+        except (NotSupportedError, NotImplementedError):
+            await self.put(key, data)
+        except _FAULTS as error:
+            raise _refused(error) from error
+        try:
+            if await self.get(key) != data:
+                raise FileExistsError(key)
+        except KeyError:
+            raise StoreError("the recorder's store has lost what was put just now") from None
+
+    async def _is_there(self, key: str) -> bool:
+        try:
+            await self.size(key)
+        except KeyError:
+            return False
+        return True
 
     async def get(self, key: str) -> bytes:
         """See Blobs."""

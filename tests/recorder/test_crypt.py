@@ -46,6 +46,11 @@ class Memory:
     async def put(self, key: str, data: bytes) -> None:
         self.data[key] = data
 
+    async def create(self, key: str, data: bytes) -> None:
+        if key in self.data:
+            raise FileExistsError(key)
+        self.data[key] = data
+
     async def get(self, key: str) -> bytes:
         self.read += len(self.data[key])
         return self.data[key]

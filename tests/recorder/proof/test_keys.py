@@ -67,8 +67,13 @@ def test_keys_that_are_refused(tmp_path: Path) -> None:
 def test_the_anchor(tmp_path: Path) -> None:
     signer = Signer.load_or_make(tmp_path / "seal.pem")
     assert signer.anchor() is None and Signer.make().anchor() is None
+    assert signer.acts() is None and Signer.make().acts() is None
     signer.remember(Anchor(7, "a" * 64))
     assert read_anchor(tmp_path / "seal.pem.anchor") == signer.anchor() == Anchor(7, "a" * 64)
+    signer.remember_act(Anchor(3, "b" * 64))
+    signer.remember_act(Anchor(2, "c" * 64))  # somebody who was slower
+    assert read_anchor(tmp_path / "seal.pem.acts") == signer.acts() == Anchor(3, "b" * 64)
+    assert signer.anchor() == Anchor(7, "a" * 64)
     (tmp_path / "seal.pem.anchor").write_text("nonsense")
     with pytest.raises(KeyFault, match="no anchor"):
         signer.anchor()
@@ -137,7 +142,7 @@ def test_nonsense_is_forged(data: bytes) -> None:
 
 
 def test_signed_nonsense_is_forged_too() -> None:
-    from recorder.proof.documents import _sign
+    from recorder.proof.documents import sign_document
 
     good = json.loads(MANIFEST.split(b"\n")[0])
     wrong: list[dict[str, object]] = [
@@ -149,7 +154,7 @@ def test_signed_nonsense_is_forged_too() -> None:
     ]  # fmt: skip
     for change in wrong[1:]:
         with pytest.raises(ForgedError):
-            read_manifest(_sign(good | change, SIGNER), KEYS)
+            read_manifest(sign_document(good | change, SIGNER), KEYS)
     with pytest.raises(ForgedError):
         read_manifest(REMOVAL, KEYS)
     with pytest.raises(ForgedError):

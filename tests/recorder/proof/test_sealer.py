@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from recorder.model import End
+from recorder.model import End, new_id
 from recorder.proof import KeyFault, PublicKeys, Sealer, Signer
 from recorder.proof import sealer as sealer_module
+from recorder.proof.actlog import ActLog
+from recorder.proof.acts import Kind, Subject, act_file
 from recorder.proof.documents import NOTHING, day_end, day_of, digest
+from recorder.proof.keys import Anchor
 from recorder.proof.verify import Verifier
 from recorder.store.blobs import Blobs, FolderBlobs
 from recorder.store.errors import StoreError
@@ -364,6 +367,36 @@ def test_manifests_that_were_made_away_with_are_not_sealed_over(tmp_path: Path) 
         report = await Verifier(blobs, PublicKeys([stage.signer.public_key]), anchor=anchor).run()
         await blobs.aclose()
         assert not report.well
+
+    run(check())
+
+
+def test_a_manifest_names_the_last_act_and_is_not_sealed_over_a_cut_chain(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+    stage.signer = Signer.load_or_make(tmp_path / "seal.pem")
+    keys = PublicKeys([stage.signer.public_key])
+
+    async def add() -> Anchor:
+        blobs = stage.blobs()
+        log = ActLog(blobs, keys, stage.signer)
+        await log.add(Kind.HOLD, [Subject(new_id())], by="ana", body="1" * 64)
+        last = (await log.read()).last
+        await blobs.aclose()
+        return last
+
+    async def check() -> None:
+        await stage.fill(1)
+        await stage.seal()
+        assert manifest(stage.manifests()[-1])["acts"] == {"number": 0, "sha256": NOTHING}
+        await add()
+        last = await add()
+        stage.clock += DAY
+        await stage.seal()
+        assert manifest(stage.manifests()[-1])["acts"] == {"number": 2, "sha256": last.sha256}
+        (stage.root / act_file(2)).unlink()
+        stage.clock += DAY
+        with pytest.raises(KeyFault, match="no act 2, which was signed with this key"):
+            await stage.seal()
 
     run(check())
 

@@ -67,7 +67,16 @@ def test_blobs(server: s3.Server, prefix: str) -> None:
         for missing in (blobs.get("a/b"), blobs.get_range("a/none", 0, 5), blobs.size("none")):
             with pytest.raises(KeyError):
                 await missing
-        await blobs.delete(["a/b/one", "a/none", "a/two"])
+        with pytest.raises(FileExistsError):
+            await blobs.create("a/two", b"other")
+        await blobs.create("a/three", b"3")
+        others = [blobs_at(server, prefix) for _ in range(4)]
+        made = await asyncio.gather(
+            *(other.create("a/four", b"%d" % n) for n, other in enumerate(others)), return_exceptions=True
+        )
+        assert [error for error in made if error is None] == [None]
+        assert await blobs.get("a/two") == b"" and await blobs.get("a/four") == b"%d" % made.index(None)
+        await blobs.delete(["a/b/one", "a/none", "a/two", "a/three", "a/four"])
         assert [name async for name in blobs.names("a")] == []
 
     run(main())

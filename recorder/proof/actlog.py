@@ -1,0 +1,94 @@
+"""The chain of acts of one store, kept at hand: read, held against what is remembered elsewhere, and gone on with.
+
+Several may add to it at once: the recorder, which removes, and a command beside it that places a hold. A number is
+taken by whoever creates its file first; the other one reads what has come and takes the next.
+
+An act counts from the moment its file is there. Only then its number and hash are remembered beside the key
+(Signer.remember_act), so a crash in between leaves a memory that is older and still true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from recorder.crypt import stored
+from recorder.proof.acts import Act, Acts, Kind, Subject, act_file, read_acts, write_act
+from recorder.proof.chain import last_manifest
+from recorder.proof.documents import digest
+from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
+from recorder.store.blobs import Blobs
+from recorder.store.errors import StoreError
+
+# Times that somebody else may be quicker before it is a fault.
+_TRIES = 20
+
+
+class ActLog:
+    """signer: None where acts can only be read. keys: those that acts may be signed with."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        keys: PublicKeys,
+        signer: Signer | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.signer = signer
+        self.keys = keys
+        self._raw = stored(blobs)
+        self._clock = clock
+        self._acts = Acts()
+        self._lock = asyncio.Lock()
+
+    async def read(self) -> Acts:
+        """All acts there are now. Raises StoreError, KeyFault."""
+        async with self._lock:
+            return await self._read()
+
+    async def _read(self) -> Acts:
+        # Asked before: an act that is added meanwhile must not be missed.
+        remembered = self.signer.acts() if self.signer is not None else None
+        acts = await read_acts(self._raw, self.keys, self._acts)
+        if remembered is not None and not acts.has(remembered):
+            fault = f"act {remembered.number}, which was signed with this key, is gone or another"
+            if fault not in acts.faults:
+                acts.faults.append(fault)
+        return acts
+
+    async def add(
+        self, kind: Kind, subjects: Sequence[Subject], *, by: str, why: str = "", of: int = 0, body: str = ""
+    ) -> Act:
+        """Sign an act; safe on return. Raises StoreError, KeyFault."""
+        if self.signer is None:
+            raise KeyFault("there is no key to sign with")
+        async with self._lock:
+            for _ in range(_TRIES):
+                acts = await self._read()
+                act = Act(
+                    number=acts.last.number + 1,
+                    previous=acts.last.sha256,
+                    manifest=await last_manifest(self._raw, self.keys),
+                    kind=kind,
+                    at=self._clock(),
+                    by=by,
+                    why=why,
+                    subjects=tuple(subjects),
+                    of=of,
+                    body=body,
+                    key=self.signer.id,
+                )
+                data = write_act(act, self.signer)
+                try:
+                    await self._raw.create(act_file(act.number), data)
+                except FileExistsError:
+                    continue
+                acts = await self._read()  # it counts as it is read, also for whoever has signed it
+                self.signer.remember_act(Anchor(act.number, digest(data)))
+                return act
+        raise StoreError("others sign acts all the time")
+
+
+__all__ = ["ActLog"]
