@@ -216,6 +216,7 @@ class Assembly:
             self.upstreams[cluster.name],
             impersonate=_impersonates(cluster),
             capability_domain=self.config.tailnet.capability_domain,
+            origins=frozenset(origin.encode("ascii") for origin in listen.allow_origins),
         )
         certificate = self._certificates.get(number)
         return Entry(

@@ -27,6 +27,7 @@ _DNS_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?\Z", re.IGNORECASE)
 _DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
 _SERVICE = re.compile(rf"svc:{_LABEL}\Z")
 _CLUSTER_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")
+_ORIGIN = re.compile(rf"(https?)://({_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])(?::([0-9]{{1,5}}))?")
 _WHO = re.compile(r"(?:tag:[A-Za-z][A-Za-z0-9-]*|[^\s@]+@[^\s@]+)\Z")
 
 
@@ -61,6 +62,18 @@ def _certificate_name(value: object) -> str:
         return value.rstrip(".").lower()
 
 
+def _origin(value: object) -> str:
+    """A web origin, spelt as browsers do: lower case, without the scheme's own port."""
+    if value == "null":
+        raise ValueError("must not be null: every sandboxed frame of every web page sends that")
+    match = _ORIGIN.fullmatch(value.lower()) if isinstance(value, str) and len(value) <= 320 else None
+    if match is None:
+        raise ValueError("must be an origin: http://HOST, https://HOST, and a port where it is not 80 or 443; no path")
+    scheme, host, port = match.groups()
+    plain = port is None or int(port) == {"http": 80, "https": 443}[scheme]
+    return f"{scheme}://{host}" if plain else f"{scheme}://{host}:{int(port)}"
+
+
 def _matching(pattern: re.Pattern[str], wanted: str) -> BeforeValidator:
     def check(value: object) -> str:
         if not isinstance(value, str) or len(value) > 320 or not pattern.match(value):
@@ -74,6 +87,7 @@ FilePath = Annotated[Path, BeforeValidator(_path)]
 CertificateName = Annotated[str, BeforeValidator(_certificate_name)]
 ServiceName = Annotated[str, _matching(_SERVICE, "the name of a Tailscale Service, such as svc:kube")]
 ClusterName = Annotated[str, _matching(_CLUSTER_NAME, "1 to 63 letters, digits, dots, dashes or underscores")]
+Origin = Annotated[str, BeforeValidator(_origin)]
 Who = Annotated[str, _matching(_WHO, "a login name (alice@example.com) or a tag (tag:ops)")]
 
 
@@ -166,6 +180,11 @@ class Listen(Section):
         description="The Tailscale Service whose grants count here, svc:NAME (default: the node's own grants).",
     )
     cluster: ClusterName | None = Field(default=None, description="The cluster's name; needed where there are several.")
+    allow_origins: tuple[Origin, ...] = Field(
+        default=(),
+        description="Origins of web pages that may act as whoever opens them, such as http://127.0.0.1:8001 of a "
+        "kubectl proxy that programs run exec through (default: none but this listener's own).",
+    )
 
 
 class Cluster(Section):

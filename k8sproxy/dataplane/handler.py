@@ -181,6 +181,7 @@ class Connection:
             host=endpoint.authority,
             authorization=endpoint.authorization(),
             streaming=session.streaming if session is not None else None,
+            origins=route.origins,
         )
         closing = fields.close or site.draining or gate.ended
         tap = session or NO_TAP

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.upstream import Upstream
 from k8sproxy.errors import Refusal
+from k8sproxy.policy.browsers import NO_ORIGINS
 from k8sproxy.policy.decision import Authority
 from k8sproxy.policy.ownrules import DEFAULT_DOMAIN
 from k8sproxy.recording.events import Events
@@ -42,11 +43,13 @@ class Site:
 @dataclass(frozen=True, slots=True)
 class Route:
     """Where a listener's requests go: the cluster, whether its clients are impersonated or pass through, and the domain
-    of this project's own capability."""
+    of this project's own capability. origins: of the web pages that may act as a client, beside those that come from
+    here (policy.browsers)."""
 
     upstream: Upstream
     impersonate: bool = True
     capability_domain: str = DEFAULT_DOMAIN
+    origins: frozenset[bytes] = NO_ORIGINS
 
 
 @dataclass(slots=True)

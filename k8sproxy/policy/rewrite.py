@@ -12,9 +12,9 @@ credentials), while Impersonate-* is refused, even where Connection names it: a 
 must not be told "yes" and be itself. An underscore counts as a hyphen, since servers that map fields to variables
 cannot tell them apart.
 
-The connection is the identity, so a web page that its user looks at has it too: a browser sends what any site asks it
-to send. Requests that change something, and upgrades (exec by WebSocket is no matter of CORS), are refused where the
-browser says that another site is behind them, by the rules of Go's net/http.CrossOriginProtection.
+The connection is the identity, so a web page that its user looks at has it too. Requests that change something, and
+upgrades (exec by WebSocket is no matter of CORS), are refused where the browser says that another site is behind them
+(browsers).
 
 A session (exec and its kin) has an id, which stands in the proxy's log, in the recording and, as Audit-ID, in the API
 server's audit log; one that the client sends is dropped there. Where the session is read, only streaming protocols that
@@ -26,10 +26,12 @@ In passthrough mode the client's own credentials go on, Impersonate-* with them,
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from functools import lru_cache
 from typing import NamedTuple
 
 from k8sproxy.errors import Refusal
+from k8sproxy.policy.browsers import NO_ORIGINS, is_cross_site
 from k8sproxy.policy.decision import Decision
 from k8sproxy.policy.grants import Impersonation
 from k8sproxy.protocol.http1 import Fields, RequestHead
@@ -100,28 +102,42 @@ def rewrite(
     host: bytes,
     authorization: bytes | None,
     streaming: Streaming | None = None,
+    origins: Set[bytes] = NO_ORIGINS,
 ) -> UpstreamHead:
     """The head for upstream, as the Decision has it.
 
     target: the canonical origin-form target. host: upstream's authority. authorization: the proxy's own credentials
     as the value of an Authorization field, None where its client certificate (or passthrough mode) does without.
-    streaming: set for a session. Raises Refusal for a client that sends Impersonate-* in impersonate mode.
+    streaming: set for a session. origins: whose pages may act as the client (browsers). Raises Refusal for a client
+    that sends Impersonate-* in impersonate mode, and for what a page of another site may not do.
     """
     fields = head.fields
     known = None if streaming is not None else fields.memo.get("upstream")
-    if known is None or known[0] is not decision or known[1] != host or known[2] != authorization:
+    if (
+        known is None
+        or known[0] is not decision
+        or known[1] != host
+        or known[2] != authorization
+        or known[5] is not origins
+    ):
         known = (
             decision,
             host,
             authorization,
             _field_block(fields, decision, host, authorization, streaming),
-            decision.impersonation is not None and _is_cross_site(fields),
+            decision.impersonation is not None and is_cross_site(fields, origins),
+            origins,
         )
         if streaming is None:
             fields.memo["upstream"] = known
     method = head.method
     if known[4] and (fields.upgrade or method not in _SAFE):
-        raise Refusal(403, "cross_site", "a web page of another site may not do this as you (Origin, Sec-Fetch-Site)")
+        raise Refusal(
+            403,
+            "cross_site",
+            "a web page of another site may not do this as you (Origin, Sec-Fetch-Site); the origin of a gateway of "
+            "your own can be allowed (allowOrigins in the proxy's configuration)",
+        )
     return UpstreamHead(
         data=f"{method} {target} HTTP/1.1\r\n".encode("ascii") + known[3],
         method=method,
@@ -209,19 +225,6 @@ def _end_to_end(fields: Fields, streaming: Streaming | None, *, passthrough: boo
                         continue
         lines.append(name + b": " + value + b"\r\n")
     return b"".join(lines)
-
-
-def _is_cross_site(fields: Fields) -> bool:
-    """Whether a browser sends this for a page that does not come from here. No browser: neither field, or its own."""
-    site = fields.get(b"sec-fetch-site")
-    if site:
-        return site not in (b"same-origin", b"none")
-    origin = fields.get(b"origin").lower()
-    if not origin:
-        return False
-    scheme, _, authority = origin.partition(b"://")
-    port = {b"http": b":80", b"https": b":443"}.get(scheme, b"")
-    return authority.removesuffix(port) != fields.host.lower().removesuffix(port)
 
 
 def _without_bearer(value: bytes) -> bytes:

@@ -189,6 +189,21 @@ def test_names() -> None:
         assert "clusters[0].name: must be 1 to 63" in refused(GOOD.replace("prod", name))[0]
 
 
+def test_origins() -> None:
+    def with_origins(*origins: str) -> str:
+        return GOOD.replace("}}\n", f"}}, allowOrigins: [{', '.join(origins)}]}}\n", 1)
+
+    good = ("'http://127.0.0.1:8001'", "HTTPS://Console.Example:443", "'http://[::1]:80'", "http://a:081")
+    config = read(with_origins(*good))
+    assert config.listen[0].allow_origins == (
+        *("http://127.0.0.1:8001", "https://console.example", "http://[::1]", "http://a:81"),
+    )
+    assert read(GOOD).listen[0].allow_origins == ()
+    for bad in ("'*'", "https://a/", "https://a/b", "a:8001", "file://", "https://u@a", "'https://a b'", "5", "''"):
+        assert "listen[0].allowOrigins[0]: must be an origin" in refused(with_origins(bad))[0], bad
+    assert "every sandboxed frame" in refused(with_origins("'null'"))[0]
+
+
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     for path, message in ((tmp_path / "no", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(ConfigError, match=f"can't be read: {message}") as refusal:

@@ -281,6 +281,19 @@ def test_whoever_is_no_page_of_another_site_is_served(said: tuple[str, ...]) -> 
     assert upstream(head(*said, *WEBSOCKET))
 
 
+def test_an_allowed_origin_may_act() -> None:
+    found = head("Origin: http://127.0.0.1:8001", *WEBSOCKET)
+    origins = frozenset({b"http://127.0.0.1:8001"})
+
+    def made(allowed: frozenset[bytes]) -> UpstreamHead:
+        return rewrite(found, ANN, target="/version", host=HOST, authorization=TOKEN, origins=allowed)
+
+    for _ in range(2):  # what is remembered of the fields is of one list of origins
+        assert made(origins)
+        with pytest.raises(Refusal, match="another site"):
+            made(frozenset())
+
+
 def test_passthrough() -> None:
     sent = [
         "Authorization: Bearer mine",
