@@ -465,7 +465,8 @@ class CastText:
                     self.screen.feed(float(time), text)
                 case [int() | float(), "r", str(size)]:
                     columns, _, rows = size.partition("x")
-                    self.screen.resize(_number(columns), _number(rows))
+                    if _number(columns) and _number(rows):  # else it names no size, and the terminal stays as it is
+                        self.screen.resize(_number(columns), _number(rows))
                 case {"width": int(width), "height": int(height)}:
                     self.screen.resize(width, height)
         except (ValueError, OverflowError, RecursionError):  # not JSON, or numbers and nesting beyond reason

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @filter_options
 @json_option
 def command(where: Where, wanted: Filter, limit: int, as_json: bool) -> None:
-    """List sessions, newest first. Times are UTC; a state with ! is of a session that is damaged."""
+    """List sessions, newest first. Times are UTC; a state with ! is of a session that is damaged. Exit code 1 if no
+    session fits."""
     found = execute(_find(where, wanted, limit))
     if as_json:
         print_json(found)
@@ -27,6 +28,8 @@ def command(where: Where, wanted: Filter, limit: int, as_json: bool) -> None:
         click.echo("no session fits", err=True)
     else:
         print_sessions(found)
+    if not found:
+        raise click.exceptions.Exit(1)
 
 
 async def _find(where: Where, wanted: Filter, limit: int) -> list[Values]:

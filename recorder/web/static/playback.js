@@ -33,15 +33,18 @@ const Playback = (() => {
   const isEvent = (value) =>
     Array.isArray(value) && Number.isFinite(value[0]) && typeof value[1] === "string" && typeof value[2] === "string";
 
+  // The size that a resize names; null where it names none, and then the terminal stays as it is.
   const resized = (text) => {
-    const [cols, rows] = text.split("x").map(Number);
-    return sizeOf(cols, rows);
+    const match = /^([0-9]{1,15})x([0-9]{1,15})$/.exec(text);
+    if (match === null || Number(match[1]) === 0 || Number(match[2]) === 0) return null;
+    return sizeOf(Number(match[1]), Number(match[2]));
   };
 
   // One event of a cast to the player; what is no output and no resize is not shown.
   const show = (dispatch, [, code, data]) => {
     if (code === "o" || code === "e") dispatch("output", readable(data));
-    else if (code === "r") dispatch("resize", resized(data));
+    const size = code === "r" ? resized(data) : null;
+    if (size !== null) dispatch("resize", size);
   };
 
   const timing = (time, rate) => ({ time, rate, sampledAt: performance.timeOrigin + performance.now() });
@@ -330,7 +333,7 @@ const Playback = (() => {
       this.source.addEventListener("over", () => {
         this.source.close();
         this.clock(this.time, 0);
-        this.dispatch("ended", { message: "The session has ended" });
+        this.dispatch("ended", {}); // a message would stand in place of the last screen
         this.settings.told("The session has ended. Reload this page to replay it.", true);
       });
       this.source.addEventListener("withdrawn", () => {

@@ -54,7 +54,13 @@ def test_ls(folder: Folder) -> None:
     ],
 )
 def test_ls_with_filters(folder: Folder, options: list[str], which: list[int]) -> None:
-    assert [session["id"] for session in folder.json("ls", *options)] == [folder.ids[number] for number in which]
+    found = folder.json("ls", *options, code=0 if which else 1)
+    assert [session["id"] for session in found] == [folder.ids[number] for number in which]
+
+
+def test_ls_without_a_match_says_no(folder: Folder) -> None:
+    result = folder("ls", "--user", "nobody", code=1)
+    assert result.stdout == "" and result.stderr == "no session fits\n"
 
 
 def test_ls_refuses_a_filter_that_makes_no_sense(folder: Folder) -> None:
@@ -103,7 +109,7 @@ def test_search_marks_what_was_found_unless_told_not_to(folder: Folder) -> None:
 
 
 def test_a_filter_of_stars_takes_no_time(folder: Folder) -> None:
-    folder("ls", "--command", "*a" * 120 + "b" * 200)
+    folder("ls", "--command", "*a" * 120 + "b" * 200, code=1)
     assert not fits_command("a" * 60_000, "*a" * 120 + "b")
 
 

@@ -132,6 +132,8 @@ def test_a_running_session_is_watched(tmp_path: Path) -> None:
                 await shows(page, "and after")
                 await stage.writer.finish(End.CLEAN)
                 await page.get_by_text("The session has ended. Reload").wait_for()
+                assert "and after" in await screen(page)
+                assert await page.locator(".ap-overlay").count() == 0  # nothing stands before the last screen
                 await page.reload()
                 await page.locator("#speed").wait_for()
             assert not seen.errors
@@ -151,6 +153,30 @@ def test_a_live_view_goes_blank_when_its_grant_is_withdrawn(tmp_path: Path, monk
                 stage.peer = person("ana@example.com")
                 await page.get_by_text("does not show this session to you any more").wait_for()
                 await shows(page, "before", there=False)
+            assert not seen.errors
+            await stage.writer.finish(End.CLEAN)
+
+    asyncio.run(check())
+
+
+SIZE = "(size) => document.querySelector('.ap-term').style.getPropertyValue('--term-cols') === size"
+
+
+@pytest.mark.parametrize("size", ["", "x", "100", "100x", "x30", "0x0", "100x0", "-1x5", "1e3x10", "100x30x5", "a b"])
+def test_a_resize_that_names_no_size_leaves_the_terminal_as_it_is(tmp_path: Path, size: str) -> None:
+    async def check() -> None:
+        async with Stage(tmp_path) as stage:
+            events: list[object] = [[0.1, "r", "132x40"], [0.2, "r", size], [0.3, "o", "needle\r\n"]]
+            identifier = await stage.record(cast_header(), events)
+            running = await stage.record(cast_header(), events, end=None)
+            seen = Seen()
+            async with browsing(stage, seen) as page:
+                await page.goto(f"/sessions/{identifier}?t=0.3")
+                await shows(page, "needle")
+                await page.wait_for_function(SIZE, arg="132")
+                await page.goto(f"/sessions/{running}")
+                await shows(page, "needle")
+                await page.wait_for_function(SIZE, arg="132")
             assert not seen.errors
             await stage.writer.finish(End.CLEAN)
 
