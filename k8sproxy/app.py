@@ -280,6 +280,8 @@ class App:
             seen = await asyncio.to_thread(_digest, self._path)
             if seen and seen != self._seen:
                 await self.reload("the file has changed")
+            elif self._assembly is not None and self._assembly.moved():
+                await self.reload("a kubeconfig names another server")
 
     # -- the end
 

@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from k8sproxy.config import Cluster, Config, Listen
+from k8sproxy.dataplane.account import Account, Standing
 from k8sproxy.dataplane.certificates import CertificateError, FileCertificate, ServerCertificate
 from k8sproxy.dataplane.credentials import ClusterCredentials, CredentialsError
 from k8sproxy.dataplane.limits import Limits
@@ -114,6 +115,7 @@ class Assembly:
         self.limits = limits_of(config)
         self._server = server
         self._background = Background()
+        self._credentials: list[ClusterCredentials] = []
         self._certificates: dict[int, ServerCertificate] = {}
         self._entries: dict[int, Entry] = {}
         # (configured host, port, bound IP) -> listener; "tailnet" stands for several.
@@ -140,6 +142,7 @@ class Assembly:
         credentials = await ClusterCredentials.load(
             cluster.name, kubeconfig=cluster.kubeconfig, context=cluster.context, passthrough=not _impersonates(cluster)
         )
+        account = Account(credentials) if _impersonates(cluster) else None
         endpoint = Endpoint(
             host=credentials.host,
             port=credentials.port,
@@ -148,10 +151,14 @@ class Assembly:
             base_path=credentials.base_path,
             tls=credentials.tls,
             authorization=credentials.authorization,
-            rejected=credentials.rejected,
+            suspect=credentials.suspect,
+            account=account,
         )
         self.upstreams[cluster.name] = Upstream(cluster.name, endpoint, self.limits, self._server.buffer)
+        self._credentials.append(credentials)
         self._background.run(f"credentials of {cluster.name}", credentials.follow())
+        if account is not None:
+            self._background.run(f"account at {cluster.name}", account.follow())
 
     async def _add_certificate(self, number: int, listen: Listen) -> None:
         tls = listen.tls
@@ -324,7 +331,17 @@ class Assembly:
             elif not any(key[:2] == (listen.address.host, listen.address.port) for key in self._listeners):
                 fault = self.tailnet.addresses.error or "not listening yet"
             result[f"listener {listen.address}"] = fault
+        for name, upstream in self.upstreams.items():
+            if upstream.endpoint.account is not None:
+                result[f"cluster {name}"] = upstream.endpoint.account.fault()
         return result
+
+    def moved(self) -> bool:
+        """Whether a cluster's kubeconfig names another server since the last call: this has to be prepared anew."""
+        moved = [credentials for credentials in self._credentials if credentials.moved]
+        for credentials in moved:
+            credentials.moved = False
+        return bool(moved)
 
     def ca_pem(self) -> bytes | None:
         """The generated CA that clients need, None where no listener has one."""
@@ -342,11 +359,20 @@ class Assembly:
             idle.add_metric((name,), upstream.idle)
             active.add_metric((name,), upstream.active)
             opened.add_metric((name,), upstream.opened)
+        accepted = GaugeMetricFamily(
+            "k8sproxy_cluster_account_accepted",
+            "Whether the API server accepts the proxy's own credentials.",
+            labels=("cluster",),
+        )
+        for name, upstream in self.upstreams.items():
+            account = upstream.endpoint.account
+            if account is not None and account.standing is not Standing.UNTRIED:
+                accepted.add_metric((name,), account.standing is Standing.ACCEPTED)
         streams = GaugeMetricFamily("k8sproxy_open_streams", "Exchanges running now, by kind.", labels=("kind",))
         for kind, count in self._server.running().items():
             streams.add_metric((kind,), count)
         whois = self.tailnet.whois
-        yield from (idle, active, opened, streams)
+        yield from (idle, active, opened, accepted, streams)
         yield CounterMetricFamily("k8sproxy_whois_hits", "Peers known from an earlier answer.", whois.hits)
         yield CounterMetricFamily("k8sproxy_whois_misses", "Questions put to tailscaled.", whois.misses)
         failures = CounterMetricFamily("k8sproxy_whois_failures", "Questions without an answer.", labels=("reason",))

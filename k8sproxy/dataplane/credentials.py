@@ -4,19 +4,25 @@
                                                       follow(): looks at files, runs plugins        in the background
 
 The hot path reads two attributes and never waits. What is fresh is fetched whole (token and certificate belong
-together) and swapped in; when that fails, the old values go on and the log says so once: an expired token gets a 401
-from the API server, which is an honest answer. A 401 is also a hint: `rejected()` asks for fresh credentials soon, at
-most every few seconds, since a storm of refusals must not become a storm of plugins.
+together) and swapped in; when that fails, the old values go on and the log says so once. Whether the API server still
+takes them is asked elsewhere (account.py), which also has them fetched again when a request meets a 401:
+`refresh_now()`, at most every few seconds, since a storm of refusals must not become a storm of plugins.
 
-Times: files are looked at every 30 s. Kubelet rotates a service account's token when a fifth of its hour is left, so
-there are many looks in which to see the new one. A plugin's answer is renewed when a fifth of its life is left, at
-the latest a minute before it ends; without an expirationTimestamp, on a 401 alone (as client-go does).
+Times: files, the kubeconfig itself among them, are looked at every 30 s, and at once where a request met a 401 or a
+certificate that is not trusted. Kubelet rotates a service account's token when a fifth of its hour is left, so there
+are many looks in which to see the new one. A plugin's answer is renewed when a fifth of its life is left, at the
+latest a minute before it ends; without an expirationTimestamp, on a 401 alone (as client-go does).
+
+A kubeconfig that names another server is not followed here: connections, their pool and the Host field belong to a
+server for life. `moved` says so, and the configuration is put into force anew (app.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import math
 import re
 import ssl
 from collections.abc import Callable
@@ -28,8 +34,16 @@ from typing import NoReturn
 import structlog
 
 from k8sproxy.dataplane.execplugin import ExecCredential, run_plugin
-from k8sproxy.dataplane.kubeconfig import SERVICE_ACCOUNT, CredentialsError, Recipe, read_in_cluster, read_kubeconfig
+from k8sproxy.dataplane.kubeconfig import (
+    SERVICE_ACCOUNT,
+    Content,
+    CredentialsError,
+    Recipe,
+    read_in_cluster,
+    read_kubeconfig,
+)
 from k8sproxy.dataplane.pem import CertificateError, load_pair, restrict
+from k8sproxy.tailnet.changes import Changes
 
 __all__ = ["ClusterCredentials", "CredentialsError"]
 
@@ -58,14 +72,17 @@ class _Material:
     client_key: bytes | None = field(default=None, repr=False)
 
 
-class ClusterCredentials:
-    """The proxy's account at one cluster. Made by `load`, which fetches everything once.
+class ClusterCredentials(Changes):
+    """The proxy's account at one cluster. Made by `load`, which fetches everything once; changed with each new value.
 
     host, port, server_name, authority: where the API server is, what its certificate is checked against, the Host
     field. base_path: what stands before every target, "" or "/x". warnings: what an administrator should be told.
     """
 
-    def __init__(self, name: str, recipe: Recipe, *, now: Clock | None = None) -> None:
+    def __init__(
+        self, name: str, recipe: Recipe, *, now: Clock | None = None, reread: Callable[[], Recipe] | None = None
+    ) -> None:
+        super().__init__()
         self.name = name
         self.host = recipe.host
         self.port = recipe.port
@@ -73,17 +90,21 @@ class ClusterCredentials:
         self.authority = recipe.authority
         self.base_path = recipe.base_path
         self.warnings: tuple[str, ...] = ()
+        self.complaint = ""  # why they could not be fetched the last time, "" where they could
+        self.moved = False  # the kubeconfig names another server
         self._recipe = recipe
+        self._reread = reread or (lambda: recipe)
         self._now = now or (lambda: datetime.now(UTC).timestamp())
         self._material: _Material | None = None
+        self._answer: ExecCredential | None = None
         self._authorization: bytes | None = None
         self._context: ssl.SSLContext | None = None
         self._expires: float | None = None
         self._fetched = 0.0  # when what is in use was fetched
         self._tried = 0.0  # when fetching was last begun
+        self._ran = 0.0  # when the plugin was last run
         self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()
-        self._complaint = ""
         if recipe.tls and not recipe.verify:
             self.warnings += ("insecure-skip-tls-verify: anyone on the way can be this API server",)
         if not recipe.tls:
@@ -106,15 +127,20 @@ class ClusterCredentials:
 
         passthrough: take the address and the CA alone; clients bring their own credentials, and an account of the
         proxy's (a client certificate is sent on every connection) must not stand in for one that they lack.
-        name: the cluster's name, for the log. The file is read in a thread; a changed kubeconfig takes a new load.
+        name: the cluster's name, for the log. Files are read in a thread.
         """
-        if kubeconfig is not None:
-            recipe = await asyncio.to_thread(read_kubeconfig, kubeconfig, context)
-        else:
-            recipe = await asyncio.to_thread(read_in_cluster, service_account)
-        if passthrough:
-            recipe = replace(recipe, token=None, basic=None, plugin=None, client_cert=None, client_key=None)
-        credentials = cls(name, recipe, now=now)
+
+        def read() -> Recipe:
+            recipe = (
+                read_kubeconfig(kubeconfig, context) if kubeconfig is not None else read_in_cluster(service_account)
+            )
+            if passthrough:
+                recipe = replace(recipe, token=None, basic=None, plugin=None, client_cert=None, client_key=None)
+            return recipe
+
+        reread = _Reread(kubeconfig, read) if kubeconfig is not None else None
+        recipe = await asyncio.to_thread(reread or read)
+        credentials = cls(name, recipe, now=now, reread=reread)
         await credentials.refresh()
         for warning in credentials.warnings:
             _log.warning("cluster_credentials", cluster=name, warning=warning)
@@ -128,21 +154,25 @@ class ClusterCredentials:
         """The context for the next connection; another object once its certificates have changed. None is http."""
         return self._context
 
-    def rejected(self) -> None:
-        """A request was answered with 401: have fresh credentials fetched soon. Cheap, never waits."""
+    def suspect(self) -> None:
+        """Something speaks against them: have them fetched again soon. Cheap, never waits."""
         self._wanted.set()
 
     async def refresh_now(self) -> bool:
-        """Fetch now, unless that was done within MIN_INTERVAL; whether anything changed. Raises CredentialsError."""
-        async with self._lock:
-            if self._now() - self._tried < MIN_INTERVAL:
-                return False
-            return await self._refresh()
+        """Read files now, and run the plugin unless that was done within MIN_INTERVAL; whether anything changed.
 
-    async def refresh(self) -> bool:
-        """Fetch everything now; whether anything changed. Raises CredentialsError, and leaves all as it was."""
+        Raises CredentialsError.
+        """
         async with self._lock:
-            return await self._refresh()
+            return await self._refresh(plugin=self._now() - self._ran >= MIN_INTERVAL)
+
+    async def refresh(self, *, plugin: bool = True) -> bool:
+        """Fetch everything now; whether anything changed. Raises CredentialsError, and leaves all as it was.
+
+        plugin: False where the plugin's last answer still does, and only files are looked at.
+        """
+        async with self._lock:
+            return await self._refresh(plugin=plugin)
 
     async def follow(self) -> NoReturn:
         """Keep everything fresh, for ever; failures are logged, once each, and tried again."""
@@ -150,16 +180,13 @@ class ClusterCredentials:
         while True:
             await self._wait(failures)
             try:
-                await self.refresh()
-                failures, self._complaint = 0, ""
-            except CredentialsError as error:
+                await self.refresh(plugin=self._plugin_due())
+                failures = 0
+            except CredentialsError:
                 failures += 1
-                if str(error) != self._complaint:
-                    self._complaint = str(error)
-                    _log.warning("cluster_credentials_failed", cluster=self.name, error=self._complaint)
 
     async def _wait(self, failures: int) -> None:
-        """Until something may have changed: a time has come, or a 401."""
+        """Until something may have changed: a time has come, or somebody suspects them."""
         pause = self._pause()
         if failures:
             pause = min(MIN_INTERVAL * 2 ** min(failures - 1, 10), MAX_INTERVAL)
@@ -167,50 +194,106 @@ class ClusterCredentials:
             async with asyncio.timeout(pause):
                 await self._wanted.wait()
                 await asyncio.sleep(max(0.0, MIN_INTERVAL - (self._now() - self._tried)))
-        self._wanted.clear()
 
-    def _pause(self) -> float | None:
-        """Seconds until credentials are to be looked at again without a hint; None is never."""
-        recipe = self._recipe
-        if recipe.plugin is not None and self._expires is not None:
-            left = self._expires - self._fetched
-            due = self._expires - max(left / 5, min(EXPIRY_MARGIN, left / 2))
-            return max(MIN_INTERVAL, due - self._now())
-        contents = (recipe.ca, recipe.client_cert, recipe.client_key, recipe.token)
-        if any(content is not None and content.path is not None for content in contents):
-            return FILE_INTERVAL
-        return None
+    def _plugin_due(self) -> bool:
+        """Whether the plugin is to be run, and not only files to be looked at."""
+        return self._wanted.is_set() or bool(self.complaint) or (self._renewal() or math.inf) <= self._now()
 
-    async def _refresh(self) -> bool:
-        recipe = self._recipe
+    def _renewal(self) -> float | None:
+        """When the plugin is to be run again without a hint; None is never."""
+        if self._recipe.plugin is None or self._expires is None:
+            return None
+        left = self._expires - self._fetched
+        return self._expires - max(left / 5, min(EXPIRY_MARGIN, left / 2))
+
+    def _pause(self) -> float:
+        """Seconds until something is to be looked at again without a hint."""
+        renewal = self._renewal()
+        return FILE_INTERVAL if renewal is None else max(MIN_INTERVAL, min(FILE_INTERVAL, renewal - self._now()))
+
+    async def _refresh(self, *, plugin: bool) -> bool:
+        """What fails is said in the log once, until something else fails or nothing does."""
         self._tried = self._now()
-        answer = await run_plugin(recipe.plugin) if recipe.plugin is not None else None
-        material = await asyncio.to_thread(self._fetch, answer)
+        self._wanted.clear()
+        try:
+            changed = await self._fetch_all(plugin=plugin)
+        except CredentialsError as error:
+            if self._material is not None and str(error) != self.complaint:
+                _log.warning("cluster_credentials_failed", cluster=self.name, error=str(error))
+            self.complaint = str(error)
+            raise
+        if plugin or self._recipe.plugin is None:
+            self.complaint = ""
+        return changed
+
+    async def _fetch_all(self, *, plugin: bool) -> bool:
+        recipe = await asyncio.to_thread(self._reread)
         before = self._material
-        if before is None or _certificates(material) != _certificates(before):
+        if _server(recipe) != _server(self._recipe):
+            if not self.moved:
+                _log.warning("cluster_moved", cluster=self.name, server=recipe.authority.decode("ascii", "replace"))
+            self.moved = True
+            return False
+        answer = self._answer
+        if recipe.plugin is None:
+            answer = None
+        elif plugin or answer is None or recipe.plugin != self._recipe.plugin:
+            self._ran = self._now()
+            answer = await run_plugin(recipe.plugin)
+        material = await asyncio.to_thread(_fetch, recipe, answer)
+        if (
+            before is None
+            or recipe.verify is not self._recipe.verify
+            or _certificates(material) != _certificates(before)
+        ):
             self._context = _client_context(recipe, material) if recipe.tls else None
+        if answer is not self._answer or before is None:
+            self._fetched = self._now()
+        self._recipe, self._answer, self._material = recipe, answer, material
         self._authorization = material.authorization
-        self._material = material
         self._expires = answer.expires.timestamp() if answer is not None and answer.expires is not None else None
-        self._fetched = self._now()
         if before is not None and material != before:
             _log.info("cluster_credentials_changed", cluster=self.name)
+            self.bump()
         return material != before
 
-    def _fetch(self, answer: ExecCredential | None) -> _Material:
-        recipe = self._recipe
-        authorization = recipe.basic
-        token = answer.token if answer is not None else recipe.token.read().strip() if recipe.token else None
-        if token is not None:
-            if not _TOKEN.match(token):
-                where = f"{recipe.token.path}: " if recipe.token is not None and recipe.token.path else ""
-                raise CredentialsError(f"{where}no bearer token: it is empty or has characters that none can have")
-            authorization = b"Bearer " + token
-        cert = recipe.client_cert.read() if recipe.client_cert else None
-        key = recipe.client_key.read() if recipe.client_key else None
-        if answer is not None and answer.client_cert is not None:
-            cert, key = answer.client_cert, answer.client_key
-        return _Material(authorization, recipe.ca.read() if recipe.ca else None, cert, key)
+
+class _Reread:
+    """Gives a kubeconfig's recipe, and reads it again only where its bytes have changed. Blocks."""
+
+    def __init__(self, path: Path, read: Callable[[], Recipe]) -> None:
+        self._path = path
+        self._read = read
+        self._digest = b""
+        self._recipe: Recipe | None = None
+
+    def __call__(self) -> Recipe:
+        digest = hashlib.sha256(Content(path=self._path).read()).digest()
+        if self._recipe is None or digest != self._digest:
+            # In this order: what is written meanwhile is seen at the next look.
+            self._recipe, self._digest = self._read(), digest
+        return self._recipe
+
+
+def _server(recipe: Recipe) -> tuple[object, ...]:
+    """What makes an API server another one."""
+    return (recipe.host, recipe.port, recipe.tls, recipe.server_name, recipe.authority, recipe.base_path)
+
+
+def _fetch(recipe: Recipe, answer: ExecCredential | None) -> _Material:
+    """Everything that a recipe and its plugin's answer give. Blocks. Raises CredentialsError."""
+    authorization = recipe.basic
+    token = answer.token if answer is not None else recipe.token.read().strip() if recipe.token else None
+    if token is not None:
+        if not _TOKEN.match(token):
+            where = f"{recipe.token.path}: " if recipe.token is not None and recipe.token.path else ""
+            raise CredentialsError(f"{where}no bearer token: it is empty or has characters that none can have")
+        authorization = b"Bearer " + token
+    cert = recipe.client_cert.read() if recipe.client_cert else None
+    key = recipe.client_key.read() if recipe.client_key else None
+    if answer is not None and answer.client_cert is not None:
+        cert, key = answer.client_cert, answer.client_key
+    return _Material(authorization, recipe.ca.read() if recipe.ca else None, cert, key)
 
 
 def _certificates(material: _Material) -> tuple[bytes | None, bytes | None, bytes | None]:

@@ -7,6 +7,10 @@ class StaleConnection(Exception):
     """A reused upstream connection ended before it gave a byte of an answer."""
 
 
+class Doubtful(Exception):
+    """Upstream answered 401, which may mean the proxy's own account. Nothing of it has been sent to the client."""
+
+
 class ClientGone(Exception):
     """The client ended its connection within the exchange."""
 

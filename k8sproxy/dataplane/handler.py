@@ -19,11 +19,12 @@ from time import perf_counter
 
 import structlog
 
+from k8sproxy.dataplane.account import NOT_ACCEPTED, Standing
 from k8sproxy.dataplane.client import Client
-from k8sproxy.dataplane.ends import ClientGone, Cut, StaleConnection
+from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.site import LOCAL_PREFIX, Gate, Route, Site, local_document
-from k8sproxy.dataplane.upstream import UpstreamConnection
+from k8sproxy.dataplane.upstream import Endpoint, UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.policy.classify import SessionKind
@@ -173,13 +174,14 @@ class Connection:
         decision = decide(authority, info)
         upstream = route.upstream
         endpoint = upstream.endpoint
+        authorization = endpoint.authorization()
         session = None if info.session is SessionKind.NONE else self._begin_session(head, info, decision)
         upstream_head = rewrite(
             head,
             decision,
             target=endpoint.base_path + head.target if endpoint.base_path else head.target,
             host=endpoint.authority,
-            authorization=endpoint.authorization(),
+            authorization=authorization,
             streaming=session.streaming if session is not None else None,
             origins=route.origins,
         )
@@ -198,14 +200,19 @@ class Connection:
             repeatable = upstream_head.repeatable
             connection = upstream.take_idle(repeatable=repeatable) or await upstream.connect(repeatable=repeatable)
             self._exchange = exchange
+            exchange.doubts = _is_doubtful(endpoint, info)
             try:
-                await exchange.start(connection, started)
-            except StaleConnection:
-                exchange.detach()
-                upstream.release(connection, reusable=False)
-                connection = None
-                connection = await upstream.dial()
-                await exchange.start(connection, perf_counter())
+                try:
+                    await exchange.start(connection, started)
+                except StaleConnection:
+                    exchange.detach()
+                    upstream.release(connection, reusable=False)
+                    connection = None
+                    connection = await upstream.dial()
+                    await exchange.start(connection, perf_counter())
+            except Doubtful:
+                await _settle(endpoint, authorization, connection)
+                await exchange.pass_on()
         except (Cut, ClientGone) as end:
             if isinstance(end, Cut) and end.reset:
                 self.client.wire.abort()  # before the end of a recording is waited for
@@ -226,8 +233,6 @@ class Connection:
                     site.events.tell_ports(decision.grants, info, self._origin, session.facts.id, session.ports)
                 await session.close()
         self._record(info, exchange, perf_counter() - started)
-        if exchange.status == 401 and route.impersonate:
-            endpoint.rejected()
         return not (exchange.closing or site.draining)
 
     def _begin_session(self, head: RequestHead, info: RequestInfo, decision: Decision) -> Session | None:
@@ -473,6 +478,31 @@ def _covers(now: Decision, before: Decision) -> bool:
 def _resource(info: RequestInfo) -> str:
     """The resource as metrics name it: pods, pods/exec."""
     return f"{info.resource}/{info.subresource}" if info.subresource else info.resource
+
+
+def _is_doubtful(endpoint: Endpoint, info: RequestInfo) -> bool:
+    """Whether a 401 to this request may mean the proxy's own account. One of an application behind a proxy subresource
+    does not, unless the account is known to be rejected."""
+    account = endpoint.account
+    return account is not None and (
+        (info.subresource != "proxy" and info.verb != "proxy") or account.standing is Standing.REJECTED
+    )
+
+
+async def _settle(endpoint: Endpoint, authorization: bytes | None, connection: UpstreamConnection | None) -> None:
+    """Upstream answered 401: return where the answer is the client's. Raises Refusal where the account is meant: 502
+    where it is rejected, 503 where the request met credentials that have been renewed since, and will be sent again."""
+    account = endpoint.account
+    if account is not None and await account.doubt() is not Standing.ACCEPTED:
+        raise Refusal(502, "upstream_unauthorized", NOT_ACCEPTED, close=True)
+    if endpoint.authorization() != authorization or (connection and connection.context is not endpoint.tls()):
+        raise Refusal(
+            503,
+            "upstream_renewed",
+            "the API server did not accept the proxy's credentials, which have been renewed now; try again",
+            retry_after=1,
+            close=True,
+        )
 
 
 def _is_discovery(target: str) -> bool:

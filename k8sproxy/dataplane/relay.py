@@ -21,7 +21,7 @@ from collections.abc import Callable
 from time import perf_counter
 
 from k8sproxy.dataplane.client import Client
-from k8sproxy.dataplane.ends import ClientGone, Cut, StaleConnection
+from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.switched import Switched
 from k8sproxy.dataplane.upstream import UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
@@ -41,7 +41,7 @@ class Exchange:
     head_limit: bytes accepted for a response head. closing: whether the client was told that its connection ends with
     this response. status: of the final response, 0 before it. received, sent: bytes from and to the client, without
     request heads. body_seen: is shown the request's body as it passes. proxy_seconds: time spent between reading and
-    writing heads, both ways: the latency added here.
+    writing heads, both ways: the latency added here. doubts: whether a 401 is held back, and Doubtful raised.
     """
 
     # Defaults that most exchanges never change stand here; what is set per exchange is set once.
@@ -54,6 +54,8 @@ class Exchange:
     body_seen: Callable[[memoryview], None] | None = None
     finished = False  # ended as it should
     proxy_seconds = 0.0
+    doubts = False
+    _held: tuple[ResponseHead, bytes] | None = None
     _pending = b""
     _interim = 0
     _body_down: Body | None = None
@@ -86,8 +88,9 @@ class Exchange:
     def start(self, connection: UpstreamConnection, started: float) -> asyncio.Future[None]:
         """Begin, and give what to wait for. started: perf_counter() when the request's head was whole.
 
-        The future (or this call) raises StaleConnection (after which it may be started once more), ClientGone, Cut, or
-        Refusal while nothing of a final response has been sent. Whoever waited calls `detach`, come what may.
+        The future (or this call) raises StaleConnection (after which it may be started once more), Doubtful (after
+        which `pass_on` goes on), ClientGone, Cut, or Refusal while nothing of a final response has been sent. Whoever
+        waited calls `detach`, come what may.
         """
         self._connection = connection
         done = self._done = self._client.loop.create_future()
@@ -114,6 +117,22 @@ class Exchange:
             client.pause()
         elif client.paused:
             self._client.resume()
+        return done
+
+    def pass_on(self) -> asyncio.Future[None]:
+        """Pass on the 401 that was held back after all, and give what to wait for. Raises as `start` does."""
+        held, self._held = self._held, None
+        if held is None or self._client.wire.ended:
+            raise ClientGone
+        self.doubts = False
+        done = self._done = self._client.loop.create_future()
+        self._response(held[0], memoryview(held[1]))
+        wire = self._connection.wire
+        if not done.done():
+            if wire.ended:
+                self._upstream_end(None)
+            elif not self._client.wire.blocked:
+                wire.resume()
         return done
 
     def _take_first(self, held: bytes) -> int:
@@ -242,6 +261,11 @@ class Exchange:
         self.proxy_seconds += perf_counter() - now
 
     def _response(self, head: ResponseHead, rest: memoryview) -> None:
+        if head.status == 401 and self.doubts:
+            self._held = (head, bytes(rest))
+            self._connection.wire.pause()
+            self._fail(Doubtful())
+            return
         if self._tap is not NO_TAP and head.status < 300:
             self._tap.unswitched()
         self.status = head.status

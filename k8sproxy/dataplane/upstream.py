@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
+from k8sproxy.dataplane.account import Account
 from k8sproxy.dataplane.handshake import Address, ConnectError, connect, handshake, join, resolve
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
@@ -32,7 +33,8 @@ class Endpoint:
     host: a name or IP address. server_name: what its certificate is checked against. authority: the Host field sent.
     base_path: what stands before every target, "" or "/x".
     tls: the context for a new connection, None for plain HTTP. authorization: the Authorization value of this moment,
-    None where a client certificate (or nothing) does. rejected: told of a 401, so that credentials are fetched anew.
+    None where a client certificate (or nothing) does. suspect: told where the server's certificate is not trusted, so
+    that the CA is read again. account: the proxy's own, to be asked about a 401; None where clients bring their own.
     """
 
     host: str
@@ -42,7 +44,8 @@ class Endpoint:
     base_path: str
     tls: Callable[[], ssl.SSLContext | None]
     authorization: Callable[[], bytes | None]
-    rejected: Callable[[], None]
+    suspect: Callable[[], None]
+    account: Account | None = None
 
 
 # TLS handshakes in progress at once. Each is a millisecond of CPU on either side; a thousand at once take so long all
@@ -51,12 +54,14 @@ MAX_HANDSHAKES = 32
 
 
 class UpstreamConnection:
-    """One connection to the API server. reused: it has carried a request before this one."""
+    """One connection to the API server. reused: it has carried a request before this one. context: what it was made
+    with: the client certificate is in it, so a connection is as good as its context."""
 
-    __slots__ = ("idle_since", "reused", "wire")
+    __slots__ = ("context", "idle_since", "reused", "wire")
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, context: ssl.SSLContext | None) -> None:
         self.wire = wire
+        self.context = context
         self.reused = False
         self.idle_since = 0.0
 
@@ -90,10 +95,15 @@ class Upstream:
         to be sent, whoever it was meant for. repeatable: whether the request could be sent again; if not, the call is
         one that tells an end as well, at some microseconds more.
         """
+        context = self.endpoint.tls()
         while self._idle:
             connection = self._idle.pop()
             wire = connection.wire
-            if not (wire.closed or wire.ended) and (wire.quiet() if repeatable else wire.idle_alive()):
+            if (
+                connection.context is context
+                and not (wire.closed or wire.ended)
+                and (wire.quiet() if repeatable else wire.idle_alive())
+            ):
                 connection.reused = True
                 self.active += 1
                 return connection
@@ -125,11 +135,11 @@ class Upstream:
         loop = asyncio.get_running_loop()
         endpoint = self.endpoint
         addresses: list[Address] = []
+        context = endpoint.tls()
         try:
             async with asyncio.timeout(self._limits.connect_timeout):
                 addresses = await resolve(loop, endpoint.host, endpoint.port)
                 sock = await connect(loop, addresses)
-                context = endpoint.tls()
                 if context is not None:
                     sock = await handshake(loop, sock, context, server_name=endpoint.server_name)
         except TimeoutError:
@@ -140,6 +150,7 @@ class Upstream:
                 f"cluster {self.name}: {where} did not answer within {self._limits.connect_timeout:g} s",
             ) from None
         except ssl.SSLError as error:
+            endpoint.suspect()
             reason = getattr(error, "verify_message", "") or error.reason or "handshake failed"
             raise Refusal(502, "upstream_tls", f"cluster {self.name}: TLS with the API server: {reason}") from error
         except OSError as error:
@@ -150,7 +161,7 @@ class Upstream:
                 502, "upstream_unreachable", f"cluster {self.name}: the API server can't be reached: {reason}"
             ) from error
         self.opened += 1
-        return UpstreamConnection(Wire(loop, sock, self._buffer))
+        return UpstreamConnection(Wire(loop, sock, self._buffer), context)
 
     def release(self, connection: UpstreamConnection, *, reusable: bool) -> None:
         """Take a connection back; it is closed unless the exchange left it at a message's end."""

@@ -28,6 +28,7 @@ from functools import cache
 from types import TracebackType
 from typing import Any
 
+from k8sproxy.dataplane.account import Account, Standing
 from k8sproxy.dataplane.certificates import server_context
 from k8sproxy.dataplane.handler import Connection
 from k8sproxy.dataplane.limits import Limits
@@ -310,6 +311,20 @@ async def _dial(host: str, port: int) -> socket.socket:
     return sock
 
 
+class Accounted(Account):
+    """The proxy's account, whose standing a test says. doubted: how often it was asked because of a 401."""
+
+    def __init__(self) -> None:
+        self.standing = Standing.ACCEPTED
+        self.untrusted = ""
+        self.doubted = 0
+
+    async def doubt(self) -> Standing:
+        self.doubted += 1
+        await asyncio.sleep(0)
+        return self.standing
+
+
 class Stage:
     """The proxy between `client()` and `api`. tls: on both legs. localapi: instead of the stub `daemon`.
 
@@ -339,7 +354,8 @@ class Stage:
         requests = RequestLog("json", enabled=False)
         self.site = Site(self.whois, self.limits, Telemetry(), self.sessions, self.events, requests)
         self.server = Server(self.site)
-        self.rejected = 0
+        self.account = Accounted()
+        self.authorization = b"Bearer the-proxy"
         endpoint = Endpoint(
             host="127.0.0.1",
             port=self.api.port,
@@ -347,17 +363,15 @@ class Stage:
             authority=b"api.test",
             base_path="",
             tls=(lambda: pki()[1]) if tls else (lambda: None),
-            authorization=lambda: b"Bearer the-proxy",
-            rejected=self._rejected,
+            authorization=lambda: self.authorization,
+            suspect=lambda: None,
+            account=self.account if impersonate else None,
         )
         self.upstream = Upstream("prod", endpoint, self.limits, self.server.buffer)
         self.route = Route(self.upstream, impersonate=impersonate)
         self.entry = Entry(trust, (lambda: pki()[0]) if tls else None, Gate(self.route))
         self.listener = self.server.listen("127.0.0.1", 0, self.entry)
         self._clients: list[Raw] = []
-
-    def _rejected(self) -> None:
-        self.rejected += 1
 
     async def raw(self, *, receive_buffer: int = 0) -> Raw:
         """A TCP connection to the proxy, and no more. receive_buffer: bytes, of the kernel."""

@@ -229,8 +229,8 @@ def test_plugins_are_run_again_when_asked_but_not_in_a_storm(tmp_path: Path) -> 
         (3600.0, 2880.0),
         (120.0, 120.0 - EXPIRY_MARGIN),
         (60.0, 30.0),
-        (1.0, MIN_INTERVAL),
-        (-60.0, MIN_INTERVAL),
+        (1.0, 0.5),
+        (-60.0, -48.0),
         (None, None),
     ],
 )
@@ -238,14 +238,21 @@ def test_when_a_plugin_is_run_again(tmp_path: Path, lifetime: float | None, paus
     clock = Clock()
     path = kubeconfig(tmp_path, plugin(tmp_path, clock, lifetime))
     found = asyncio.run(ClusterCredentials.load("prod", kubeconfig=path, now=clock))
-    assert found._pause() == (pytest.approx(pause) if pause is not None else None)
+    renewal = found._renewal()
+    assert (None if renewal is None else renewal - clock.now) == (None if pause is None else pytest.approx(pause))
+    assert MIN_INTERVAL <= found._pause() <= module.FILE_INTERVAL
+    if pause is not None:
+        clock.now += pause - 0.01
+        assert not found._plugin_due()
+        clock.now += 0.02
+    assert found._plugin_due() is (pause is not None)
 
 
 def test_when_files_are_looked_at_again(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("x")
     assert asyncio.run(load(tmp_path, {"tokenFile": "token"}))._pause() == module.FILE_INTERVAL
     assert module.FILE_INTERVAL <= 60
-    assert asyncio.run(load(tmp_path, {"token": "x"}))._pause() is None
+    assert asyncio.run(load(tmp_path, {"token": "x"}))._pause() == module.FILE_INTERVAL  # the kubeconfig itself
 
 
 def test_a_refused_token_is_fetched_anew_in_the_background(tmp_path: Path) -> None:
@@ -258,15 +265,15 @@ def test_a_refused_token_is_fetched_anew_in_the_background(tmp_path: Path) -> No
         changed = asyncio.Event()
         refresh = found.refresh
 
-        async def observed() -> bool:
-            result = await refresh()
+        async def observed(*, plugin: bool = True) -> bool:
+            result = await refresh(plugin=plugin)
             changed.set()
             return result
 
         found.refresh = observed  # type: ignore[method-assign]  # to see the turn end
         task = asyncio.create_task(found.follow())
         for _ in range(100):
-            found.rejected()
+            found.suspect()
         await changed.wait()
         assert found.authorization() == b"Bearer token-2"
         task.cancel()
@@ -324,5 +331,98 @@ def test_nothing_is_left_of_a_load_that_is_cancelled(tmp_path: Path) -> None:
                 await task
         assert len(asyncio.all_tasks()) == 1
         assert len(os.listdir("/proc/self/fd")) <= before + 1  # the loop's own, for watching children
+
+    asyncio.run(scenario())
+
+
+def test_a_changed_kubeconfig_is_read_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        found = await load(tmp_path, {"token": "one"})
+        first, context = found.generation, found.tls()
+        assert not await found.refresh()
+        kubeconfig(tmp_path, {"token": "two"})
+        assert await found.refresh()
+        assert found.authorization() == b"Bearer two"
+        assert found.generation > first
+        assert found.tls() is context  # the CA is the same: connections stay good
+        other = base64.b64encode(Authority("other").pem).decode()
+        kubeconfig(tmp_path, {"token": "two"}, {"server": "https://api.example", "certificate-authority-data": other})
+        assert await found.refresh()
+        assert found.tls() is not context
+        kubeconfig(tmp_path, plugin(tmp_path))
+        await found.refresh(plugin=False)  # another way to sign in: the plugin is run whether it is due or not
+        assert found.authorization() == b"Bearer token-1"
+        assert not await found.refresh(plugin=False)
+
+    asyncio.run(scenario())
+    assert (tmp_path / "runs").read_text().count("\n") == 1
+
+
+def test_a_kubeconfig_that_is_a_mounted_secret(tmp_path: Path) -> None:
+    for name, token in (("..1", "one"), ("..2", "two")):
+        (tmp_path / name).mkdir()
+        kubeconfig(tmp_path / name, {"token": token})
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "kubeconfig").symlink_to("..data/kubeconfig")
+
+    async def scenario() -> None:
+        found = await ClusterCredentials.load("prod", kubeconfig=tmp_path / "kubeconfig")
+        (tmp_path / "..new").symlink_to("..2")
+        os.replace(tmp_path / "..new", tmp_path / "..data")
+        assert await found.refresh()
+        assert found.authorization() == b"Bearer two"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["", "{", "current-context: none", '{"token": "secret-in-a-broken-file"', "\0", "gone"],
+)
+def test_a_damaged_kubeconfig_changes_nothing(tmp_path: Path, damage: str) -> None:
+    async def scenario() -> None:
+        found = await load(tmp_path, {"token": "one"})
+        path = tmp_path / "kubeconfig"
+        whole = path.read_text()
+        path.unlink()
+        if damage != "gone":
+            path.write_text(damage)
+        with capture_logs() as logs:
+            for _ in range(3):
+                with pytest.raises(CredentialsError):
+                    await found.refresh()
+        assert [entry["event"] for entry in logs] == ["cluster_credentials_failed"]
+        assert "secret" not in repr(logs)
+        assert found.authorization() == b"Bearer one"
+        assert found.complaint
+        path.write_text(whole.replace('"one"', '"one" '))
+        await found.refresh()
+        assert not found.complaint
+
+    asyncio.run(scenario())
+
+
+def test_another_server_is_not_followed_but_said(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        found = await load(tmp_path, {"token": "one"})
+        ca = base64.b64encode(CA.pem).decode()
+        kubeconfig(tmp_path, {"token": "two"}, {"server": "https://other.example", "certificate-authority-data": ca})
+        with capture_logs() as logs:
+            assert not await found.refresh()
+            assert not await found.refresh()
+        # What is for the other server must not go to this one.
+        assert (found.moved, found.host, found.authorization()) == (True, "api.example", b"Bearer one")
+        assert [(entry["event"], entry["server"]) for entry in logs] == [("cluster_moved", "other.example")]
+
+    asyncio.run(scenario())
+
+
+def test_in_passthrough_mode_a_changed_kubeconfig_gives_no_account(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = kubeconfig(tmp_path, {"token": "one"})
+        found = await ClusterCredentials.load("prod", kubeconfig=path, passthrough=True)
+        kubeconfig(tmp_path, {"token": "two"})
+        await found.refresh()
+        assert found.authorization() is None
 
     asyncio.run(scenario())

@@ -297,14 +297,6 @@ async def test_api_servers_own_errors_pass_untouched() -> None:
         assert (response.status, response.body, response.fields["audit-id"]) == (403, body, "1")
 
 
-async def test_401_asks_for_fresh_credentials() -> None:
-    async with Stage() as stage:
-        client, upstream, _ = await stage.exchange(get())
-        await upstream.send(reply(b"", "401 Unauthorized"))
-        assert (await client.response()).status == 401
-        assert stage.rejected == 1
-
-
 async def test_unreachable_api_server() -> None:
     async with Stage() as stage:
         stage.api.close()
