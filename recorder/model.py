@@ -236,6 +236,9 @@ class Observer(Protocol):
     def ended(self, recording: Recording) -> None:
         """It is over. Also told at open() of those that a crash had left unfinished."""
 
+    def corrected(self, recording: Recording) -> None:
+        """Something else is known of it than what was told: that it is damaged, which may be found after its end."""
+
     def event_added(self, event: ApiEvent) -> None:
         """An API event is safe."""
 

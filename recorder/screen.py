@@ -23,6 +23,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from k8sproxy.protocol.asciicast import event_of
+
 SEGMENT_CHARACTERS = 8192  # about two full screens: small enough to be looked through for a snippet at once
 SEGMENT_SECONDS = 300.0  # a line that is shown again after that long is worth a hit of its own
 TEXT_LIMIT = 2 * 1024 * 1024  # characters a session: hours of work at a shell; beyond that it is a log, not a session
@@ -38,7 +40,6 @@ _STRING = (
     1024 * 1024
 )  # characters of an OSC, DCS, APC, PM or SOS that are skipped: an inline image; then it is text again
 _STOOD = 1.0  # seconds that a row must have stood before it is drawn over, to count as seen
-_LAST_SECOND = 1e9  # no session takes thirty years: not a number, or not a time
 _CAST_LINE = 4 * 1024 * 1024  # bytes of one line of a cast; a longer one is skipped
 
 _PRINTABLE = re.compile("[^\x00-\x1f\x7f-\x9f]+")
@@ -419,6 +420,7 @@ class CastText:
     _rest: bytearray = field(default_factory=bytearray, init=False)
     _skipping: bool = field(default=False, init=False)
     _read: int = field(default=0, init=False)
+    _headed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.screen = Screen(limit=self.limit)
@@ -459,15 +461,21 @@ class CastText:
         return self.screen.segments
 
     def _line(self, line: bytes) -> None:
+        match event_of(line):
+            case (time, "o" | "e", text):
+                self.screen.feed(time, text)
+            case (_, "r", size):
+                columns, _, rows = size.partition("x")
+                if _number(columns) and _number(rows):  # else it names no size, and the terminal stays as it is
+                    self.screen.resize(_number(columns), _number(rows))
+            case None if not self._headed:
+                self._header(line)
+        self._headed = True
+
+    def _header(self, line: bytes) -> None:
         try:
             match json.loads(line):
-                case [int() | float() as time, "o" | "e", str(text)] if time < _LAST_SECOND:
-                    self.screen.feed(float(time), text)
-                case [int() | float(), "r", str(size)]:
-                    columns, _, rows = size.partition("x")
-                    if _number(columns) and _number(rows):  # else it names no size, and the terminal stays as it is
-                        self.screen.resize(_number(columns), _number(rows))
                 case {"width": int(width), "height": int(height)}:
                     self.screen.resize(width, height)
-        except (ValueError, OverflowError, RecursionError):  # not JSON, or numbers and nesting beyond reason
+        except (ValueError, RecursionError):  # not JSON, or numbers and nesting beyond reason
             return

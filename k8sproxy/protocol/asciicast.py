@@ -43,6 +43,8 @@ from k8sproxy.protocol.strictjson import finite, no_constant
 
 # Columns and rows, the largest that a terminal's own structure holds (struct winsize, unsigned short).
 MAX_SIDE = 65535
+# Seconds: eleven days. A session's times above it are nonsense, and would make a nonsense of lists and plots.
+MAX_TIME = 1e6
 # Bytes looked at to tell binary data from text with a broken byte in it, and how many of those characters have to be
 # broken (one in so many). UTF-8 cut badly or Latin-1 prose have fewer; archives and random bytes have a third and up.
 _SAMPLE = 1024
@@ -55,6 +57,9 @@ _LONG = 256
 _RUN = b"\0" * _LONG
 _RUNS = re.compile(rb"\0{%d,}" % _LONG)
 _NULS = b"\\u0000" * (64 * 1024)
+_LONE = re.compile("[\ud800-\udfff]")
+# Of an "r" event. Zero, which a terminal without a size may have, and sizes beyond a terminal's are sizes all the same.
+_RESIZE = re.compile(r"[0-9]{1,15}x[0-9]{1,15}")
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
 
@@ -285,23 +290,83 @@ def read_header(line: bytes, limit: int) -> dict[str, object]:
 def read_event(line: bytes, limit: int) -> tuple[float, str, str]:
     """One event: seconds since the start, code, data. Raises ProtocolError where it is none of `limit` bytes at most.
 
-    The code is one ASCII letter, known or not; the data is text without lone surrogates.
+    The code is one ASCII letter, known or not; the data is text without lone surrogates. This decides whether a line of
+    a cast is an event, `are_events` for many lines at once.
     """
     event = _read(line, limit)
     if not isinstance(event, list) or len(event) != 3:
         raise ProtocolError("an event of a cast is not an array of three")
     seconds, code, data = event
-    if type(seconds) not in (int, float) or not 0 <= seconds < 1 << 53:
+    if type(seconds) not in (int, float) or not 0 <= seconds <= MAX_TIME:
         raise ProtocolError("an event of a cast has a time that is none")
-    if not isinstance(code, str) or len(code) != 1 or not (code.isascii() and code.isalpha()):
+    if not isinstance(code, str) or not _is_code(code):
         raise ProtocolError("an event of a cast has a code that is none")
     if not isinstance(data, str):
         raise ProtocolError("an event of a cast has data that is not text")
-    try:
-        data.encode()
-    except UnicodeEncodeError:
-        raise ProtocolError("an event of a cast has half a character in it") from None
+    if not _is_whole(data):
+        raise ProtocolError("an event of a cast has half a character in it")
+    if code == "r" and _RESIZE.fullmatch(data) is None:
+        raise ProtocolError("a resize of a cast has no size")
     return float(seconds), code, data
+
+
+def event_of(line: bytes) -> tuple[float, str, str] | None:
+    """The event that a line is, None where it is none; for those who show what there is. Lone surrogates are U+FFFD: a
+    damaged line's text is better shown than left out."""
+    try:
+        event = _load(line)
+    except (ValueError, RecursionError):
+        return None
+    match event:
+        case [int() | float() as seconds, str(code), str(data)]:
+            if type(seconds) is not bool and 0 <= seconds <= MAX_TIME and _is_code(code):
+                return float(seconds), code, data if _is_whole(data) else _LONE.sub("\ufffd", data)
+    return None
+
+
+def are_events(text: bytes) -> bool:
+    """Whether each line of a text that ends with a line feed is an event; what read_event says of each of them.
+
+    Nearly all casts have lines without blanks around them, which are read at once, in C. A line feed cannot stand
+    inside a JSON text's string, nor "]" or "[" inside a flat array except in a string; so where all lines begin with
+    "[" and end with "]", no value of the whole goes from one line to the next, and the values are the lines.
+    """
+    lines = text.count(b"\n")
+    if text.startswith(b"[") and text.endswith(b"]\n") and text.count(b"]\n[") == lines - 1:
+        try:
+            events = orjson.loads(b"[%b]" % text[:-1].replace(b"\n", b"\n,"))
+            if len(events) == lines and set(map(type, events)) == {list} and set(map(len, events)) == {3}:
+                seconds, codes, data = zip(*events, strict=True)
+                if (
+                    set(map(type, seconds)) <= {int, float}
+                    and set(map(type, data)) == {str}
+                    and all(isinstance(code, str) and _is_code(code) for code in set(codes))
+                    and min(seconds) >= 0
+                    and max(seconds) <= MAX_TIME
+                ):
+                    return "r" not in codes or all(
+                        _RESIZE.fullmatch(size) for code, size in zip(codes, data, strict=True) if code == "r"
+                    )
+        except (ValueError, TypeError):
+            pass
+    for line in text[:-1].split(b"\n"):
+        try:
+            read_event(line, len(line))
+        except ProtocolError:
+            return False
+    return True
+
+
+def _is_code(code: str) -> bool:
+    return len(code) == 1 and code.isascii() and code.isalpha()
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_size(data: str) -> tuple[int, int]:
@@ -316,7 +381,16 @@ def _read(line: bytes, limit: int) -> object:
     if len(line) > limit:
         raise ProtocolError(f"a line of a cast is longer than {limit} bytes", status=413)
     try:
-        value: object = json.loads(line.decode(), parse_constant=no_constant, parse_float=finite)
+        return _load(line)
     except (ValueError, RecursionError):  # decoding errors and integers of 4,300 digits are ValueErrors
         raise ProtocolError("a line of a cast is not JSON") from None
+
+
+def _load(line: bytes) -> object:
+    """Raises ValueError, RecursionError."""
+    value: object
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:  # lone surrogates, which it refuses, are told from the rest by the other
+        value = json.loads(line.decode(), parse_constant=no_constant, parse_float=finite)
     return value

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from k8sproxy.protocol.asciicast import decode_output
+from k8sproxy.protocol.asciicast import decode_output, event_of
 from recorder.cli.library import Library
 from recorder.cli.tame import CLEAR, Tame
 
@@ -77,13 +77,14 @@ class Player:
             pieces = self._library.window(self._id, at=start, position=position)
             async with aclosing(pieces):
                 async for line in pieces:
-                    value = _value(line)
-                    if isinstance(value, dict) and "next" in value:
-                        following = str(value["next"] or "")
-                        break
-                    event = _event(value)
-                    if event is None:
+                    found = event_of(line)
+                    if found is None:
+                        value = _value(line)
+                        if isinstance(value, dict) and "next" in value:
+                            following = str(value["next"] or "")
+                            break
                         continue
+                    event = _Event(*found)
                     if event.time > last:
                         await self._pass(event.time - last)
                         if self._over or self._target is not None:
@@ -135,10 +136,3 @@ def _value(line: bytes) -> object:
     except (ValueError, RecursionError):
         return None
     return value
-
-
-def _event(value: object) -> _Event | None:
-    match value:
-        case [int() | float() as time, str(code), str(text)] if 0 <= time < 1e9 and not isinstance(time, bool):
-            return _Event(float(time), code, text)
-    return None

@@ -47,7 +47,7 @@ def _lines(session: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     source = session["source"]
     sender = " ".join(filter(None, [source["node"], source["address"], source["user"], *source["tags"]]))
-    state = str(session["state"]) + (" (damaged: some of it is no asciicast)" if session["damaged"] else "")
+    state = str(session["state"]) + (" (damaged: some of its lines are not events)" if session["damaged"] else "")
     return [
         ("id", str(session["id"])),
         ("state", state),

@@ -35,7 +35,7 @@ async def catch_up(
 ) -> AsyncIterator[None]:
     """Bring to the index what it missed, and take out what the store has no longer; texts are left to the intake. A
     step is some hundred rows; between two of them the intake writes what is new."""
-    rows = await database.known("SELECT id, size, state, indexed, text_truncated FROM recordings")
+    rows = await database.known("SELECT id, size, state, damaged, indexed, text_truncated FROM recordings")
     present = {identifier: tuple(rest) for identifier, *rest in rows}
     gone = set(present)
     recordings: list[Recording] = []
@@ -44,8 +44,8 @@ async def catch_up(
         async for recording in found:
             seen += 1
             gone.discard(recording.id)
-            size, state, indexed, truncated = present.get(recording.id, (-1, "", -1, 0))
-            if (size, state) != (recording.size, recording.end.value):
+            size, state, damaged, indexed, truncated = present.get(recording.id, (-1, "", 0, -1, 0))
+            if (size, state, damaged) != (recording.size, recording.end.value, recording.damaged):
                 recordings.append(recording)
             if recording.end is End.RUNNING or (indexed != recording.size and not truncated):
                 intake.text_wanted(recording)

@@ -85,7 +85,7 @@ class Index(Questions):
     # --- the observer
 
     def began(self, recording: Recording) -> None:
-        """See recorder.model.Observer; so the next four."""
+        """See recorder.model.Observer; so the next five."""
         self._intake.began(recording)
 
     def progressed(self, recording: Recording) -> None:
@@ -95,6 +95,10 @@ class Index(Questions):
     def ended(self, recording: Recording) -> None:
         """It is over."""
         self._intake.ended(recording)
+
+    def corrected(self, recording: Recording) -> None:
+        """It is damaged."""
+        self._intake.corrected(recording)
 
     def event_added(self, event: ApiEvent) -> None:
         """An API event came."""

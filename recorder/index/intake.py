@@ -114,6 +114,11 @@ class Intake:
     def ended(self, recording: Recording) -> None:
         self._note(recording)
 
+    def corrected(self, recording: Recording) -> None:
+        if self._has_room(recording.id, self._recordings):
+            self._recordings[recording.id] = recording
+            self._rows_wake.set()
+
     def removed(self, identifier: str) -> None:
         self._texts.pop(identifier, None)
         self._made.pop(identifier, None)

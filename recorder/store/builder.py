@@ -175,12 +175,13 @@ class Builder:
         for live in batch:
             pieces, live.tail, live.tail_size = live.tail, [], 0
             live.building = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            work.append((live.building, live.framed, live.last, live.inside, whole or live.over or self._is_old(live)))
+            final = whole or live.over or self._is_old(live)
+            work.append((live.building, live.soundness, live.framed, live.last, live.inside, final))
 
         def cut() -> list[tuple[list[Frame], bytes]]:
             parts = [
-                cut_frames(text, offset=offset, before=before, inside=inside, final=final, size=size)
-                for text, offset, before, inside, final in work
+                cut_frames(text, soundness, offset=offset, before=before, inside=inside, final=final, size=size)
+                for text, soundness, offset, before, inside, final in work
             ]
             frames = iter(pack_frames([cut for cuts, _ in parts for cut in cuts]))
             return [(list(islice(frames, len(cuts))), rest) for cuts, rest in parts]
@@ -252,6 +253,7 @@ class Builder:
             await self._put_chunk(live)
             live.room.pressure.wake()
         if live.over and not live.frames and not live.tail and not live.building:
+            live.close_text()
             recording = live.recording
             data = write_manifest(recording, live.header_line, live.chunks, live.head)
             await self._until_put(manifest_key(live.id), data)

@@ -9,9 +9,8 @@ and one frame. The trailer holds a row for each frame, the chunk's place in the 
 of the whole chunk before it, or for the first one of what `origin` makes of the recording's id and header line. The
 chain's head, the SHA-256 of the last chunk, stands for the whole recording.
 
-Only the first and the last line of a frame are looked at for their times. That all lines are events is checked by
-counting: a line feed cannot stand inside of a JSON text, so every line is an event if the text begins with "[", ends
-with "]\\n", and has "]\\n[" between all of its lines. What fails this (or is not UTF-8) is kept and marked as damaged.
+Only the first and the last line of a frame are looked at for their times. Every line is looked at for whether it is an
+event (`Soundness`); what is none is kept, and the frame in which it ends is marked as damaged.
 """
 
 from __future__ import annotations
@@ -28,6 +27,9 @@ from typing import Any
 
 import zstandard
 
+from k8sproxy.protocol.asciicast import MAX_TIME
+from recorder.store.soundness import Soundness
+
 # Bytes of text in a frame: what a seek has to read and unpack (about 15 KiB compressed), against compression, which
 # gains little from more.
 FRAME = 128 * 1024
@@ -43,10 +45,8 @@ FOOTER = _LENGTH.size + len(_MAGIC)
 MAX_TRAILER = 16 << 20
 
 _TIME = re.compile(rb"\s*\[\s*(-?\d{1,15}(?:\.\d{1,20})?(?:[eE][+-]?\d{1,3})?)\s*,")
-# Seconds: eleven days. A session's times above it are nonsense, and would make a nonsense of lists and plots.
-MAX_TIME = 1e6
 
-_LINE_FEED, _OPENING, _CLOSING = b"\n[]"
+_LINE_FEED = 0x0A
 # Line feeds that are searched for one by one; where there are more, lines are short, and counting is faster.
 _SEARCHED = 64
 
@@ -183,11 +183,12 @@ class Cut:
 
 
 def cut_frames(
-    text: bytes, *, offset: int, before: float, inside: bool, final: bool, size: int = FRAME
+    text: bytes, soundness: Soundness, *, offset: int, before: float, inside: bool, final: bool, size: int = FRAME
 ) -> tuple[list[Cut], bytes]:
     """Frames out of text, and what is left of it for the next time.
 
-    offset: of the text in the recording; the header line is at 0. before: seconds, of the last event before this text.
+    soundness: of the recording up to this text; it is told what gets into frames. offset: of the text in the recording;
+    the header line is at 0. before: seconds, of the last event before this text.
     inside: the text begins inside of a line. final: nothing follows, so leave nothing. size: bytes of a frame; lines
     that are longer have frames of up to FRAME bytes, so that few are cut in two.
     """
@@ -203,7 +204,9 @@ def cut_frames(
                 if len(text) - position < FRAME and not final:
                     break
                 end = position + size
-        cut = _cut(text[position:end], has_header=offset + position == 0, before=before, inside=inside)
+        piece = text[position:end]
+        damaged = not soundness.feed(piece)
+        cut = _cut(piece, has_header=offset + position == 0, before=before, inside=inside, damaged=damaged)
         before = cut.last
         inside = text[end - 1] != _LINE_FEED
         cuts.append(cut)
@@ -211,45 +214,36 @@ def cut_frames(
     return cuts, text[position:]
 
 
-def _cut(text: bytes, *, has_header: bool, before: float, inside: bool) -> Cut:
+def _cut(text: bytes, *, has_header: bool, before: float, inside: bool, damaged: bool) -> Cut:
     """One frame; see the top of this file for what is looked at."""
     start = (text.find(b"\n") + 1 or len(text)) if has_header or inside else 0
     end = text.rfind(b"\n") + 1
-    lines, joints = count_lines(text, start, end)
+    lines = count_feeds(text, start, end)
     # The rest of a line that began in the frame before ends here.
     events = lines + (not has_header and start > 0 and text[start - 1] == _LINE_FEED)
     if lines <= 0:  # only a part of a line, or the rest of one and a part of the next
-        return Cut(text, before, before, events, inside, damaged=False)
+        return Cut(text, before, before, events, inside, damaged)
     first = line_time(text[start : start + 64])
     last = line_time(text[max(start, text.rfind(b"\n", 0, end - 1) + 1) : end][:64])
-    sound = (
-        text.startswith(b"[", start)
-        and text.endswith(b"]\n", start, end)
-        and joints == lines - 1
-        and first is not None
-        and last is not None
-        and _is_utf8(text[start:end])
-    )
     latest = max(before, first or 0.0, last or 0.0)
     earliest = before if first is None or inside else first
-    return Cut(text, earliest, latest, events, inside, damaged=not sound)
+    return Cut(text, earliest, latest, events, inside, damaged)
 
 
-def count_lines(text: bytes, start: int, end: int) -> tuple[int, int]:
-    """How many line feeds there are, and how many of them stand between "]" and "["; in text[start:end].
+def count_feeds(text: bytes, start: int, end: int) -> int:
+    """How many line feeds there are in text[start:end].
 
-    Counting looks at each byte twice, with the interpreter's lock held; a search for one byte is thirty times as fast,
-    and much output that comes fast comes in long lines."""
-    lines = joints = 0
+    Counting looks at each byte, with the interpreter's lock held; a search for one byte is thirty times as fast, and
+    much output that comes fast comes in long lines."""
+    lines = 0
     position = start
     while lines < _SEARCHED:
         feed = text.find(b"\n", position, end)
         if feed < 0:
-            return lines, joints
+            return lines
         lines += 1
-        joints += start < feed < end - 1 and text[feed - 1] == _CLOSING and text[feed + 1] == _OPENING
         position = feed + 1
-    return lines + text.count(b"\n", position, end), joints + text.count(b"]\n[", position, end)
+    return lines + text.count(b"\n", position, end)
 
 
 def pack_frames(cuts: Sequence[Cut]) -> list[Frame]:
@@ -267,16 +261,6 @@ def pack_frames(cuts: Sequence[Cut]) -> list[Frame]:
         Frame(data, len(cut.text), cut.first, cut.last, cut.events, cut.inside, cut.damaged)
         for data, cut in zip(packed, cuts, strict=True)
     ]
-
-
-def _is_utf8(text: bytes) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def line_time(line: bytes) -> float | None:

@@ -21,6 +21,7 @@ from recorder.store.chunk import ChunkRow, Frame, line_time, origin
 from recorder.store.errors import StoreError
 from recorder.store.journal import Item
 from recorder.store.records import Kind
+from recorder.store.soundness import Soundness
 
 # Bytes of one line. An event is a frame of output, of 32 KiB or so; the escapes of JSON make six times as many of it.
 MAX_LINE = 4 << 20
@@ -83,6 +84,8 @@ class Room:
         self.began: Callable[[Live], None] = lambda live: None
         self.ended: Callable[[Live], None] = lambda live: None
         self.dropped: Callable[[Live], None] = lambda live: None
+        # Told when it is found to be damaged, which may be after its end.
+        self.damaged: Callable[[Live], None] = lambda live: None
 
 
 class Live:
@@ -91,8 +94,8 @@ class Live:
     __slots__ = (
         "_asked", "_changed", "_ended_safe", "_line", "_queue", "_said", "acked", "building", "chunks", "damaged",
         "durable", "end", "ended", "error", "events", "framed", "frames", "given", "head", "header", "header_line",
-        "id", "inside", "last", "listener", "marks", "packed", "progress_at", "room", "source", "started", "tail",
-        "tail_size",
+        "id", "inside", "last", "listener", "marks", "packed", "progress_at", "room", "soundness", "source", "started",
+        "tail", "tail_size",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +125,7 @@ class Live:
         self.events = 0
         self.damaged = False
         self.inside = False
+        self.soundness = Soundness()  # of what is in frames
         self.marks: list[tuple[int, int]] = []
         self.progress_at = 0.0
         # Called at every change, which is cheaper than a task that waits for it.
@@ -368,9 +372,20 @@ class Live:
         if frames:
             self.last = frames[-1].last
             self.events += sum(frame.events for frame in frames)
-            self.damaged = self.damaged or any(frame.damaged for frame in frames)
         self.room.pressure.held -= size - packed
         self.room.pressure.packed += packed
+        if any(frame.damaged for frame in frames):
+            self._damage()
+
+    def close_text(self) -> None:
+        """All of its text is in frames and nothing will follow: a recording that ended well ends with a whole line."""
+        if self.end is End.CLEAN and self.soundness.torn:
+            self._damage()
+
+    def _damage(self) -> None:
+        if not self.damaged:
+            self.damaged = True
+            self.room.damaged(self)
 
     def chunked(self, row: ChunkRow, count: int) -> None:
         """The first `count` frames are in a chunk, safe."""

@@ -7,11 +7,11 @@ the frames that are wanted, some at a time.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
+from k8sproxy.protocol.asciicast import event_of
 from recorder.store.blobs import Blobs
 from recorder.store.chunk import ChunkRow, DamagedChunkError, FrameRow, frame_rows, read_trailer, unpack
 from recorder.store.errors import DamagedError
@@ -154,12 +154,5 @@ async def read_lines(
             break
         await live.changed()
     # What was cut off in its middle is no line; what only lacks its line feed is one.
-    if rest and _is_event(rest):
+    if rest and event_of(rest) is not None:
         yield rest + b"\n"
-
-
-def _is_event(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), list)
-    except (ValueError, RecursionError):
-        return False

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from recorder.store.chunk import (
     FOOTER,
     ChunkRow,
     DamagedChunkError,
+    FrameRow,
     frame_rows,
     origin,
     read_trailer,
@@ -34,6 +35,7 @@ from recorder.store.live import MAX_HEADER, Live, Room
 from recorder.store.logs import Log
 from recorder.store.manifest import MANIFEST, chunk_key, folder, parse_header
 from recorder.store.records import Kind, Reader, Record
+from recorder.store.soundness import Soundness
 
 _log = structlog.get_logger(__name__)
 
@@ -52,21 +54,21 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The chunks of a recording that are there and hang together."""
+    """The chunks of a recording that are there and hang together. unfinished: the text behind their last line feed."""
 
     header_line: bytes
     chunks: tuple[ChunkRow, ...]
     head: str
     source: Source
     started: float
-    inside: bool
+    unfinished: bytes
 
 
 async def read_chunks(blobs: Blobs, identifier: str) -> Stored | None:
     """The chunks of a recording without a manifest, as far as their chain holds. None without a first one.
     Raises StoreError."""
     rows: list[ChunkRow] = []
-    header_line, head, source, started, inside = b"", "", Source("", ""), 0.0, False
+    header_line, head, source, started, unfinished = b"", "", Source("", ""), 0.0, b""
     while True:
         try:
             data = await blobs.get(chunk_key(identifier, len(rows)))
@@ -90,8 +92,7 @@ async def read_chunks(blobs: Blobs, identifier: str) -> Stored | None:
             expected = rows[-1].offset + rows[-1].size if rows else 0
             if trailer.get("previous") != head or row.seq != len(rows) or row.offset != expected:
                 raise DamagedChunkError("the chain is broken")
-            last = frames[-1]
-            inside = not unpack(data[last.position : last.position + last.packed], last.size).endswith(b"\n")
+            unfinished = _unfinished(unfinished, data, frames)
         except (DamagedChunkError, ValueError, TypeError, IndexError) as error:
             _log.warning("chunk_ignored", recording=identifier, seq=len(rows), why=str(error))
             break
@@ -99,7 +100,19 @@ async def read_chunks(blobs: Blobs, identifier: str) -> Stored | None:
         head = row.sha256
     if not rows:
         return None
-    return Stored(header_line, tuple(rows), head, source, started, inside)
+    return Stored(header_line, tuple(rows), head, source, started, unfinished)
+
+
+def _unfinished(before: bytes, data: bytes, frames: Sequence[FrameRow]) -> bytes:
+    """The text behind the last line feed, where `before` was it before this chunk. Raises DamagedChunkError."""
+    pieces: list[bytes] = []
+    for frame in reversed(frames):
+        text = unpack(data[frame.position : frame.position + frame.packed], frame.size)
+        feed = text.rfind(b"\n") + 1
+        pieces.append(text[feed:])
+        if feed:
+            return b"".join(reversed(pieces))
+    return before + b"".join(reversed(pieces))
 
 
 class Recovery:
@@ -182,7 +195,8 @@ class Recovery:
                 live.last = max(live.last, row.last)
                 live.events += row.events
                 live.damaged = live.damaged or row.damaged
-            live.head, live.inside = stored.head, stored.inside
+            live.head, live.inside = stored.head, bool(stored.unfinished)
+            live.soundness = Soundness(stored.unfinished)
             live.durable = live.framed = live.acked = live.given = stored.chunks[-1].offset + stored.chunks[-1].size
             self._register(live)
         return found

@@ -124,6 +124,7 @@ class Store:
         room.began = lambda live: self._tell("began", live.recording)
         room.ended = self._ended
         room.dropped = self._dropped
+        room.damaged = lambda live: self._tell("corrected", live.recording)
         await self.journal.start(segments)
         self._start("events", self.eventlog.run(self._trim_wanted.set))
         self._start("space", self._watch())

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 
+from k8sproxy.protocol.asciicast import event_of
 from recorder.web.windows import TURN, lines
 
 # What is text, up to the next character that does something.
@@ -114,13 +115,8 @@ class PlainText:
 
 def output_of(line: bytes) -> str | None:
     """What an event wrote to the terminal, None for a line that is none or no such event."""
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(event, list) and len(event) == 3 and event[1] in ("o", "e") and isinstance(event[2], str):
-        return event[2]
-    return None
+    event = event_of(line)
+    return event[2] if event is not None and event[1] in ("o", "e") else None
 
 
 async def text(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -138,19 +134,19 @@ async def text(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def document(about: object, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """One JSON document: {"session": about, "header": {..}, "events": [[..], ..]}; lines that are no JSON are left
-    out."""
+    """One JSON document: {"session": about, "header": {..}, "events": [[..], ..]}; lines that are no events are
+    left out."""
     yield b'{"session":' + json.dumps(about).encode() + b',"header":'
     before = b""
     async for line in lines(pieces):
-        try:
-            value = json.dumps(json.loads(line), separators=(",", ":"), allow_nan=False).encode()
-        except (ValueError, RecursionError):
-            value = b"{}" if not before else b""
         if not before:
+            try:
+                value = json.dumps(json.loads(line), separators=(",", ":"), allow_nan=False).encode()
+            except (ValueError, RecursionError):
+                value = b"{}"
             yield value + b',"events":[\n'
             before = b"\n"
-        elif value:
-            yield before.removeprefix(b"\n") + value
+        elif event_of(line) is not None:
+            yield before.removeprefix(b"\n") + json.dumps(json.loads(line), separators=(",", ":")).encode()
             before = b",\n"
     yield b"]}\n" if before else b'{},"events":[]}\n'

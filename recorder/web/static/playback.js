@@ -30,8 +30,17 @@ const Playback = (() => {
     }
   };
 
+  // What is an event, as the recorder has it (event_of in k8sproxy/protocol/asciicast.py).
+  const MOST_TIME = 1e6; // seconds
   const isEvent = (value) =>
-    Array.isArray(value) && Number.isFinite(value[0]) && typeof value[1] === "string" && typeof value[2] === "string";
+    Array.isArray(value) &&
+    value.length === 3 &&
+    Number.isFinite(value[0]) &&
+    value[0] >= 0 &&
+    value[0] <= MOST_TIME &&
+    /^[A-Za-z]$/.test(value[1]) &&
+    typeof value[1] === "string" &&
+    typeof value[2] === "string";
 
   // The size that a resize names; null where it names none, and then the terminal stays as it is.
   const resized = (text) => {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -137,6 +138,24 @@ def test_catch_up_finds_what_was_missed(url: str) -> None:
             assert [event.name for event in (await index.events(EventFilter(), ALL)).items] == ["untold", "told"]
         assert library.reads.count(stays.id) == 1  # what is there isn't read again
         assert (await index.get(unfinished.id, ALL)).recording.end is End.CUT
+
+    run(url, test)
+
+
+def test_damage_that_is_found_after_the_end_is_known(url: str) -> None:
+    async def test(index: Index, library: Library) -> None:
+        told = library.put(recording(pod="told"), (1.0, "alpha"))
+        missed = library.put(recording(pod="missed"), (1.0, "beta"))
+        await index.settled()
+        index.corrected(replace(told, damaged=True))
+        await index.settled()
+        assert (await index.get(told.id, ALL)).recording == replace(told, damaged=True)
+        assert await found(index, "alpha") == ["told"]
+        library.kept = {kept.id: replace(kept, damaged=True) for kept in library.kept.values()}
+        await index.catch_up(library)
+        await index.settled()
+        assert (await index.get(missed.id, ALL)).recording.damaged
+        assert sorted(library.reads) == sorted([told.id, missed.id])  # the texts are what they were
 
     run(url, test)
 

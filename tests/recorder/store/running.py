@@ -61,6 +61,9 @@ class Told:
         self.all.append((what, recording.id))
         self.last[recording.id] = recording
 
+    def corrected(self, recording: Recording) -> None:
+        self._tell("corrected", recording)
+
     def event_added(self, event: ApiEvent) -> None:
         self.events.append(event)
 

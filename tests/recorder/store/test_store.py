@@ -15,10 +15,11 @@ from obstore.store import MemoryStore
 from recorder.model import End
 from recorder.store import Store, StoreError
 from recorder.store.blobs import FolderBlobs
-from recorder.store.chunk import FRAME, count_lines, cut_frames
+from recorder.store.chunk import FRAME, count_feeds, cut_frames
 from recorder.store.live import MAX_LINE
 from recorder.store.logs import ObjectLog
 from recorder.store.objects import ObjectBlobs
+from recorder.store.soundness import Soundness
 from recorder.store.store import PROGRESS, PROGRESSING
 from tests.recorder.store.running import (
     HEADER,
@@ -238,19 +239,87 @@ def test_what_is_no_header_keeps_nothing(tmp_path: Path, header: bytes, why: str
     run(main())
 
 
-def test_unreadable_lines_are_kept_and_marked(tmp_path: Path) -> None:
-    bodies = [b"nonsense\n", b'[1.0, "o", "\xff"]\n', lines(2) + b"\n" + lines(3), b'{"a": 1}\n', b'["x", "o", "y"]\n']
+LONG = b"x" * 300_000  # more than a frame has, so that the line is in several
 
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"nonsense\n",
+        b'[1.0, "o", "\xff"]\n',
+        lines(2) + b"\n" + lines(3),
+        b'{"a": 1}\n',
+        b'["x", "o", "y"]\n',
+        b'[0.1,"o"]\n',
+        b'[0.1,"o","x","y"]\n',
+        b'[0.1,"o",5]\n',
+        b'[0.1,"o",null]\n',
+        b'[true,"o","x"]\n',
+        b'[-0.5,"o","x"]\n',
+        b'[2000000,"o","x"]\n',
+        b'[1e999,"o","x"]\n',
+        b'[0.1,"oo","x"]\n',
+        b'[0.1,7,"x"]\n',
+        b'[0.1,"r","wide"]\n',
+        b'[[0.1,"o","x"]]\n',
+        b"[]\n",
+        b"[1,2,3]\n",
+        b'[0.1,"o","a],\n["]\n',
+        b'[1,"o","a"],[2,"o","b"]\n[3,"o","c]\n[d"]\n',  # as many values as lines, joined by commas
+        lines(900) + b'[450.5,"o"]\n' + lines(900, start=901),
+        b'[1.0,"o","' + LONG + b'"\n' + lines(1, start=9),
+        b'[1.0,"o",' + LONG + b'"]\n',
+        b'[1.0,"o","' + LONG + b'\\x"]\n',
+        b'[1.0,"o","' + LONG + b'","y"]\n',
+        lines(3) + b'[7.0, "o", "ab',  # a torn last line, though the session ended well
+        lines(3) + b"[",
+        lines(3) + b"   ",
+        lines(3) + b'[7.0, "o"]',
+        b'[1.0,"o","' + LONG,
+    ],
+)
+def test_unreadable_lines_are_kept_and_marked(tmp_path: Path, body: bytes) -> None:
     async def main() -> None:
         async with store_in(tmp_path) as store:
-            for body in bodies:
-                live = await store.begin(HEADER, SOURCE)
-                live.write(body)
-                await live.finish(End.CLEAN)
-                await settled(store)
-                assert (await store.get(live.id)).damaged, body
-                assert await text_of(store, live.id) == HEADER + body
+            store.observers.append(told := Told())
+            live = await store.begin(HEADER, SOURCE)
+            live.write(body)
+            await live.finish(End.CLEAN)
+            await settled(store)
+            assert (await store.get(live.id)).damaged
+            assert told.last[live.id].damaged  # whoever was told of its end before hears of it too
+            assert await text_of(store, live.id) == HEADER + body
+            if body.endswith(b"\n"):
                 assert await cast_of(store, live.id) == HEADER + body
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("body", "end"),
+    [
+        (b"", End.CLEAN),
+        (lines(3), End.CLEAN),
+        (b'[1,"o",""]\n[1.5,"e","x"]\n[2,"i","typed"]\n[3,"m","a mark"]\n[4,"x","of the future"]\n', End.CLEAN),
+        (b' [ 1.0 , "o" , "x" ] \r\n\t[2,"r","0x0"]\n[3,"r","100x30"]\n', End.CLEAN),  # of other senders
+        (b'[2.0,"o","late"]\n[1.0,"o","a clock that goes back"]\n', End.CLEAN),
+        (b'[0.001,"o","\\u001b[0m \xc3\xa9 \\ud83d\\ude00"]\n', End.CLEAN),
+        (b'[1.0,"o","' + LONG + b'\\u00e9"]\n' + lines(3), End.CLEAN),
+        (lines(3) + b'[7.0, "o", "no line feed"]', End.CLEAN),
+        (b'[1.0,"o","' + LONG + b'"]', End.CLEAN),
+        (lines(3) + b'[7.0, "o", "ab', End.CUT),  # that it was cut off is said already
+    ],
+)
+def test_what_any_sender_may_send_is_not_damaged(tmp_path: Path, body: bytes, end: End) -> None:
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            store.observers.append(told := Told())
+            live = await store.begin(HEADER, SOURCE)
+            live.write(body)
+            await live.finish(end)
+            await settled(store)
+            assert not (await store.get(live.id)).damaged
+            assert not told.last[live.id].damaged and ("corrected", live.id) not in told.all
 
     run(main())
 
@@ -530,22 +599,22 @@ def test_lines_are_counted_as_bytes_count_does(parts: list[bytes], data: st.Data
     text = b"".join(parts)
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, len(text)))
-    assert count_lines(text, start, end) == (text.count(b"\n", start, end), text.count(b"]\n[", start, end))
+    assert count_feeds(text, start, end) == text.count(b"\n", start, end)
 
 
 def test_a_frame_smaller_than_a_line_is_cut_behind_the_line() -> None:
     text = HEADER + b"".join(b'[%d.0,"o","%b"]\n' % (number, b"x" * 60_000) for number in range(6))
-    cuts, rest = cut_frames(text, offset=0, before=0.0, inside=False, final=False, size=40_000)
+    cuts, rest = cut_frames(text, Soundness(), offset=0, before=0.0, inside=False, final=False, size=40_000)
     assert b"".join(cut.text for cut in cuts) + rest == text
     assert len(cuts) == 7 and all(cut.text.endswith(b"\n") and not cut.inside and not cut.damaged for cut in cuts)
     # Of one whose end has not come yet nothing is cut, until it is longer than any frame.
     half = text[: len(HEADER) + 50_000]
-    cuts, rest = cut_frames(half, offset=0, before=0.0, inside=False, final=False, size=40_000)
+    cuts, rest = cut_frames(half, Soundness(), offset=0, before=0.0, inside=False, final=False, size=40_000)
     assert [cut.text for cut in cuts] == [HEADER] and rest == half[len(HEADER) :]
     endless = b'[1.0,"o","' + b"x" * (FRAME + 10)
-    cuts, rest = cut_frames(endless, offset=9, before=0.0, inside=False, final=False, size=40_000)
+    cuts, rest = cut_frames(endless, Soundness(), offset=9, before=0.0, inside=False, final=False, size=40_000)
     assert [len(cut.text) for cut in cuts] == [40_000] and len(rest) < FRAME
-    cuts, rest = cut_frames(half, offset=0, before=0.0, inside=False, final=True, size=40_000)
+    cuts, rest = cut_frames(half, Soundness(), offset=0, before=0.0, inside=False, final=True, size=40_000)
     assert b"".join(cut.text for cut in cuts) == half and not rest
 
 

@@ -56,6 +56,26 @@ def test_every_route_is_described_and_answers_as_described(tmp_path: Path) -> No
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize("last", [b'[0.1,"o"]\n', b"no JSON\n", b'[3.0,"o","torn'])
+def test_damage_is_told_alike_wherever_a_session_is_told(tmp_path: Path, last: bytes) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            identifier = await stage.record(cast_header(), [*EVENTS, last])
+            whole = await stage.record(cast_header(), EVENTS)
+            await stage.store.builder.drained()
+            await stage.index.settled()
+            for address, damaged in ((identifier, True), (whole, False)):
+                assert (await stage.get(f"{BASE}/sessions/{address}")).json()["damaged"] is damaged
+                assert ("with lines that can" in (await stage.get(f"/sessions/{address}")).text) is damaged
+            for query in ("", "?q=needle"):
+                items = (await stage.get(f"{BASE}/sessions{query}")).json()["items"]
+                assert {item["id"]: item["damaged"] for item in items} == {identifier: True, whole: False}
+                assert (await stage.get(f"/sessions{query}")).text.count('class="damaged"') == 1
+            assert (await stage.get("/")).text.count('class="damaged"') == 1
+
+    asyncio.run(ask())
+
+
 def test_refusals_are_problems(tmp_path: Path) -> None:
     async def ask() -> None:
         async with Stage(tmp_path) as stage:
