@@ -215,7 +215,7 @@ class App:
     async def reload(self, why: str) -> bool:
         """Read the file again and put it into force; whether that was done."""
         async with self._reload_lock:
-            if self._site.draining:
+            if self._stop.is_set():
                 return False
             self._seen = _digest(self._path)
             try:
@@ -245,6 +245,10 @@ class App:
             await assembly.prepare()
             if config.admin.address != before.admin.address:
                 new_admin = await self._open_admin(config)
+            if self._stop.is_set():
+                raise StartError(
+                    "the proxy is being stopped"
+                )  # since the reload began: nothing is listened on any more
             assembly.take_over(old)
         except BaseException:
             await assembly.close()

@@ -260,8 +260,7 @@ class Assembly:
             self._listeners[key] = listener
         for key, listener in held.items():
             if key not in chosen:
-                listener.close()
-                listener.entry.gate.ended = True
+                listener.retire()
         held.clear()
         for key, listener in opened.items():
             host, port = listener.address

@@ -1,4 +1,4 @@
-"""The process from outside its parts: what a signal does while it starts."""
+"""The process from outside its parts: what a signal does while it starts or loads its configuration again."""
 
 from __future__ import annotations
 
@@ -58,3 +58,42 @@ def test_a_start_that_hangs_can_be_stopped(
 
     assert asyncio.run(run()) == 0
     assert len(undone) == 1
+
+
+def test_a_reload_that_a_stop_overtakes_listens_on_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kubeconfig").write_text(KUBECONFIG)
+    path = tmp_path / "k8sproxy.yaml"
+    path.write_text(CONFIG)
+    prepare = Assembly.prepare
+    taken: list[Assembly | None] = []
+    take_over = Assembly.take_over
+
+    def seen(assembly: Assembly, old: Assembly | None) -> None:
+        taken.append(old)
+        take_over(assembly, old)
+
+    monkeypatch.setattr(Assembly, "take_over", seen)
+
+    async def run() -> int:
+        app = App(path, load(path))
+        preparing, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(assembly: Assembly) -> None:
+            preparing.set()
+            await go_on.wait()
+            await prepare(assembly)
+
+        async with asyncio.timeout(10):
+            process = asyncio.create_task(app.run())
+            while not taken:  # noqa: ASYNC110  # nobody tells that a start has come to its end
+                await asyncio.sleep(0.001)
+            monkeypatch.setattr(Assembly, "prepare", slowly)
+            reload = asyncio.create_task(app.reload("a test"))
+            await preparing.wait()
+            app._terminate()
+            go_on.set()
+            assert not await reload
+            return await process
+
+    assert asyncio.run(run()) == 0
+    assert taken == [None]

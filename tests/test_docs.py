@@ -95,8 +95,8 @@ def causes_in_the_code() -> dict[str, set[int]]:
     for call in calls("end", "end_all"):
         if call.args and isinstance(call.args[0], ast.Constant):
             found[str(call.args[0].value)] |= set()
-    # Exchange.cut(cause) is a Refusal 503 where nothing of an answer has been sent.
-    for call in calls("cut"):
+    # Exchange.cut(cause) is a Refusal 503 where nothing of an answer has been sent; Connection._end_running calls it.
+    for call in calls("cut", "_end_running"):
         for name in causes_of(call.args[0]) if call.args else ():
             found[name].add(503)
     # A ProtocolError is answered as bad_request; 502 are those of the API server's side (upstream_malformed).

@@ -23,7 +23,7 @@ from k8sproxy.dataplane.account import NOT_ACCEPTED, Standing
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.relay import Exchange
-from k8sproxy.dataplane.site import LOCAL_PREFIX, Gate, Route, Site, local_document
+from k8sproxy.dataplane.site import LOCAL_PREFIX, Gate, GateState, Route, Site, local_document
 from k8sproxy.dataplane.upstream import Endpoint, UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
@@ -46,6 +46,7 @@ _serial = count(1)
 _UNKNOWN_GRACE = 60.0
 # Seconds before an answer is stale from which on it is asked anew about what runs: the clock strikes once a second.
 _AHEAD = 1.0
+_CHANGED = "the configuration of this listener has changed; connect again"
 # Seconds in which the client of a session that was ended takes what it is told. A session is over in two.
 _FAREWELL_SECONDS = 1.5
 
@@ -59,7 +60,6 @@ class Connection:
         "_counted",
         "_exchange",
         "_fields",
-        "_gate",
         "_info",
         "_key",
         "_last_known",
@@ -72,6 +72,7 @@ class Connection:
         "_stalled_since",
         "_vetted",
         "client",
+        "gate",
         "id",
         "requests",
     )
@@ -82,7 +83,7 @@ class Connection:
         self.requests = 0
         self._site = site
         self._key = key
-        self._gate = gate
+        self.gate = gate
         self._authority: Authority | None = None
         self._route: Route | None = None  # the one that _authority and _fields are of
         self._answering = False  # whether something of an answer to the current request has been sent
@@ -160,11 +161,13 @@ class Connection:
     async def _request(self, head: RequestHead) -> bool:
         """One request; whether there may be another on this connection."""
         started = perf_counter()
-        site, gate, fields = self._site, self._gate, head.fields
-        route = gate.route
+        site, gate, fields = self._site, self.gate, head.fields
+        route = gate.route  # read once: whatever a reload does meanwhile, this request has this one
         self._answering = False
         self._info = None
         peer = site.whois.cached(self._key) or await self._ask()
+        if gate.is_revoked():
+            raise _revoked()
         authority = self._authority
         if authority is None or authority.peer is not peer or self._route is not route:
             authority = self._authorize(peer, route)
@@ -175,7 +178,7 @@ class Connection:
         upstream = route.upstream
         endpoint = upstream.endpoint
         authorization = endpoint.authorization()
-        session = None if info.session is SessionKind.NONE else self._begin_session(head, info, decision)
+        session = None if info.session is SessionKind.NONE else self._begin_session(head, info, decision, route)
         upstream_head = rewrite(
             head,
             decision,
@@ -185,10 +188,10 @@ class Connection:
             streaming=session.streaming if session is not None else None,
             origins=route.origins,
         )
-        closing = fields.close or site.draining or gate.ended
+        closing = fields.close or site.draining or gate.state is not GateState.OPEN
         tap = session or NO_TAP
         exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing)
-        event = await self._tell(head, info, decision, session) if decision.events else None
+        event = await self._tell(head, info, decision, route, session) if decision.events else None
         if event is not None and event.body is not None:
             exchange.body_seen = event.body.feed
         self._running, self._last_known, self._session = decision, started, session
@@ -199,6 +202,10 @@ class Connection:
                 await session.open()
             repeatable = upstream_head.repeatable
             connection = upstream.take_idle(repeatable=repeatable) or await upstream.connect(repeatable=repeatable)
+            if gate.is_revoked():
+                upstream.release(connection, reusable=True)
+                connection = None
+                raise _revoked()
             self._exchange = exchange
             exchange.doubts = _is_doubtful(endpoint, info)
             try:
@@ -233,9 +240,9 @@ class Connection:
                     site.events.tell_ports(decision.grants, info, self._origin, session.facts.id, session.ports)
                 await session.close()
         self._record(info, exchange, perf_counter() - started)
-        return not (exchange.closing or site.draining)
+        return not (exchange.closing or site.draining or gate.state is not GateState.OPEN)
 
-    def _begin_session(self, head: RequestHead, info: RequestInfo, decision: Decision) -> Session | None:
+    def _begin_session(self, head: RequestHead, info: RequestInfo, decision: Decision, route: Route) -> Session | None:
         """The session that a request asks for. Raises Refusal and ProtocolError."""
         if info.session not in STREAMING:
             if decision.recording is not None:
@@ -247,14 +254,14 @@ class Connection:
         return self._site.sessions.make(
             info,
             decision,
-            cluster=self._gate.route.upstream.name,
+            cluster=route.upstream.name,
             connection=self.id,
             user_agent=fields.get(b"user-agent"),
             offered=offered_protocols(fields),
         )
 
     async def _tell(
-        self, head: RequestHead, info: RequestInfo, decision: Decision, session: Session | None
+        self, head: RequestHead, info: RequestInfo, decision: Decision, route: Route, session: Session | None
     ) -> RequestEvent | None:
         """Tell recorders of a request. What is returned is still to be told, once its body has been seen.
 
@@ -264,7 +271,7 @@ class Connection:
         if not events.admit(decision.grants):
             await events.wait(decision.grants)
         if not self._origin:
-            self._origin = events.origin(decision.peer, decision.impersonation, self._gate.route.upstream.name)
+            self._origin = events.origin(decision.peer, decision.impersonation, route.upstream.name)
         body = fields.chunked or bool(fields.content_length)
         event = events.begin(
             info,
@@ -415,15 +422,16 @@ class Connection:
 
     async def recheck(self) -> None:
         """Ask again who it is; end what runs if it would not be allowed now."""
-        exchange, decision, info = self._exchange, self._running, self._info
-        if exchange is None or decision is None or info is None:
+        exchange, decision, info, route = self._exchange, self._running, self._info, self._route
+        if exchange is None or decision is None or info is None or route is None:
             return
         try:
             peer = await self._site.whois.ask(self._key, _AHEAD)
+            if self._exchange is not exchange:
+                return  # It has ended; what runs now was decided by itself.
             if peer is decision.peer:
                 self._last_known, self._vetted = perf_counter(), peer
                 return
-            route = self._gate.route
             authority = authorize(peer, impersonate=route.impersonate, domain=route.capability_domain)
             now = decide(authority, info)
         except Refusal as refusal:
@@ -432,16 +440,26 @@ class Connection:
                 return
             now = None
         if self._exchange is not exchange:
-            return  # It is over meanwhile; what runs now was decided by itself.
+            return
         self._last_known = perf_counter()
         if now is not None and _covers(now, decision):
             self._vetted = now.peer
         else:
-            message = "the tailnet's policy does not allow this any more"
-            if self._session is not None and exchange.upgraded:
-                self._session.end("grant_withdrawn", message)
-            else:
-                exchange.cut("grant_withdrawn", message)
+            self._end_running("grant_withdrawn", "the tailnet's policy does not allow this any more")
+
+    def _end_running(self, cause: str, message: str) -> None:
+        """End what runs, with a word to its user."""
+        if self._session is not None and self._exchange is not None and self._exchange.upgraded:
+            self._session.end(cause, message)
+        elif self._exchange is not None:
+            self._exchange.cut(cause, message)
+
+    def leave(self) -> None:
+        """End, and whatever runs: the listener's clients are identified in another way from now on."""
+        if self._exchange is None:
+            self.client.end_idle()  # a request that is on its way is refused (_request)
+        else:
+            self._end_running("listener_changed", _CHANGED)
 
     @property
     def kind(self) -> str:
@@ -473,6 +491,10 @@ def _covers(now: Decision, before: Decision) -> bool:
     return now.impersonation.user == before.impersonation.user and set(now.impersonation.groups) >= set(
         before.impersonation.groups
     )
+
+
+def _revoked() -> Refusal:
+    return Refusal(503, "listener_changed", _CHANGED, retry_after=1, close=True)
 
 
 def _resource(info: RequestInfo) -> str:

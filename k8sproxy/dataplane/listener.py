@@ -11,7 +11,9 @@ How the address that WhoIs is asked about is found (Trust):
              to: it forwards to 127.0.0.1 and ::1 alone (netstack.acceptTCP), not to the other loopback addresses.
 
 A Server is one per process. It owns the connections and the clock that looks at their limits once a second; listeners
-come and go under it, and what a listener leads to (certificate, route) is looked up for each connection anew.
+come and go under it, and what a listener leads to (certificate, route) is looked up for each connection anew. Where a
+reload changes what a listener's clients are identified by, their connections are ended: a route of today is never used
+with an identity of yesterday.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from k8sproxy.dataplane.certificates import CertificateError
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.handler import Connection
 from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
-from k8sproxy.dataplane.site import Gate, Site
+from k8sproxy.dataplane.site import Gate, GateState, Site
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.protocol.proxyprotocol import HEAD_SIZE, ProxyHeaderParser
@@ -76,6 +78,12 @@ class Entry:
     gate: Gate
     service: str | None = None
 
+    @property
+    def standing(self) -> tuple[Trust, str | None, bool]:
+        """What a client's identity rests on, once its connection is open: whoever was let in by another standing than
+        that of today was identified by what does not hold any more."""
+        return self.trust, self.service, self.tls is None
+
 
 class Listener:
     """One listening socket, and what its connections get."""
@@ -109,11 +117,22 @@ class Listener:
         self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def replace(self, entry: Entry) -> None:
-        """Give connections from now on what `entry` says, and those that are open its route."""
-        if entry is not self.entry:
-            self.entry.gate.route = entry.gate.route
-            entry.gate = self.entry.gate
-            self.entry = entry
+        """Give connections from now on what `entry` says. Those that are open get its route for their next request,
+        unless they were let in by what is not so any more (Entry.standing): those are ended."""
+        old = self.entry
+        if entry is old:
+            return
+        self.entry = entry
+        if entry.standing == old.standing:
+            old.gate.route = entry.gate.route
+            entry.gate = old.gate
+        else:
+            self._server.revoke(old.gate)
+
+    def retire(self) -> None:
+        """Close, because nothing leads here any more; connections that are open end when they can."""
+        self.close()
+        self._server.retire(self.entry.gate)
 
     def close(self) -> None:
         """Stop accepting. Connections that are open go on."""
@@ -196,6 +215,8 @@ class Server:
             except (OSError, TimeoutError, ProtocolError, Refusal, CertificateError) as error:
                 self._failed(ip, port, error)
                 return
+            if entry.gate.state is GateState.REVOKED:
+                return  # within its handshake: a client that dials anew meets what is so now
             client = Client(Wire(self._loop, sock, self.buffer), self.site.limits, asyncio.current_task())
             connection = Connection(self.site, client, key, entry.gate)
             self._connections.add(connection)
@@ -268,6 +289,25 @@ class Server:
         if header.source is None:
             raise Refusal(403, "proxy_without_client", "the PROXY header names no client")
         return header.source
+
+    # -- a gate that a reload closes
+
+    def revoke(self, gate: Gate) -> None:
+        """End the connections of a listener whose clients are identified in another way from now on."""
+        if gate.state is not GateState.REVOKED:
+            gate.state = GateState.REVOKED
+            for connection in self._behind(gate):
+                connection.leave()
+
+    def retire(self, gate: Gate) -> None:
+        """Let the connections of a listener that is gone come to their end."""
+        if gate.state is GateState.OPEN:
+            gate.state = GateState.RETIRED
+            for connection in self._behind(gate):
+                connection.drain()
+
+    def _behind(self, gate: Gate) -> tuple[Connection, ...]:
+        return tuple(connection for connection in self._connections if connection.gate is gate)
 
     def running(self) -> dict[str, int]:
         """How many exchanges run now, by kind: request, watch, upgrade."""

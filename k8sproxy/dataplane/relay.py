@@ -63,6 +63,7 @@ class Exchange:
     _switched: Switched | None = None
     _connection: UpstreamConnection
     _done: asyncio.Future[None] | None = None
+    _refused: Refusal | None = None
 
     def __init__(self, client: Client, head: UpstreamHead, tap: Tap, *, head_limit: int, closing: bool) -> None:
         self._client = client
@@ -97,6 +98,8 @@ class Exchange:
         client, upstream = self._client.wire, connection.wire
         if client.ended:
             raise ClientGone
+        if self._refused is not None:
+            raise self._refused
         first = b""
         body = self._body_up
         if not body.done:
@@ -170,6 +173,10 @@ class Exchange:
 
         message: what the user of a session is told.
         """
+        if self._done is None:
+            # Between two connections: the first one was stale, the second is being dialled.
+            self._refused = Refusal(503, cause, message or "the request was ended by the proxy", close=True)
+            return
         if self._over():
             return
         if self._switched is not None:

@@ -1,11 +1,13 @@
 """What connections share: the parts of the process, where requests go, and what the proxy itself serves.
 
 Nothing in here acts; the handler does. A Gate stands between a listener and its connections, so that a reload can
-change the route of connections that are open.
+change the route of connections that are open. A request reads its gate's route once: all that is done for it, its log,
+its session and its events name that one.
 """
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -52,13 +54,29 @@ class Route:
     origins: frozenset[bytes] = NO_ORIGINS
 
 
+class GateState(enum.Enum):
+    """Whether the connections of a listener go on.
+
+    OPEN        they do, and their next request takes the gate's route
+    RETIRED     the listener is gone: they end as in a drain, what runs first comes to its end
+    REVOKED     what their clients were identified by does not hold any more: they end now, with whatever runs
+    """
+
+    OPEN = "open"
+    RETIRED = "retired"
+    REVOKED = "revoked"
+
+
 @dataclass(slots=True)
 class Gate:
-    """What the connections of a listener share: the route of their next request, which a reload may replace, and
-    whether the listener is gone, so that they should end when they can."""
+    """What the connections of a listener share: the route of their next request, and whether there is one."""
 
     route: Route
-    ended: bool = False
+    state: GateState = GateState.OPEN
+
+    def is_revoked(self) -> bool:
+        """Whether a request must not go on."""
+        return self.state is GateState.REVOKED
 
 
 def local_document(site: Site, path: str, authority: Authority) -> tuple[bytes, bytes]:

@@ -283,15 +283,17 @@ def listening() -> socket.socket:
 
 
 class Daemon(LocalAPI):
-    """Answers WhoIs with what `answer` holds or does. asked: the addresses, in order."""
+    """Answers WhoIs with what `answer` holds or does. asked: the addresses, in order; services: with which service."""
 
     def __init__(self) -> None:
         super().__init__("/nonexistent")
         self.answer: Peer | Refusal | Callable[[str], Awaitable[Peer]] = ANA
         self.asked: list[str] = []
+        self.services: list[str | None] = []
 
     async def whois(self, address: str, *, service: str | None = None, destination: str | None = None) -> Peer:
         self.asked.append(address)
+        self.services.append(service)
         if isinstance(self.answer, Peer):
             return self.answer
         if isinstance(self.answer, Refusal):
