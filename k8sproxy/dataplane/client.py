@@ -15,6 +15,7 @@ import contextlib
 from http import HTTPStatus
 
 from k8sproxy.dataplane.limits import Limits
+from k8sproxy.dataplane.turns import Turns
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.protocol.http1 import Fields, RequestHead, head_end, origin_form, parse_fields, parse_request_line
@@ -28,7 +29,8 @@ _LINGER_SECONDS = 5.0
 
 class Client:
     """One client connection. `buffer`: bytes received and not yet used. `task`: cancelled when the client ends while
-    nobody looks at the wire (a question to the daemon, a dial)."""
+    nobody looks at the wire (a question to the daemon, a dial). `turns`: what reading its bytes may cost; `owner`: in
+    whose row they wait, once it is known who it is."""
 
     __slots__ = (
         "_answered",
@@ -41,12 +43,16 @@ class Client:
         "buffer",
         "deadline",
         "loop",
+        "owner",
         "task",
+        "turns",
         "wire",
     )
 
-    def __init__(self, wire: Wire, limits: Limits, task: asyncio.Task[None] | None) -> None:
+    def __init__(self, wire: Wire, limits: Limits, task: asyncio.Task[None] | None, turns: Turns) -> None:
         self.wire = wire
+        self.turns = turns
+        self.owner = ""
         self.buffer = b""
         self.deadline: float | None = None
         self.task = task
@@ -125,8 +131,13 @@ class Client:
 
     def resume(self) -> None:
         """Read on, unless more than enough is here for the next head already."""
-        if len(self.buffer) <= self._limits.head_bytes:
+        if not self.full:
             self.wire.resume()
+
+    @property
+    def full(self) -> bool:
+        """Whether more than enough is here for the next head."""
+        return len(self.buffer) > self._limits.head_bytes
 
     def _look(self) -> int:
         """Where the head at the front of the buffer ends, 0 while it is not whole. Raises ProtocolError."""

@@ -349,6 +349,7 @@ class Connection:
         authority = authorize(peer, impersonate=route.impersonate, domain=route.capability_domain)
         self._count(peer)
         self._authority = authority
+        self.client.owner = peer.stable_id
         self._route = route
         self._origin = ""
         identity = authority.impersonation

@@ -36,6 +36,7 @@ from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.handler import Connection
 from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
 from k8sproxy.dataplane.site import Gate, GateState, Site
+from k8sproxy.dataplane.turns import Turns
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.protocol.proxyprotocol import HEAD_SIZE, ProxyHeaderParser
@@ -152,6 +153,7 @@ class Server:
         self.site = site
         self.buffer = ReadBuffer()
         self._loop = asyncio.get_running_loop()
+        self._turns = Turns(self._loop)
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[Connection] = set()
         self._rechecking: set[Connection] = set()
@@ -217,7 +219,8 @@ class Server:
                 return
             if entry.gate.state is GateState.REVOKED:
                 return  # within its handshake: a client that dials anew meets what is so now
-            client = Client(Wire(self._loop, sock, self.buffer), self.site.limits, asyncio.current_task())
+            wire = Wire(self._loop, sock, self.buffer)
+            client = Client(wire, self.site.limits, asyncio.current_task(), self._turns)
             connection = Connection(self.site, client, key, entry.gate)
             self._connections.add(connection)
             try:

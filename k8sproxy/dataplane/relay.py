@@ -1,8 +1,9 @@
 """One exchange: a request's body goes up, its response comes down, or both sides switch protocols.
 
 The relay holds no body. What a wire reads is counted, tapped and written to the other wire in the same call; where a
-wire does not take all of it, the other is not read until it has (that is all of the backpressure). A `run` is over
-when the response is complete, or both directions of an upgraded connection have ended.
+wire does not take all of it, the other is not read until it has (that is all of the backpressure). Of a body in chunks
+no more is read than a turn of the loop allows (turns), since small chunks are dear. A `run` is over when the response
+is complete, or both directions of an upgraded connection have ended.
 
 What each end means:
 - The response's last byte: done; the connection upstream may be reused if the request was complete as well, nothing
@@ -23,7 +24,9 @@ from time import perf_counter
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.switched import Switched
+from k8sproxy.dataplane.turns import STEP, Pace
 from k8sproxy.dataplane.upstream import UpstreamConnection
+from k8sproxy.dataplane.wire import Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.policy.rewrite import UpstreamHead
 from k8sproxy.protocol.body import Body, LengthBody, UntilClose, request_body, response_body
@@ -61,6 +64,8 @@ class Exchange:
     _body_down: Body | None = None
     _end_at_boundary = False
     _switched: Switched | None = None
+    _up: Pace | None = None  # of a body in chunks, from the client
+    _down: Pace | None = None  # and from upstream
     _connection: UpstreamConnection
     _done: asyncio.Future[None] | None = None
     _refused: Refusal | None = None
@@ -79,7 +84,8 @@ class Exchange:
     @property
     def uploading(self) -> bool:
         """Whether the client's request body is unfinished and only the client holds it up."""
-        return not self._body_up.done and not self._connection.wire.blocked
+        waiting = self._up is not None and self._up.waiting
+        return not self._body_up.done and not self._connection.wire.blocked and not waiting
 
     @property
     def body_came(self) -> bool:
@@ -102,23 +108,31 @@ class Exchange:
             raise self._refused
         first = b""
         body = self._body_up
+        rest = b""
         if not body.done:
             client.receiver = self._body_from_client
+            if self._head.chunked:
+                self._up = self._pace(client, self._read_up, self._upstream_has_room)
+                client.receiver = self._up.receive
             if held := self._client.buffer:
                 size = self._take_first(held)
                 first, self._client.buffer = held[:size], held[size:]
+                if not body.done:
+                    rest, self._client.buffer = self._client.buffer, b""
         upstream.receiver = self._from_upstream
         upstream.end = self._upstream_end
-        upstream.drained = self._client.resume
+        upstream.drained = self._client.resume if self._up is None else self._up.resume
         client.drained = upstream.resume
         client.end = self._client_end
         connection.send(self._head, first)
         self.proxy_seconds += perf_counter() - started
         if upstream.paused:
             upstream.resume()
+        if rest and self._up is not None:
+            self._up.receive(memoryview(rest))
         if upstream.blocked:
             client.pause()
-        elif client.paused:
+        elif client.paused and (self._up is None or not self._up.waiting):
             self._client.resume()
         return done
 
@@ -135,13 +149,26 @@ class Exchange:
             if wire.ended:
                 self._upstream_end(None)
             elif not self._client.wire.blocked:
-                wire.resume()
+                (self._down or wire).resume()
         return done
+
+    def _pace(
+        self, wire: Wire, read: Callable[[memoryview, int], tuple[int, int]], may: Callable[[], bool]
+    ) -> Pace:  # fmt: skip
+        return Pace(self._client.turns, self._client.owner, wire, read, may=may, failed=self._fail)
+
+    def _granted(self, body: Body, view: memoryview) -> int:
+        """How much of it is taken at once, of what came ahead of its turn. Raises ProtocolError."""
+        turns, begun = self._client.turns, body.work
+        try:
+            return _take(body, view, turns.grant())
+        finally:
+            turns.spend(body.work - begun)
 
     def _take_first(self, held: bytes) -> int:
         """How much of what the client has sent ahead belongs to the body. Raises Refusal where it is malformed."""
         try:
-            size = self._body_up.take(memoryview(held))
+            size = self._granted(self._body_up, memoryview(held))
         except ProtocolError as error:
             raise Refusal(error.status, "bad_request", error.message, close=True) from None
         if self._body_up.done:
@@ -155,6 +182,7 @@ class Exchange:
         """Let go of both wires. What the client sends next is kept for the next request."""
         self._client.hold()
         self._let_go_of_switched()
+        self._drop()
         wire = self._connection.wire
         wire.receiver = wire.end = None
         wire.drained = _nothing
@@ -205,22 +233,39 @@ class Exchange:
     # -- up: from the client
 
     def _body_from_client(self, view: memoryview) -> None:
+        self._read_up(view, 0)
+
+    def _read_up(self, view: memoryview, units: int) -> tuple[int, int]:
+        """As much of the request's body as the units allow: Pace.read."""
+        body, begun = self._body_up, self._body_up.work
         try:
-            size = self._body_up.take(view)
+            size = _take(body, view, units)
         except ProtocolError as error:
             self._fail_request(error)
-            return
+            return len(view), body.work - begun
         self.received += size
         if self.body_seen is not None:
             self.body_seen(view[:size])
         upstream = self._connection.wire
         upstream.write(view[:size])
-        if self._body_up.done:
+        if body.done:
             self._client.wire.receiver = self._client.keep
             if size < len(view):
                 self._client.keep(view[size:])
+                size = len(view)
         elif upstream.blocked:
             self._client.wire.pause()
+        return size, body.work - begun
+
+    def _upstream_has_room(self) -> bool:
+        return not self._connection.wire.blocked and not self._client.full
+
+    def _drop(self) -> None:
+        """What waits to be read is nobody's any more."""
+        for pace in (self._up, self._down):
+            if pace is not None:
+                pace.drop()
+        self._up = self._down = None
 
     def _fail_request(self, error: ProtocolError) -> None:
         if self.status:
@@ -282,7 +327,7 @@ class Exchange:
             size = len(rest)
         else:
             body = response_body(self._head.method, head.status, head.content_length, head.chunked)
-            size = body.take(rest) if not body.done else 0
+            size = self._granted(body, rest)
         self._body_down = body
         if not self._body_up.done or self._head.upgrade or isinstance(body, UntilClose):
             # An unfinished upload, or bytes sent ahead of a switch that did not come, can't be told from a request.
@@ -311,31 +356,41 @@ class Exchange:
             self._complete(extra=size < len(rest))
             return
         upstream.receiver = self._body_from_upstream
+        if head.chunked:
+            self._down = self._pace(upstream, self._read_down, self._client_has_room)
+            upstream.receiver, client.drained = self._down.receive, self._down.resume
+            if size < len(rest):
+                self._down.receive(rest[size:])
         if client.blocked:
             upstream.pause()
         if self._end_at_boundary:
             self._try_boundary()
 
     def _body_from_upstream(self, view: memoryview) -> None:
+        self._read_down(view, 0)
+
+    def _read_down(self, view: memoryview, units: int) -> tuple[int, int]:
+        """As much of the response's body as the units allow: Pace.read."""
         body = self._body_down
         assert body is not None  # noqa: S101  # set before this receiver is
+        begun, client = body.work, self._client.wire
         try:
-            size = body.take(view)
+            size = _take(body, view, units)
         except ProtocolError:
             self._fail(Cut("upstream_malformed"))
-            return
-        self._down(view[:size], size)
+            return len(view), body.work - begun
+        self.sent += size
+        client.write(view[:size])
+        if client.blocked:
+            self._connection.wire.pause()
         if body.done:
             self._complete(extra=size < len(view))
         elif self._end_at_boundary:
             self._try_boundary()
+        return size, body.work - begun
 
-    def _down(self, data: bytes | memoryview, size: int) -> None:
-        self.sent += size
-        client = self._client.wire
-        client.write(data)
-        if client.blocked:
-            self._connection.wire.pause()
+    def _client_has_room(self) -> bool:
+        return not self._client.wire.blocked
 
     def _try_boundary(self) -> None:
         body = self._body_down
@@ -352,6 +407,8 @@ class Exchange:
 
     def _upstream_end(self, error: Exception | None) -> None:
         self.reusable = False
+        if self._down is not None and self._down.behind(lambda: self._upstream_end(error)):
+            return
         if not self.status:
             untouched = not self._pending and self._connection.reused and self._head.repeatable
             self._fail(
@@ -381,7 +438,14 @@ class Exchange:
             b"".join((head.status_line, head.fields, b"Connection: Upgrade\r\nUpgrade: ", head.upgrade, b"\r\n\r\n"))
         )
         self._switched = switched = Switched(
-            client.loop, client.wire, self._connection.wire, self._tap, finish=self._finish, fail=self._fail
+            client.loop,
+            client.wire,
+            self._connection.wire,
+            self._tap,
+            turns=client.turns,
+            owner=client.owner,
+            finish=self._finish,
+            fail=self._fail,
         )
         held, client.buffer = client.buffer, b""
         switched.start(from_client=held, from_upstream=rest)
@@ -391,6 +455,7 @@ class Exchange:
     def _finish(self) -> None:
         if self._done is not None and not self._done.done():
             self.finished = True
+            self._drop()
             if self._switched is not None:
                 self._let_go_of_switched()
             self._done.set_result(None)
@@ -398,6 +463,7 @@ class Exchange:
     def _fail(self, error: Exception) -> None:
         self.reusable = False
         if self._done is not None and not self._done.done():
+            self._drop()
             self._let_go_of_switched()
             self._done.set_exception(error)
 
@@ -411,6 +477,14 @@ class Exchange:
 
     def _over(self) -> bool:
         return self._done is None or self._done.done()
+
+
+def _take(body: Body, view: memoryview, units: int) -> int:
+    """How many bytes at the front of `view` belong to the body, as far as the units go. Raises ProtocolError."""
+    taken, size, begun = 0, len(view), body.work
+    while taken < size and not body.done and (body.run >= size or body.work - begun < units):
+        taken += body.take(view[taken : taken + body.run + STEP])
+    return taken
 
 
 def _nothing() -> None:

@@ -4,6 +4,9 @@ The tap sees the bytes before they go on. What it leaves of upstream's waits her
 upstream is not read meanwhile) and is shown to it again. Backpressure is the relay's: a wire that does not take all of
 what it is given pauses the other one; a blocked tap pauses upstream.
 
+Both sides' bytes are shown to the tap in steps, as many of them in a turn of the loop as turns allows by what the tap
+says that they cost; the rest waits, and so does the wire that it came from.
+
 An end is passed on (half-close), behind everything that was sent before it, and the other direction runs on until it
 ends too. A side that breaks ends both.
 """
@@ -14,6 +17,7 @@ import asyncio
 from collections.abc import Callable
 
 from k8sproxy.dataplane.ends import ClientGone, Cut
+from k8sproxy.dataplane.turns import STEP, Pace, Turns
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.recording.tap import Tap
 
@@ -24,7 +28,7 @@ _LAST_WORDS = 10.0
 class Switched:
     """Both directions, from `start` until it has called `finish` or `fail`, once.
 
-    received, sent: bytes from and to the client."""
+    turns: what it may spend on reading; owner: in whose row it waits. received, sent: bytes from and to the client."""
 
     def __init__(
         self,
@@ -33,6 +37,8 @@ class Switched:
         upstream: Wire,
         tap: Tap,
         *,
+        turns: Turns,
+        owner: str,
         finish: Callable[[], None],
         fail: Callable[[Exception], None],
     ) -> None:
@@ -44,102 +50,141 @@ class Switched:
         self._tap = tap
         self._finish = finish
         self._fail = fail
-        self._held = b""  # upstream's, which the tap has not let go yet
+        self._held = b""  # upstream's, which the tap has seen and not let go yet
+        self._going: memoryview | None = None  # what it has let go in this call, and the client has not been sent
         self._over = False
         self._end_waits = False  # upstream has ended, and the client is not to know yet
         self._client_ended = False
         self._upstream_ended = False
         self._last: asyncio.TimerHandle | None = None  # until when the client may still say something
+        self._up = Pace(turns, owner, client, self._read_client, may=self._upstream_has_room, failed=self._faulty)
+        self._down = Pace(turns, owner, upstream, self._read_upstream, may=self._client_has_room, failed=self._faulty)
 
     def start(self, *, from_client: bytes, from_upstream: memoryview) -> None:
         """Take over both wires. from_client, from_upstream: what each has sent already, behind its head."""
         client, upstream, tap = self._client, self._upstream, self._tap
         tap.drained = self._tap_drained
         tap.ended = self.cut
-        upstream.receiver, upstream.end = self._from_upstream, self._upstream_end
-        client.receiver, client.end = self._from_client, self._client_end
-        client.drained, upstream.drained = self._resume_upstream, client.resume
+        upstream.receiver, upstream.end = self._down.receive, self._upstream_end
+        client.receiver, client.end = self._up.receive, self._client_end
+        client.drained, upstream.drained = self._down.resume, self._up.resume
         if from_upstream:
-            self._from_upstream(from_upstream)
-        if from_client:
-            self._from_client(memoryview(from_client))
+            self._down.receive(from_upstream)
+        if from_client and not self._over:
+            self._up.receive(memoryview(from_client))
         if self._over:
             return
         if client.blocked:
             upstream.pause()
-        if not upstream.blocked:
-            client.resume()
+        self._up.resume()
 
     def cut(self, cause: str, message: str) -> None:
         """End it from outside, or for the tap. message: what the client's user is told."""
         if self._over:
             return
+        if self._going is not None:
+            self._client.write(self._going)  # what is said stands behind all that the tap has let go
+            self.sent += len(self._going)
         words = self._tap.farewell(message)
         if words is not None:
             self._client.write(words)
             self.sent += len(words)
         self._end(Cut(cause, reset=words is None, said=words is not None))
 
+    def _faulty(self, error: Exception) -> None:
+        """A fault of ours, in a turn of the loop that is no wire's: it ends both, as a wire's receiver would."""
+        self._end(Cut("internal", reset=True))
+
     # -- up: from the client
 
-    def _from_client(self, view: memoryview) -> None:
-        self.received += len(view)
-        reply = self._tap.from_client(view)
-        if self._over:
-            return  # The tap has ended it, and these bytes were not to be sent.
-        self._upstream.write(view)
-        if reply and not self._client.blocked:
-            # A client that does not read needs no answers, which would pile up here.
-            self.sent += len(reply)
-            self._client.write(reply)
+    def _upstream_has_room(self) -> bool:
+        return not self._upstream.blocked
+
+    def _read_client(self, view: memoryview, units: int) -> tuple[int, int]:
+        """Show it to the tap, as far as the units go, and send it on: Pace.read."""
+        tap = self._tap
+        begun, used, size = tap.work, 0, len(view)
+        while used < size and (tap.work - begun < units or tap.client_run >= size):
+            end = min(size, used + tap.client_run + STEP)
+            reply = tap.from_client(view[used:end])
+            if self._over:
+                return end, tap.work - begun  # The tap has ended it, and these bytes were not to be sent.
+            used = end
+            if reply and not self._client.blocked:
+                # A client that does not read needs no answers, which would pile up here.
+                self.sent += len(reply)
+                self._client.write(reply)
+        self.received += used
+        self._upstream.write(view[:used])
         if self._upstream.blocked:
             self._client.pause()
+        return used, tap.work - begun
 
     def _client_end(self, error: Exception | None) -> None:
         if error is not None:
             self._end(ClientGone())
-            return
+        elif not self._up.behind(self._pass_client_end):
+            self._pass_client_end()
+
+    def _pass_client_end(self) -> None:
         self._client_ended = True
-        self._pass_end(self._upstream, resume=self._client.resume)
+        self._pass_end(self._upstream, resume=self._up.resume)
 
     # -- down: from upstream
 
-    def _from_upstream(self, view: memoryview) -> None:
+    def _client_has_room(self) -> bool:
+        return not (self._tap.blocked or self._client.blocked)
+
+    def _read_upstream(self, view: memoryview, units: int) -> tuple[int, int]:
+        """Show it to the tap, as far as the units go, and send on what that lets go: Pace.read.
+
+        What it does not let go stands in front of what it is shown next, and is held where nothing more is.
+        """
         tap = self._tap
-        if self._held:
+        begun, before, gone = tap.work, len(self._held), 0
+        if before:
             view = memoryview(self._held + view)
             self._held = b""
-        size = tap.from_upstream(view)
-        if self._over:
-            return
-        if size < len(view):
-            self._held = bytes(view[size:])
-            view = view[:size]
-        self.sent += size
-        self._client.write(view)
-        if tap.blocked or self._client.blocked:
+        shown, size = before, len(view)
+        # What was held may go in the very first step, without a byte that is new.
+        while shown < size or shown == before:
+            if tap.work - begun >= units and size > before and tap.upstream_run < size:
+                break
+            shown = min(size, shown + tap.upstream_run + STEP)
+            gone += tap.from_upstream(view[gone:shown])
+            if self._over:
+                self._going = None
+                return max(0, shown - before), tap.work - begun
+            self._going = view[:gone] if gone else None
+            if tap.blocked or shown == size:
+                break
+        self._going = None
+        self._held = bytes(view[gone:shown])
+        if gone:
+            self.sent += gone
+            self._client.write(view[:gone])
+        if not self._client_has_room():
             self._upstream.pause()
-
-    def _resume_upstream(self) -> None:
-        if not self._tap.blocked:
-            self._upstream.resume()
+        return shown - before, tap.work - begun
 
     def _tap_drained(self) -> None:
         """The tap takes bytes again: first those that had to wait."""
         if self._over:
             return
-        if self._held:
-            self._from_upstream(memoryview(b""))
+        if self._held and not self._down.waiting:
+            self._down.receive(memoryview(b""))
         if self._over or self._tap.blocked:
             return
         if self._end_waits:
             self._pass_upstream_end()
-        elif not self._client.blocked:
-            self._upstream.resume()
+        else:
+            self._down.resume()
 
     def _upstream_end(self, error: Exception | None) -> None:
         if self._upstream_ended or self._end_waits:
             return  # It ended cleanly, and now takes no more either: only the client's end is left to wait for.
+        if self._down.behind(lambda: self._upstream_end(error)):
+            return
         if error is not None:
             self._end(Cut("upstream_broke", reset=True))
             return
@@ -152,7 +197,7 @@ class Switched:
             return
         self._upstream_ended = True
         self._last = self._loop.call_later(_LAST_WORDS, self._last_words)
-        self._pass_end(self._client, resume=self._resume_upstream)
+        self._pass_end(self._client, resume=self._down.resume)
 
     def _last_words(self) -> None:
         if not self._over:
@@ -188,6 +233,8 @@ class Switched:
         """It is over; nobody is told. What is held, and the timer that holds all of this, go at once."""
         self._over = True
         self._held = b""
+        self._up.drop()
+        self._down.drop()
         if self._last is not None:
             self._last.cancel()
             self._last = None

@@ -5,7 +5,8 @@ writes the descriptor itself instead of memory buffers that a transport fills an
 bulk, a third less for a small request, and no buffers for an idle connection.
 
 Reading: all wires of a loop read into one buffer, one after the other, and hand their `receiver` a view of it that is
-only good during the call. A turn reads at most TURN bytes, so that one fast connection does not starve the others.
+only good during the call. A turn reads at most `most` bytes (TURN, or less for one whose bytes are dear to read, see
+turns), so that one fast connection does not starve the others.
 After a turn that may have left decrypted bytes inside OpenSSL (they make no descriptor readable), the next turn is
 asked for by hand; the same on resume. A short record ends a turn, since what comes behind a small answer is nothing,
 and to find that out costs a system call. In full flow (FLOW bytes in the turn before) it does not: servers write a
@@ -107,6 +108,7 @@ class Wire:
         "drained",
         "end",
         "ended",
+        "most",
         "paused",
         "receiver",
         "sent_end",
@@ -118,6 +120,7 @@ class Wire:
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._read, self._write, self._pending = _calls(sock)
         self._buffer = buffer.view
+        self.most = TURN
         self._kept: deque[bytes] | None = None
         self.paused = True
         self._resuming: asyncio.Handle | None = None
@@ -173,18 +176,18 @@ class Wire:
         try:
             if self._tls:
                 while True:
-                    step = self._read(_RECORD, view[got:] if got else view)
+                    step = self._read(min(_RECORD, self.most), view[got:] if got else view)
                     if not step:
                         ended = True
                         break
                     got += step
-                    if got >= TURN:
+                    if got >= self.most:
                         more = self._pending() > 0
                         break
                     if step < _RECORD and not self._flowing and not self._pending():
                         break
             else:
-                got = self._read(TURN, view)
+                got = self._read(self.most, view)
                 ended = not got
         except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
             pass

@@ -4,6 +4,9 @@ A counter is given what arrives and says how many bytes from its front belong to
 `ChunkedBody` walks chunked coding (RFC 9112, 7.1) strictly: hexadecimal sizes, CRLF where CRLF belongs, extensions
 and trailers bounded, and no trailer that would be another identity or framing; anything else is a ProtocolError,
 since a lenient reader in front of another lenient reader is how requests are smuggled. `UntilClose` takes all.
+
+`work` counts what the reading has cost, in microseconds or thereabouts; `run` is how many of the next bytes cost next
+to nothing.
 """
 
 from __future__ import annotations
@@ -55,10 +58,24 @@ _FORBIDDEN_TRAILER_PREFIXES = (
 )
 
 
+# Bytes, more than there ever are.
+_ALL = 1 << 62
+
+
 class Body(Protocol):
     """How far a body reaches. done: its last byte has been taken. boundary: it may be cut here and still be read."""
 
     done: bool
+
+    @property
+    def work(self) -> int:
+        """What reading it has cost so far; it only grows."""
+        ...
+
+    @property
+    def run(self) -> int:
+        """How many of the next bytes cost next to nothing to read."""
+        ...
 
     def take(self, data: memoryview) -> int:
         """How many bytes at the front of `data` belong to the body. Less than all of them only at its end."""
@@ -74,6 +91,9 @@ class LengthBody:
     """A body of a known length, bytes (RFC 9112, 6.2). Zero is done at once."""
 
     __slots__ = ("_left", "done")
+
+    work = 0
+    run = _ALL
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -99,6 +119,9 @@ class UntilClose:
 
     __slots__ = ("done",)
 
+    work = 0
+    run = _ALL
+
     def __init__(self) -> None:
         self.done = False
 
@@ -113,14 +136,19 @@ class UntilClose:
 class ChunkedBody:
     """A body in chunked coding. Holds at most one unfinished line (MAX_CHUNK_LINE or MAX_TRAILERS bytes)."""
 
-    __slots__ = ("_expect", "_left", "_line", "_trailers", "done")
+    __slots__ = ("_expect", "_left", "_line", "_trailers", "done", "work")
 
     def __init__(self) -> None:
         self.done = False
+        self.work = 0
         self._left = 0  # bytes of the current chunk's data still to come
         self._line = b""  # the unfinished line, from its first byte
         self._expect = "size"  # size | data | data-end | trailer
         self._trailers = 0
+
+    @property
+    def run(self) -> int:
+        return self._left if self._expect == "data" else 0
 
     @property
     def at_boundary(self) -> bool:
@@ -130,6 +158,7 @@ class ChunkedBody:
         position = 0
         size = len(data)
         while position < size and not self.done:
+            self.work += 1
             if self._expect == "data":
                 step = min(self._left, size - position)
                 self._left -= step

@@ -62,6 +62,21 @@ class PortForward:
         else:
             raise ProtocolError("a port-forward protocol that is not known")
 
+    @property
+    def work(self) -> int:
+        """What all the reading so far has cost, in microseconds or thereabouts."""
+        return self._transport.work
+
+    @property
+    def client_run(self) -> int:
+        """How many of the client's next bytes cost next to nothing to read: the rest of a payload."""
+        return self._transport.client_run
+
+    @property
+    def upstream_run(self) -> int:
+        """The same of upstream's next bytes."""
+        return self._transport.upstream_run
+
     def from_client(self, data: memoryview) -> list[PortOpened]:
         """What the client's next bytes open. Raises ProtocolError, and then always."""
         if self._failure is not None:
@@ -103,8 +118,20 @@ class _Streams:
         self._sent = sent
         self._received = received
         self._open: dict[int, _Stream] = {}  # data streams by their ids, until both sides have ended them
-        self.client = spdy.FrameReader()
+        self.client = spdy.FrameReader(only=spdy.CLIENT_FRAMES)
         self.upstream = spdy.FrameReader()
+
+    @property
+    def work(self) -> int:
+        return self.client.work + self.upstream.work
+
+    @property
+    def client_run(self) -> int:
+        return self.client.data_left
+
+    @property
+    def upstream_run(self) -> int:
+        return self.upstream.data_left
 
     def from_client(self, data: memoryview) -> list[PortOpened]:
         events: list[PortOpened] = []
@@ -168,12 +195,25 @@ def _first(frame: spdy.SynStream, name: bytes) -> bytes:
 class _Tunnel:
     """SPDY as the payload of WebSocket messages, each cut anywhere."""
 
-    __slots__ = ("_client", "_streams", "_upstream")
+    __slots__ = ("_client", "_steps", "_streams", "_upstream")
 
     def __init__(self, streams: _Streams) -> None:
         self._streams = streams
         self._client = websocket.FrameReader(masked=True)
         self._upstream = websocket.FrameReader(masked=False)
+        self._steps = 0
+
+    @property
+    def work(self) -> int:
+        return self._steps + self._client.work + self._upstream.work + self._streams.work
+
+    @property
+    def client_run(self) -> int:
+        return min(self._client.payload_left, self._streams.client_run)
+
+    @property
+    def upstream_run(self) -> int:
+        return min(self._upstream.payload_left, self._streams.upstream_run)
 
     def from_client(self, data: memoryview) -> list[PortOpened]:
         events: list[PortOpened] = []
@@ -186,6 +226,7 @@ class _Tunnel:
             size = len(view)
             position = 0
             while position < size:
+                self._steps += 1
                 left = reader.data_left
                 if left:
                     step = min(left, size - position)
@@ -234,6 +275,18 @@ class _Channels:
         self._ports: dict[int, int] = {}  # channel -> port
         self._announced: dict[int, bytes] = {}  # channel -> what came of the bytes that say its port
         self._early: dict[int, int] = {}  # channel -> bytes sent before that
+
+    @property
+    def work(self) -> int:
+        return self._client.work + self._upstream.work
+
+    @property
+    def client_run(self) -> int:
+        return self._client.payload_left
+
+    @property
+    def upstream_run(self) -> int:
+        return self._upstream.payload_left
 
     def from_client(self, data: memoryview) -> list[PortOpened]:
         for piece in self._client.receive_data(data):

@@ -113,6 +113,21 @@ class RemoteCommand:
             raise
 
     @property
+    def work(self) -> int:
+        """What all the reading so far has cost, in microseconds or thereabouts."""
+        return self._transport.work
+
+    @property
+    def client_run(self) -> int:
+        """How many of the client's next bytes cost next to nothing to read: the rest of a payload."""
+        return self._transport.client_run
+
+    @property
+    def upstream_run(self) -> int:
+        """The same of upstream's next bytes."""
+        return self._transport.upstream_run
+
+    @property
     def at_boundary(self) -> bool:
         """Whether upstream's bytes so far end between two frames, so that one could be put in."""
         return self._transport.at_boundary

@@ -76,11 +76,14 @@ Event = Output | Resize | Stdin | Ping | ErrorData | Closing
 
 
 class Sizes:
-    """Reads the client's stream of sizes. Holds one that is unfinished, at most MAX_SIZE bytes."""
+    """Reads the client's stream of sizes. Holds one that is unfinished, at most MAX_SIZE bytes.
 
-    __slots__ = ("_text",)
+    work: what that has cost, in microseconds or thereabouts; it only grows."""
+
+    __slots__ = ("_text", "work")
 
     def __init__(self) -> None:
+        self.work = 0
         self._text = b""
 
     def feed(self, data: bytes, events: list[Event]) -> None:
@@ -98,6 +101,7 @@ class Sizes:
         self._text = text
 
     def _size(self, text: bytes, events: list[Event]) -> None:
+        self.work += 4
         try:
             pairs: list[tuple[str, object]] = json.loads(text.decode(), object_pairs_hook=list)
         except (ValueError, RecursionError):

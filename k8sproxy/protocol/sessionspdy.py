@@ -54,7 +54,7 @@ class SpdySession:
     )
 
     def __init__(self, subprotocol: str, tty: bool) -> None:
-        self._client = spdy.FrameReader(ends=True)
+        self._client = spdy.FrameReader(ends=True, only=spdy.CLIENT_FRAMES)
         self._upstream = spdy.FrameReader()
         self._version = int(subprotocol[1]) if subprotocol[:1] == "v" else 1
         self._sizes = Sizes() if tty else None
@@ -69,6 +69,20 @@ class SpdySession:
         self._told = False  # an ErrorData or a Closing
         self._mute = False  # the error stream has ended before that: what is said on it is not heard
         self.unreadable = False
+
+    @property
+    def work(self) -> int:
+        sizes = self._sizes
+        return self._client.work + self._upstream.work + (sizes.work if sizes is not None else 0)
+
+    @property
+    def client_run(self) -> int:
+        client = self._client
+        return 0 if self._types.get(client.stream) == RESIZE else client.data_left
+
+    @property
+    def upstream_run(self) -> int:
+        return self._upstream.data_left
 
     @property
     def at_boundary(self) -> bool:

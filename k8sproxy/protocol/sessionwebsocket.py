@@ -40,6 +40,7 @@ class WebSocketSession:
         "_client_channel",
         "_client_closed",
         "_client_text",
+        "_close_size",
         "_closed",
         "_has_close",
         "_held_in_message",
@@ -60,12 +61,26 @@ class WebSocketSession:
         self._client_channel = -1  # of the message that is open; -1 where its channel has not come
         self._upstream_channel = -1
         self._client_text = b""  # base64 of an unfinished size
+        self._close_size = 0  # bytes of a message on the channel that ends another
         self._carry = b""  # up to three characters of base64 that are not four yet
         self._padded = False
         self._held_in_message: bool | None = None  # whether the first ErrorData or Closing was inside a message
         self._client_closed = False
         self._closed = False
         self.unreadable = False
+
+    @property
+    def work(self) -> int:
+        sizes = self._sizes
+        return self._client.work + self._upstream.work + (sizes.work if sizes is not None else 0)
+
+    @property
+    def client_run(self) -> int:
+        return 0 if self._client_channel == RESIZE else self._client.payload_left
+
+    @property
+    def upstream_run(self) -> int:
+        return self._upstream.payload_left
 
     @property
     def at_boundary(self) -> bool:
@@ -141,6 +156,7 @@ class WebSocketSession:
                 if opcode != websocket.CONTINUATION:
                     self._upstream_channel = -1
                     self._padded = False
+                    self._close_size = 0
                 if self._upstream_channel == -1 and view:
                     self._upstream_channel = view[0] - self._base_channel
                     view = view[1:]
@@ -156,6 +172,11 @@ class WebSocketSession:
                 events.append(ErrorData(view, start))
             elif channel != CLOSE or not self._has_close:
                 raise ProtocolError("output on a channel that is not known to carry any")
+            else:
+                # One byte, the channel's. More would be held until the frame is whole, which may be never.
+                self._close_size += len(view)
+                if self._close_size > 1:
+                    raise ProtocolError("a message that ends more than one channel")
         return events
 
     def _mark(self, in_message: bool) -> None:

@@ -8,7 +8,11 @@ The readers behind the proxy (moby/spdystream) are lenient, and where two reader
 stream's name something can be hidden from one of them. So a ProtocolError is: a version other than 3; a frame of fixed
 length with another one (spdystream reads what it expects and goes on behind that); header bytes left over when a block
 has ended (it would read them as the next block's beginning); a name in capitals or twice; a zlib stream that ends; a
-reserved bit that is set. Control frames of unknown types are skipped, as the draft asks.
+reserved bit that is set. Control frames of unknown types are skipped, as the draft asks; a reader may be told which
+types its side sends at all, and refuses the others.
+
+`work` counts what the reading has cost, in microseconds or thereabouts (of a machine of 2025): one for a stretch of
+DATA, three for a control frame, more for a header block. Whoever reads for many at once stops a reader by it (turns).
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ from k8sproxy.errors import ProtocolError
 # A control frame's payload, bytes. Kubernetes' largest, a SYN_STREAM of port-forward, has under 200; spdystream's own
 # limit of 16 MiB would be held for each connection.
 MAX_CONTROL = 16 * 1024
-# A header block once decompressed, bytes: 1000 to 1 is what zlib can do, and nobody needs more than a few hundred.
-MAX_HEADER_BLOCK = 64 * 1024
+# A header block once decompressed, bytes. Kubernetes' have under 200; zlib can make 1000 bytes of one, and each of them
+# is the loop's time.
+MAX_HEADER_BLOCK = 4 * 1024
 # Header fields in a block: Kubernetes sends three.
-MAX_HEADERS = 100
+MAX_HEADERS = 16
 
 FLAG_FIN = 0x01
 
@@ -33,6 +38,8 @@ _CONTROL_BIT = 0x80000000
 _STREAM_ID = 0x7FFFFFFF
 _VERSION = 0x80030000
 _SYN_STREAM, _SYN_REPLY, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _HEADERS, _WINDOW_UPDATE = 1, 2, 3, 4, 6, 7, 8, 9
+# The control frames that a client of Kubernetes sends (moby/spdystream never sends SETTINGS, HEADERS, WINDOW_UPDATE).
+CLIENT_FRAMES = frozenset((_SYN_STREAM, _RST_STREAM, _PING, _GOAWAY))
 # Frames whose payload has one length, bytes (2.6.3, 2.6.5, 2.6.6, 2.6.8).
 _FIXED = {_RST_STREAM: 8, _PING: 4, _GOAWAY: 8, _WINDOW_UPDATE: 8}
 # Where a frame's header block begins in its payload (2.6.1, 2.6.2, 2.6.7).
@@ -126,13 +133,19 @@ Frame = Data | SynStream | Reply | Reset | Ping | GoAway
 class FrameReader:
     """Reads the frames of one direction. stream: of the DATA frame that is open or was read last.
 
-    ends: whether nothing is read behind a GOAWAY, as spdystream does with its peer's.
+    ends: whether nothing is read behind a GOAWAY, as spdystream does with its peer's. only: the types of control frames
+    that this direction may hold, None for all. work: see above; it only grows.
     """
 
-    __slots__ = ("_ended", "_ends", "_failure", "_fin", "_held", "_inflate", "_left", "_need", "_start", "stream")
+    __slots__ = (
+        *("_ended", "_ends", "_failure", "_fin", "_held", "_inflate", "_left", "_need", "_only", "_start"),
+        *("stream", "work"),
+    )
 
-    def __init__(self, *, ends: bool = False) -> None:
+    def __init__(self, *, ends: bool = False, only: frozenset[int] | None = None) -> None:
+        self.work = 0
         self._ends = ends
+        self._only = only
         self._ended = False
         self._failure: str | None = None
         self._held = bytearray()  # an unfinished header or control frame
@@ -193,6 +206,7 @@ class FrameReader:
         size = len(data)
         position = size if self._ended else 0
         while position < size:
+            self.work += 1
             left = self._left
             if left:
                 end = position + left
@@ -245,6 +259,7 @@ class FrameReader:
         if len(held) == 8 and length:
             if word & 0xFFFF0000 != _VERSION:
                 raise ProtocolError("a SPDY control frame of another version")
+            self._check_kind(word)
             if length > MAX_CONTROL:
                 raise ProtocolError("a SPDY control frame that is too long")
             self._need = 8 + length
@@ -258,6 +273,8 @@ class FrameReader:
     def _control(self, word: int, flags: int, payload: memoryview) -> Frame | None:
         if word & 0xFFFF0000 != _VERSION:
             raise ProtocolError("a SPDY control frame of another version")
+        self._check_kind(word)
+        self.work += 2
         kind = word & 0xFFFF
         size = len(payload)
         if kind in _BLOCK_AT:
@@ -284,6 +301,10 @@ class FrameReader:
             raise ProtocolError("a malformed SPDY SETTINGS")
         return None
 
+    def _check_kind(self, word: int) -> None:
+        if self._only is not None and word & 0xFFFF not in self._only:
+            raise ProtocolError("a SPDY control frame of a type that this side never sends")
+
     def _with_headers(self, kind: int, flags: int, payload: memoryview) -> Frame:
         at = _BLOCK_AT[kind]
         if len(payload) < at:
@@ -292,6 +313,7 @@ class FrameReader:
         if not 0 < stream <= _STREAM_ID:
             raise ProtocolError("a SPDY stream id of zero, or with its reserved bit set")
         headers = _headers(self._decompress(payload[at:]))
+        self.work += 3 + len(headers)
         fin = flags & FLAG_FIN != 0
         if kind == _SYN_STREAM:
             return SynStream(stream, headers, fin, self._start)
@@ -305,6 +327,7 @@ class FrameReader:
             plain = self._inflate.decompress(block, MAX_HEADER_BLOCK + 1)
         except zlib.error:
             raise ProtocolError("a SPDY header block that can't be decompressed") from None
+        self.work += len(plain) // 256
         if len(plain) > MAX_HEADER_BLOCK:
             raise ProtocolError("a SPDY header block that is too large")
         if self._inflate.eof:

@@ -5,6 +5,8 @@ data frame's payload, as a slice of what it was given (nothing is copied, and wh
 piece carries the mask, `unmask` is for the few bytes that are looked at), and a `Control` for a whole ping, pong or
 close, unmasked. It holds an unfinished header or control frame, at most 139 bytes, and no payload.
 
+`work` counts what the reading has cost, in microseconds or thereabouts: two for a frame, or a piece of one.
+
 Where readers differ a smuggler can hide, so whatever RFC 6455 forbids and somebody accepts is a ProtocolError: reserved
 bits (no extension is ever negotiated: the proxy strips the field that would), reserved opcodes (golang.org/x/net takes
 them for data), a mask on the wrong side, control frames that are long or in fragments, a continuation of nothing. A
@@ -72,7 +74,7 @@ class FrameReader:
     Behind a client's close frame nothing is read, as servers do.
 
     message_open: a message has begun and its last frame has not. message_size: bytes of payload of the last message
-    begun, so far.
+    begun, so far. work: see above; it only grows.
     """
 
     __slots__ = (
@@ -89,9 +91,11 @@ class FrameReader:
         "message_open",
         "message_size",
         "opcode",
+        "work",
     )
 
     def __init__(self, *, masked: bool) -> None:
+        self.work = 0
         self._mask_bit = 0x80 if masked else 0
         self._failure: str | None = None
         self._ended = False
@@ -117,6 +121,11 @@ class FrameReader:
         return 0 if self.at_boundary else -self._start
 
     @property
+    def payload_left(self) -> int:
+        """Bytes of an open data frame's payload still to come."""
+        return self._left if self._control is None else 0
+
+    @property
     def payload_begun(self) -> bool:
         """Whether part of a data frame's payload has come, and not all of it."""
         return 0 < self._left < self._length and self._control is None
@@ -139,6 +148,7 @@ class FrameReader:
         size = len(data)
         position = 0
         while position < size:
+            self.work += 2
             if not self._left and self._control is None:
                 if size - position >= 8 and data[position] in _WHOLE and not self._head and not self.message_open:
                     # A message in one frame, as nearly all are, whose header is here: read at half the cost.

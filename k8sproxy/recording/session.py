@@ -44,7 +44,7 @@ from k8sproxy.recording.capture import GuardedCapture
 from k8sproxy.recording.facts import Facts
 from k8sproxy.recording.outbox import Outbox
 from k8sproxy.recording.streams import ForwardedPorts, Streams, negotiated, open_streams, readable
-from k8sproxy.recording.tap import Tap
+from k8sproxy.recording.tap import ALL, Tap
 from k8sproxy.recording.upload import NoRecorder, Upload, UploadError
 
 _log = structlog.get_logger("k8sproxy")
@@ -115,6 +115,7 @@ class Session(Tap):
         self._settling: asyncio.Task[None] | None = None
         self._holds_end = self._closed_mode  # whether the end has to wait for the last ack
         self._slow = False  # the recorder's buffer is full
+        self._encoded = 0  # bytes of output that were made into lines
         self._gap = 0  # bytes of output left out since it is
         self._gaps = 0  # how often it was
         self._size: tuple[int, int] | None = None  # the terminal's, which is not in the recording since it is
@@ -226,6 +227,19 @@ class Session(Tap):
                 close=True,
             )
 
+    @property
+    def work(self) -> int:
+        # A line of a cast costs about 10 ns a byte.
+        return self._encoded // 100 + (self._streams.work if self._streams is not None else 0)
+
+    @property
+    def client_run(self) -> int:
+        return self._streams.client_run if self._streams is not None else ALL
+
+    @property
+    def upstream_run(self) -> int:
+        return self._streams.upstream_run if self._streams is not None else ALL
+
     def from_client(self, view: memoryview) -> bytes:
         self.received += len(view)
         streams = self._streams
@@ -310,6 +324,7 @@ class Session(Tap):
                 self._gap += sum(map(len, pieces))
             else:
                 self._keep_gap(outbox, now)
+                self._encoded += sum(map(len, pieces))
                 outbox.output(stderr, pieces, now)
 
     def upstream_ended(self) -> bool:

@@ -81,6 +81,21 @@ class Streams:
         self._session = RemoteCommand(upgrade, subprotocol, tty=facts.tty)
 
     @property
+    def work(self) -> int:
+        """What all the reading so far has cost, in microseconds or thereabouts."""
+        return self._session.work
+
+    @property
+    def client_run(self) -> int:
+        """How many of the client's next bytes cost next to nothing to read."""
+        return self._session.client_run
+
+    @property
+    def upstream_run(self) -> int:
+        """The same of upstream's next bytes."""
+        return self._session.upstream_run
+
+    @property
     def at_boundary(self) -> bool:
         """Whether upstream's bytes so far end between two frames."""
         return self._session.at_boundary
@@ -144,6 +159,21 @@ class ForwardedPorts:
     def __init__(self, upgrade: str, subprotocol: str) -> None:
         self.connections: dict[int, int] = {}
         self._session = PortForward(upgrade, subprotocol)
+
+    @property
+    def work(self) -> int:
+        """What all the reading so far has cost, in microseconds or thereabouts."""
+        return self._session.work
+
+    @property
+    def client_run(self) -> int:
+        """How many of the client's next bytes cost next to nothing to read."""
+        return self._session.client_run
+
+    @property
+    def upstream_run(self) -> int:
+        """The same of upstream's next bytes."""
+        return self._session.upstream_run
 
     def from_client(self, view: memoryview) -> Said | None:
         """Count; nothing that a client says here is of interest."""

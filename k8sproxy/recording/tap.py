@@ -5,12 +5,18 @@ have some of upstream's bytes wait (it takes fewer than it was shown; they are s
 more read from upstream (`blocked`, until it calls `drained`), and end the session (`ended`), for which it has the bytes
 that tell the client why (`farewell`). The relay sets the two callbacks, as it does on a Wire.
 
+Some bytes are a thousand times as dear to read as others, so a tap tells what its reading costs: the relay shows it a
+piece, looks at `work`, and goes on in a later turn of the loop where a turn's budget is used up (dataplane.turns).
+
 `Tap` itself is the tap of a connection that is no session: it takes everything and keeps nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+
+# Bytes, more than there ever are: nothing that comes costs anything.
+ALL = 1 << 62
 
 
 def _nothing() -> None:
@@ -32,6 +38,21 @@ class Tap:
     blocked = False
     drained: Callable[[], None] = staticmethod(_nothing)
     ended: Callable[[str, str], None] = staticmethod(_unheard)
+
+    @property
+    def work(self) -> int:
+        """What reading has cost so far, in microseconds or thereabouts; it only grows."""
+        return 0
+
+    @property
+    def client_run(self) -> int:
+        """How many of the client's next bytes cost next to nothing to read: the rest of a payload, or all."""
+        return ALL
+
+    @property
+    def upstream_run(self) -> int:
+        """The same of upstream's next bytes."""
+        return ALL
 
     def switched(self, upgrade: str, fields: bytes) -> None:
         """Upstream has switched protocols; nothing of it has been passed on. upgrade: in lower case. fields: the

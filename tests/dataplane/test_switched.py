@@ -7,6 +7,7 @@ from typing import cast
 
 from k8sproxy.dataplane.ends import ClientGone, Cut
 from k8sproxy.dataplane.switched import Switched
+from k8sproxy.dataplane.turns import Turns
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.recording.tap import Tap
 from tests.recording.scenes import FakeWire
@@ -54,6 +55,8 @@ class Play:
             cast(Wire, self.client),
             cast(Wire, self.upstream),
             self.tap,
+            turns=Turns(asyncio.get_running_loop()),
+            owner="n-ana",
             finish=lambda: self.ends.append(None),
             fail=self.ends.append,
         )

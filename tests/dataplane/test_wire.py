@@ -130,7 +130,7 @@ async def test_resume_with_bytes_inside_openssl(monkeypatch: pytest.MonkeyPatch)
     """Decrypted bytes wake no descriptor: resuming delivers them by itself."""
     monkeypatch.setattr(module, "_RECORD", 1000)
     async with connected(True) as (ends, raw):
-        monkeypatch.setattr(module, "TURN", 1000)
+        ends.wire.most = 1000
         ends.pausing = True
         ends.wire.resume()
         await raw.send(b"x" * 3500)
@@ -143,8 +143,8 @@ async def test_resume_with_bytes_inside_openssl(monkeypatch: pytest.MonkeyPatch)
 
 async def test_turns_go_on_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_RECORD", 1000)
-    monkeypatch.setattr(module, "TURN", 1000)
     async with connected(True) as (ends, raw):
+        ends.wire.most = 1000
         ends.wire.resume()
         await raw.send(b"x" * 16384)
         await until(lambda: len(ends.data) == 16384)

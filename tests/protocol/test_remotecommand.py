@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -208,7 +209,7 @@ def upstream_spdy(session: Spdy) -> tuple[bytes, int]:
 
 def client_spdy(session: Spdy) -> tuple[bytes, int]:
     text = session.opening + data(3, b"ls\n") + data(9, SIZE) + data(9, b'{"Width":81,"Height":24}') + ping(1) + ping(2)
-    text += session.client.headers(3, {b"x": b"y"}) + data(3, b"more", fin=True) + data(5, b"?") + data(11, b"?")
+    text += data(3, b"more", fin=True) + data(5, b"?") + data(11, b"?")
     text += reset(5)
     return text + goaway(0) + data(3, b"unread"), len(text)
 
@@ -351,6 +352,18 @@ def test_the_closing_channel_is_of_v5_alone() -> None:
     assert ws(V5).from_upstream(memoryview(said(255, b"\1"))) == []
     with pytest.raises(ProtocolError):
         ws(V4).from_upstream(memoryview(said(255, b"\1")))
+
+
+@pytest.mark.parametrize("parts", [1, 3], ids=["in one frame", "in fragments"])
+def test_the_closing_channel_carries_one_byte(parts: int) -> None:
+    """More of it, an endless frame above all, would be held by who holds the end of a session back."""
+    session = ws(V5)
+    head = struct.pack(">BBQ", 2 if parts > 1 else 0x82, 127, 1 << 40)
+    assert session.from_upstream(memoryview(head + b"\xff\1" if parts == 1 else websocket(2, b"\xff", fin=False))) == []
+    assert session.undecided < 16
+    with pytest.raises(ProtocolError):
+        for _ in range(parts):
+            session.from_upstream(memoryview(b"x" if parts == 1 else websocket(0, b"\2", fin=False)))
 
 
 @pytest.mark.parametrize("stream", [3, 9, 11, 2, 100])

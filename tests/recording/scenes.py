@@ -17,6 +17,7 @@ from functools import wraps
 from typing import Any, ParamSpec, cast
 
 from k8sproxy.dataplane.switched import Switched
+from k8sproxy.dataplane.turns import Turns
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.peer import Peer
 from k8sproxy.policy.classify import SessionKind
@@ -225,6 +226,7 @@ class FakeWire:
         self.written = bytearray()
         self.blocked = False
         self.paused = paused
+        self.most = 1 << 16
         self.end_written = False
         self.receiver: Callable[[memoryview], None] | None = None
         self.end: Callable[[Exception | None], None] | None = None
@@ -379,6 +381,8 @@ class Scene:
             cast(Wire, self.client),
             cast(Wire, self.upstream),
             self.session,
+            turns=Turns(asyncio.get_running_loop()),
+            owner="n-ana",
             finish=lambda: self._ended(None),
             fail=self._ended,
         )

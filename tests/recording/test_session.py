@@ -413,6 +413,7 @@ async def test_sizes_do_not_pile_up_behind_a_slow_recorder(mode: RecordingLevel)
     for number in range(1, 500):
         played.up(played.speech.resize(100 + number % 7, 24))
     played.up(played.speech.resize(132, 43))
+    await until(lambda: not played.switched._up.waiting)  # so many take more than one turn of the loop
     assert played.recorder.upload.buffered == buffered
     played.recorder.open()
     await turns()
