@@ -16,7 +16,7 @@ import pytest
 
 from k8sproxy.dataplane.turns import GRANT, ROW, STEP, TURN, Pace, Turns
 from k8sproxy.dataplane.wire import Wire
-from k8sproxy.policy.decision import FailureMode
+from k8sproxy.policy.decision import RecordingLevel
 from k8sproxy.protocol.spdy import DICTIONARY
 from tests.dataplane.stage import CHUNKED, Stage, get, request
 from tests.protocol.streams import MASK, SpdyWriter, data, ping, typed, websocket
@@ -83,7 +83,7 @@ async def play(scene: Scene, pace: Pace, work: Callable[[], int]) -> list[int]:
 
 @pytest.mark.parametrize("mode", [None, OPEN, CLOSED], ids=["unrecorded", "open", "closed"])
 @pytest.mark.parametrize("flood", FLOODS)
-async def test_a_flood_takes_a_bounded_part_of_each_turn(flood: str, mode: FailureMode | None) -> None:
+async def test_a_flood_takes_a_bounded_part_of_each_turn(flood: str, mode: RecordingLevel | None) -> None:
     who, speech, make = FLOODS[flood]
     scene = Scene(speech(), mode, tty=True)
     await scene.begin()
