@@ -16,7 +16,7 @@ import pytest
 
 from k8sproxy.dataplane.turns import GRANT, ROW, STEP, TURN, Pace, Turns
 from k8sproxy.dataplane.wire import Wire
-from k8sproxy.policy.decision import RecordingLevel
+from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.protocol.spdy import DICTIONARY
 from tests.dataplane.stage import CHUNKED, Stage, get, request
 from tests.protocol.streams import MASK, SpdyWriter, data, ping, typed, websocket
