@@ -23,6 +23,8 @@ from typing import Any, Protocol
 from k8sproxy.protocol.strictjson import finite, no_constant
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_MEMBER = re.compile(r"[A-Za-z][A-Za-z.]{0,63}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _ID = re.compile(rf"[0-7][{_ALPHABET}]{{25}}\Z")
 
 
@@ -208,6 +210,26 @@ class Recording:
     def user_agent(self) -> str:
         """The client's User-Agent."""
         return _text(self.header, "userAgent")
+
+    @property
+    def truncated(self) -> dict[str, dict[str, Any]]:
+        """The header's members that the sender had to cut, by name: {"bytes": how long it was, "sha256": of all of it}.
+
+        Only what is of that form; there are some dozen at most.
+        """
+        told = self.header.get("truncated")
+        cuts: dict[str, dict[str, Any]] = {}
+        for name, cut in list(told.items())[:32] if isinstance(told, Mapping) else ():
+            size, digest = (cut.get("bytes"), cut.get("sha256")) if isinstance(cut, Mapping) else (None, None)
+            if (
+                _MEMBER.match(name)
+                and type(size) is int
+                and size >= 0
+                and isinstance(digest, str)
+                and _SHA256.match(digest)
+            ):
+                cuts[name] = {"bytes": size, "sha256": digest}
+        return cuts
 
 
 @dataclass(frozen=True, slots=True)

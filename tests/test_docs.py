@@ -21,6 +21,7 @@ from k8sproxy.peer import Peer
 from k8sproxy.policy.grants import _KNOWN, CAPABILITY, parse_grants
 from k8sproxy.policy.ownrules import DEFAULT_DOMAIN, RecordingLevel, own_capability
 from k8sproxy.protocol.asciicast import CastHeader, OutputEncoder
+from k8sproxy.protocol.bounds import Truncation
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -167,7 +168,7 @@ def tables(name: str, title: str) -> list[list[list[str]]]:
 def test_every_member_of_a_recordings_header_is_in_the_table() -> None:
     members, events = tables("recording.md", "What a recording looks like")
     values: dict[str, Any] = {name: "x" for name, kind in CastHeader.__annotations__.items() if kind == "str"}
-    user = CastHeader(timestamp=0, **values)
+    user = CastHeader(timestamp=0, **values, truncated={"command": Truncation(1, "x")})
     tagged = CastHeader(timestamp=0, **values, src_node_tags=("tag:x",))
     known = json.loads(user.line(80, 24)) | json.loads(tagged.line(80, 24))
     inner = [*known["kubernetes"], *known["impersonation"], "exec", "attach", "clusters[].name"]

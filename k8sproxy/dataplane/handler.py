@@ -27,12 +27,11 @@ from k8sproxy.dataplane.site import LOCAL_PREFIX, Gate, GateState, Route, Site, 
 from k8sproxy.dataplane.upstream import Endpoint, UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
-from k8sproxy.policy.classify import SessionKind
+from k8sproxy.policy.classify import STREAMING, SessionKind
 from k8sproxy.policy.decision import Authority, Decision, authorize, decide
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
 from k8sproxy.policy.rewrite import offered_protocols, rewrite
 from k8sproxy.protocol.http1 import RequestHead
-from k8sproxy.recording.facts import STREAMING
 from k8sproxy.recording.requestevent import RequestEvent
 from k8sproxy.recording.session import Session
 from k8sproxy.recording.tap import NO_TAP

@@ -53,6 +53,16 @@ class SessionKind(enum.Enum):
     UNKNOWN_UPGRADE = "unknown_upgrade"
 
 
+# The requests that are sessions: those that are recorded where a grant says so, and forwarded ports.
+STREAMING = frozenset(
+    {
+        SessionKind.EXEC,
+        SessionKind.ATTACH,
+        SessionKind.PORT_FORWARD,
+        SessionKind.NODE_PROXY_EXEC,
+        SessionKind.NODE_PROXY_ATTACH,
+    }
+)
 _POD_SESSIONS = {
     "exec": SessionKind.EXEC,
     "attach": SessionKind.ATTACH,

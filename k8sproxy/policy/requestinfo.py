@@ -10,7 +10,8 @@ fieldSelector. It then refuses the request, and nothing here depends on that nam
 
 Paths that have more than one reading are refused (target), and so is a slash at the end of a resource's path, which
 the API server takes off: `pods/web/exec/` is exec to it. Paths that name no resource may end in one (`/apis/`,
-`/version/`), and what is behind a proxy subresource does as it likes.
+`/version/`), and what is behind a proxy subresource does as it likes. So is a session whose query has a second reading
+(query): the command stands in it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from urllib.parse import unquote_to_bytes
 
 from k8sproxy.errors import ProtocolError
-from k8sproxy.policy.classify import SessionKind, classify
+from k8sproxy.policy import query as queries
+from k8sproxy.policy.classify import STREAMING, SessionKind, classify
 from k8sproxy.policy.target import split_target
 
 # Entries, and characters of a target and of a method or upgrade: an entry is about 2 KiB, or 4 KiB at the longest
@@ -34,7 +35,6 @@ CACHED_TOKEN = 32
 _VERBS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _PROXIED = frozenset(("pods", "services", "nodes"))
 _WITH_SELECTORS = frozenset(("list", "watch", "deletecollection"))
-_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _TERM = re.compile(r"(?:[^\\,]|\\.|\\\Z)+", re.DOTALL)
 _OPERATOR = re.compile(r"(.*?)(!=|==|=)(.*)", re.DOTALL)
 _VALUE = re.compile(r"(?:[^\\,=]|\\[\\,=])*", re.DOTALL)
@@ -126,16 +126,15 @@ def _request_info(method: str, target: str, upgrade: str) -> RequestInfo:
 
     field_selector = label_selector = ""
     if not name:
-        options = _query_values(query) if query else {}
+        options = queries.values(query)
         if verb == "get":
-            watch = options.get("watch")
-            verb = "list" if watch is None or watch == "0" or watch.lower() == "false" else "watch"
-            name = _exact_name(options.get("fieldSelector", ""))
+            verb = "watch" if queries.switch(options, "watch") else "list"
+            name = _exact_name(queries.first(options, "fieldSelector"))
         elif verb == "delete":
             verb = "deletecollection"
         if not by_path and verb in _WITH_SELECTORS:
-            field_selector = options.get("fieldSelector", "")
-            label_selector = options.get("labelSelector", "")
+            field_selector = queries.first(options, "fieldSelector")
+            label_selector = queries.first(options, "labelSelector")
 
     session = SessionKind.NONE
     if subresource or upgrade or verb == "proxy":
@@ -149,6 +148,8 @@ def _request_info(method: str, target: str, upgrade: str) -> RequestInfo:
             plain=plain,
             upgrade=upgrade,
         )
+        if session in STREAMING and (why := queries.second_reading(query)) is not None:
+            raise ProtocolError(f"the query of this session can be read in two ways: it {why}")
     return RequestInfo(
         method,
         path,
@@ -171,22 +172,6 @@ def _request_info(method: str, target: str, upgrade: str) -> RequestInfo:
 
 
 _cached = lru_cache(CACHE_ENTRIES)(_request_info)
-
-
-def _query_values(query: str) -> dict[str, str]:
-    """The first value of each key, read as Go's url.URL.Query reads them: a pair that it can't read is left out."""
-    values: dict[str, str] = {}
-    for pair in query.split("&"):
-        if pair and ";" not in pair and _BROKEN_ESCAPE.search(pair) is None:
-            key, _, value = pair.partition("=")
-            if "%" in pair or "+" in pair:
-                key, value = _unescape(key), _unescape(value)
-            values.setdefault(key, value)
-    return values
-
-
-def _unescape(text: str) -> str:
-    return unquote_to_bytes(text.replace("+", " ")).decode(errors="replace")
 
 
 def _exact_name(selector: str) -> str:

@@ -6,6 +6,9 @@ seconds, `body` base64, `queryParameters` a map of string lists, `kubernetes` sp
 struct has not and its decoder passes over: `request.truncated` and `request.redacted` where true, `impersonation` (whom
 upstream saw) and `sessionID` (where the request is a session).
 
+Names and lists are bounded as those of a cast's header are (asciicast, bounds). An object of which a member had to be
+cut says so in its own `truncated`: {"userAgent": {"bytes": 70000, "sha256": ".."}}, or in `source`, `impersonation`.
+
 A document is put together from fragments, because most of it repeats: what depends on the peer is encoded once a
 connection (`origin_fragment`), what depends on the request's line once for all requests with that line
 (`request_fragments`, which the caller may cache). Nothing is redacted here: what comes in goes out.
@@ -19,6 +22,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from k8sproxy.peer import Peer
+from k8sproxy.protocol.asciicast import MAX_GROUPS, MAX_TAGS, MAX_TEXT
+from k8sproxy.protocol.bounds import Truncation, bounded, bounded_list
 
 EVENT_TYPE = "kubernetes-api-request"
 
@@ -86,15 +91,32 @@ def origin_fragment(peer: Peer, node_name: str, node_id: str, user: str = "", gr
     node_name, node_id: the proxy's own node, its name with or without the final dot. user: "" where nobody is
     impersonated.
     """
-    source = f'"node":{_quoted(peer.node_name.removesuffix("."))},"nodeID":{_quoted(peer.stable_id)}'
+    cuts: dict[str, Truncation] = {}
+
+    def text(name: str, value: str) -> str:
+        kept, cut = bounded(value, MAX_TEXT)
+        if cut is not None:
+            cuts[name] = cut
+        return f'"{name}":{_quoted(kept)}'
+
+    def texts(name: str, values: Sequence[str], limit: int) -> str:
+        kept, cut = bounded_list(values, limit, MAX_TEXT)
+        if cut is not None:
+            cuts[name] = cut
+        return f'"{name}":{_strings(kept)}'
+
+    source = f"{text('node', peer.node_name.removesuffix('.'))},{text('nodeID', peer.stable_id)}"
     if peer.tags:
-        source += f',"nodeTags":{_strings(peer.tags)}'
+        source += f",{texts('nodeTags', peer.tags, MAX_TAGS)}"
     else:
-        source += f',"nodeUserID":{peer.user_id},"nodeUser":{_quoted(peer.login_name)}'
+        source += f',"nodeUserID":{peer.user_id},{text("nodeUser", peer.login_name)}'
+    source += _truncated(cuts)
+    cuts.clear()
     destination = f'"node":{_quoted(node_name.removesuffix("."))},"nodeID":{_quoted(node_id)}'
     fragment = f'"source":{{{source}}},"destination":{{{destination}}}'
     if user:
-        fragment += f',"impersonation":{{"user":{_quoted(user)},"groups":{_strings(groups)}}}'
+        impersonation = f"{text('user', user)},{texts('groups', groups, MAX_GROUPS)}"
+        fragment += f',"impersonation":{{{impersonation}{_truncated(cuts)}}}'
     return fragment
 
 
@@ -110,22 +132,32 @@ def event_document(
     redacted: bool = False,
     session_id: str = "",
     extra: str = "",
+    agent_cut: Truncation | None = None,
 ) -> bytes:
     """The document, without a line feed.
 
     event_id: the recorder may put its own in its place. timestamp: unix seconds. body: what of it may be told.
     truncated: there was more of it. redacted: something in the body or the query was taken out. extra: one more JSON
-    member, `"name":value`.
+    member, `"name":value`. agent_cut: what the user_agent was, where it had to be cut.
     """
     encoded = b2a_base64(body, newline=False).decode("ascii") if body else ""
     marks = (',"truncated":true' if truncated else "") + (',"redacted":true' if redacted else "")
     session = f',"sessionID":{_quoted(session_id)}' if session_id else ""
     if extra:
         extra = f",{extra}"
+    if agent_cut is not None:
+        extra += _truncated({"userAgent": agent_cut})
     return (
         f'{{"type":"{EVENT_TYPE}","id":{_quoted(event_id)},"timestamp":{timestamp},"userAgent":{_quoted(user_agent)}'
         f',{request.request},"body":"{encoded}"{marks}}},{request.kubernetes},{origin}{session}{extra}}}'
     ).encode("utf-8", "replace")
+
+
+def _truncated(cuts: Mapping[str, Truncation]) -> str:
+    """The member that says what was cut, with a comma in front; nothing where nothing was."""
+    if not cuts:
+        return ""
+    return f',"truncated":{json.dumps({name: cut.values() for name, cut in cuts.items()}, separators=(",", ":"))}'
 
 
 def _strings(values: Iterable[str]) -> str:

@@ -6,7 +6,9 @@
 
 The header's members are those of Tailscale's recorders (tailscale.com/sessionrecording, CastHeader, v1.102) with their
 Go types, so that readers of either kind decode it; what is added has names that are in no Go struct there, which
-encoding/json passes over.
+encoding/json passes over. Every member is bounded, and so is the line: MAX_HEADER_LINE is what a recorder takes, and no
+header that is written here is longer, whatever a client puts into a name or a command. A member that had to be cut says
+so in `truncated`, {"command": {"bytes": 70000, "sha256": ".."}} (bounds).
 
 **Output is bytes, and JSON is text.** Most output is UTF-8, cut anywhere, so an `OutputEncoder` a stream carries the
 first bytes of a character over to the next piece. A byte 0xNN that is not part of UTF-8 is written as the character
@@ -32,14 +34,30 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
 from pydantic_core import PydanticSerializationError, to_json
 
 from k8sproxy.errors import ProtocolError
+from k8sproxy.protocol.bounds import Truncation, bounded, bounded_list
 from k8sproxy.protocol.strictjson import finite, no_constant
+
+# Bytes of a cast's first line, its line feed included, for sender and receiver. It is what Go's bufio.Scanner reads as
+# one line, and some recorders may read with that.
+MAX_HEADER_LINE = 64 << 10
+# Bytes of any other line, for both. The longest that is written here is of one turn's output, 64 KiB, all of it NUL,
+# which takes six bytes each; other senders may write more at once.
+MAX_LINE = 4 << 20
+# Bytes that a member of the header takes in JSON: a name (the longest of Kubernetes and of DNS have 253 characters, a
+# login name at most 512 bytes), all tags, all groups, and the command, of which so many bytes are kept of its end: what
+# stands behind a long script is what it is run with. With what is said of what was cut this makes less than 60 KiB.
+MAX_TEXT = 1 << 10
+MAX_TAGS = 4 << 10
+MAX_GROUPS = 12 << 10
+MAX_COMMAND = 24 << 10
+COMMAND_TAIL = 8 << 10
 
 # Columns and rows, the largest that a terminal's own structure holds (struct winsize, unsigned short).
 MAX_SIDE = 65535
@@ -69,8 +87,10 @@ class CastHeader:
 
     timestamp: whole unix seconds of the start. command: its words joined by blanks, "" for an attach. src_node: the
     node's full name without the final dot. A tagged node has src_node_tags, a user's has src_node_user_id and
-    src_node_user (the login name). session_type: exec or attach. From cluster on, what Go's has not: the cluster's
-    name, whom upstream saw ("" where nobody was impersonated), the client's User-Agent, the session's id.
+    src_node_user (the login name). session_type: exec or attach. Go's env, sshUser and localUser are other senders' and
+    are empty here. From cluster on, what Go's has not: the cluster's
+    name, whom upstream saw ("" where nobody was impersonated), the client's User-Agent, the session's id, and the
+    members that were cut before they came here, by their names in JSON (kubernetes.Container).
     """
 
     timestamp: int
@@ -80,9 +100,6 @@ class CastHeader:
     src_node_tags: tuple[str, ...] = ()
     src_node_user_id: int = 0
     src_node_user: str = ""
-    env: Mapping[str, str] = field(default_factory=dict)
-    ssh_user: str = ""
-    local_user: str = ""
     connection_id: str = ""
     pod_name: str = ""
     namespace: str = ""
@@ -93,42 +110,65 @@ class CastHeader:
     impersonated_groups: tuple[str, ...] = ()
     user_agent: str = ""
     session_id: str = ""
+    truncated: Mapping[str, Truncation] = field(default_factory=dict)
 
     def line(self, width: int, height: int) -> bytes:
-        """The header's line, with its line feed. width, height: columns and rows."""
+        """The header's line, with its line feed; MAX_HEADER_LINE bytes at most. width, height: columns and rows."""
+        cuts = dict(self.truncated)
+
+        def told(name: str, text: str, limit: int = MAX_TEXT, tail: int = 0) -> str:
+            kept, cut = bounded(text, limit, tail)
+            if cut is not None:
+                cuts.setdefault(name, cut)
+            return kept
+
+        def listed(name: str, texts: Sequence[str], limit: int) -> list[str]:
+            kept, cut = bounded_list(texts, limit, MAX_TEXT)
+            if cut is not None:
+                cuts.setdefault(name, cut)
+            return list(kept)
+
         header: dict[str, object] = {
             "version": 2,
             "width": width,
             "height": height,
             "timestamp": self.timestamp,
-            "srcNode": self.src_node.removesuffix("."),
-            "srcNodeID": self.src_node_id,
-            "env": dict(self.env),
-            "sshUser": self.ssh_user,
-            "localUser": self.local_user,
-            "connectionID": self.connection_id,
+            "srcNode": told("srcNode", self.src_node.removesuffix(".")),
+            "srcNodeID": told("srcNodeID", self.src_node_id),
+            "env": {},
+            "sshUser": "",
+            "localUser": "",
+            "connectionID": told("connectionID", self.connection_id),
         }
         if self.command:
-            header["command"] = self.command
+            header["command"] = told("command", self.command, MAX_COMMAND, COMMAND_TAIL)
         if self.src_node_tags:
-            header["srcNodeTags"] = list(self.src_node_tags)
+            header["srcNodeTags"] = listed("srcNodeTags", self.src_node_tags, MAX_TAGS)
         else:
             header["srcNodeUserID"] = self.src_node_user_id
-            header["srcNodeUser"] = self.src_node_user
+            header["srcNodeUser"] = told("srcNodeUser", self.src_node_user)
         if self.pod_name:
             header["kubernetes"] = {
-                "PodName": self.pod_name,
-                "Namespace": self.namespace,
-                "Container": self.container,
-                "SessionType": self.session_type,
-                "Cluster": self.cluster,
+                name: told(f"kubernetes.{name}", text)
+                for name, text in (
+                    ("PodName", self.pod_name),
+                    ("Namespace", self.namespace),
+                    ("Container", self.container),
+                    ("SessionType", self.session_type),
+                    ("Cluster", self.cluster),
+                )
             }
         if self.impersonated_user:
-            header["impersonation"] = {"user": self.impersonated_user, "groups": list(self.impersonated_groups)}
+            header["impersonation"] = {
+                "user": told("impersonation.user", self.impersonated_user),
+                "groups": listed("impersonation.groups", self.impersonated_groups, MAX_GROUPS),
+            }
         if self.user_agent:
-            header["userAgent"] = self.user_agent
+            header["userAgent"] = told("userAgent", self.user_agent)
         if self.session_id:
-            header["sessionID"] = self.session_id
+            header["sessionID"] = told("sessionID", self.session_id)
+        if cuts:
+            header["truncated"] = {name: cut.values() for name, cut in cuts.items()}
         # "replace": a lone surrogate, which no reader has to take, becomes a question mark.
         return json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
 
@@ -249,6 +289,12 @@ def decode_output(text: str) -> bytes:
         return data
     data = data.replace(b"\xf4\x8f\xba", b"\xed\xb2").replace(b"\xf4\x8f\xbb", b"\xed\xb3")
     return data.decode("utf-8", "surrogatepass").encode("utf-8", "surrogateescape")
+
+
+def bytes_as_text(data: bytes) -> str:
+    """Bytes that should be UTF-8 as text, those that are not in the form above; decode_output gives them back."""
+    encoder = OutputEncoder()
+    return encoder.feed(data) + encoder.finish()
 
 
 def _with_range(data: bytes) -> str:

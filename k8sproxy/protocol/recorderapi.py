@@ -28,8 +28,11 @@ EVENT_BATCH_FIELD = "event-batch"
 
 # asciicast v2: what every reader of recordings knows. "e" (stderr apart) and "m" (marker) only where asked for.
 DEFAULT_EVENT_CODES = frozenset({"o", "r"})
-# Events in one array at most, whatever the recorder allows: some 4 KiB each, so 4 MiB a request.
+# Events in one array at most, for sender and receiver, whatever the other allows: some 4 KiB each, so 4 MiB a request.
 MAX_EVENT_BATCH = 1000
+# Bytes of a request with events, for both. A batch is full at 1 MiB, so this is for the largest single event: a body of
+# 8 MiB (the most of events.bodyBytes), which base64 makes 11 MiB. An event that would be larger goes without its body.
+MAX_EVENTS = 16 << 20
 
 # Bytes of one JSON object. An ack takes 40, an error a sentence or two; Go's own errors may quote a path or a URL.
 MAX_MESSAGE = 16 * 1024

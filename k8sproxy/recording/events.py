@@ -23,7 +23,7 @@ from k8sproxy.policy.grants import Grants, Impersonation
 from k8sproxy.policy.requestinfo import RequestInfo
 from k8sproxy.protocol.apievent import origin_fragment
 from k8sproxy.recording.apievents import ApiEvents, NoEventRecorder
-from k8sproxy.recording.requestevent import USER_AGENT_LIMIT, BodyKeeper, Budget, RequestEvent
+from k8sproxy.recording.requestevent import BodyKeeper, Budget, RequestEvent, told_agent
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class Events:
             info,
             origin,
             time.time(),
-            user_agent[:USER_AGENT_LIMIT].decode("latin-1"),
+            *told_agent(user_agent),
             BodyKeeper(settings.body_bytes, chunked=chunked, budget=self._budget) if body else None,
             session_id,
             settings.redact,

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from urllib.parse import parse_qs
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from k8sproxy.errors import ProtocolError
 from k8sproxy.peer import Peer
+from k8sproxy.policy import query as queries
 from k8sproxy.policy.classify import SessionKind
 from k8sproxy.policy.grants import Impersonation
 from k8sproxy.policy.requestinfo import RequestInfo
-from k8sproxy.protocol.asciicast import CastHeader
+from k8sproxy.protocol.asciicast import COMMAND_TAIL, MAX_COMMAND, MAX_TEXT, CastHeader, bytes_as_text
+from k8sproxy.protocol.bounds import Truncation, bounded
 
-# The requests that are sessions: those that are recorded where a grant says so, and forwarded ports.
-STREAMING = frozenset(
-    {
-        SessionKind.EXEC,
-        SessionKind.ATTACH,
-        SessionKind.PORT_FORWARD,
-        SessionKind.NODE_PROXY_EXEC,
-        SessionKind.NODE_PROXY_ATTACH,
-    }
-)
 _KINDS = {
     SessionKind.NODE_PROXY_EXEC: "exec",
     SessionKind.NODE_PROXY_ATTACH: "attach",
     SessionKind.PORT_FORWARD: "portforward",
 }
-# Characters of the command that are kept: a script given by -c is worth keeping, a file pasted into it is not.
-MAX_COMMAND = 4096
-# Query parameters of one session: exec has one for each word of its command.
-_MAX_FIELDS = 16384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """One session. kind: exec, attach or portforward. node: of the cluster, where the way leads through nodes/proxy.
 
-    connection: the log's id of the client's connection. ports: what the query of a port-forward asks for (WebSocket); a
-    SPDY client names its ports later.
+    connection: the log's id of the client's connection. What the client chose is bounded, as it is in a cast's header
+    (asciicast); truncated: what had to be cut for that, by its name there.
     """
 
     id: str
@@ -53,8 +40,8 @@ class Facts:
     node: str
     command: str
     tty: bool
-    ports: tuple[int, ...]
     user_agent: str
+    truncated: Mapping[str, Truncation] = field(default_factory=dict)
 
     def cast_header(self, started: float) -> CastHeader:
         """The cast's header. started: unix seconds."""
@@ -77,6 +64,7 @@ class Facts:
             impersonated_groups=identity.groups if identity else (),
             user_agent=self.user_agent,
             session_id=self.id,
+            truncated=self.truncated,
         )
 
 
@@ -90,36 +78,47 @@ def session_facts(
     connection: str,
     user_agent: bytes,
 ) -> Facts:
-    """The facts of a request whose info.session is one of STREAMING. Raises ProtocolError for an endless query."""
-    try:
-        query = parse_qs(info.query, keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="replace")
-    except ValueError:
-        raise ProtocolError(f"the query has more than {_MAX_FIELDS} parameters") from None
+    """The facts of a request whose info.session is one of STREAMING (and whose query, so, has one reading).
+
+    What is not UTF-8 in the command stands in it as output does (asciicast), so that it can be had back.
+    """
+    query = queries.values(info.query, "surrogateescape")
+    kind = _KINDS.get(info.session, info.session.value)
     namespace, pod, node = info.namespace, info.name, ""
-    container = query.get("container", [""])[0]
+    container = queries.first(query, "container")
+    tty = queries.switch(query, "tty")
     if info.resource == "nodes":
-        # nodes/NAME/proxy/exec/NAMESPACE/POD/[UID/]CONTAINER
+        # nodes/NAME/proxy/exec/NAMESPACE/POD/[UID/]CONTAINER, which the kubelet reads: its tty is "1" or nothing
+        # (k8s.io/cri-streaming, remotecommand.NewOptions).
         node = info.name
         behind = [part for part in info.parts[3:] if part]
         namespace, pod, container = behind[1], behind[2], behind[-1]
+        tty = queries.first(query, "tty") == "1"
+    # An attach runs nothing: to the API server its query has no command.
+    command = " ".join(query.get("command", ())) if kind == "exec" else ""
+    truncated: dict[str, Truncation] = {}
+
+    def told(name: str, text: str, limit: int = MAX_TEXT, tail: int = 0) -> str:
+        if not text.isascii():
+            text = bytes_as_text(text.encode("utf-8", "surrogateescape"))
+        kept, cut = bounded(text, limit, tail)
+        if cut is not None:
+            truncated[name] = cut
+        return kept
+
     return Facts(
         id=session_id,
-        kind=_KINDS.get(info.session, info.session.value),
+        kind=kind,
         peer=peer,
         impersonation=impersonation,
         cluster=cluster,
         connection=connection,
-        namespace=namespace,
-        pod=pod,
-        container=container,
-        node=node,
-        command=" ".join(query.get("command", ()))[:MAX_COMMAND],
-        # As the API server reads it (Convert_Slice_string_To_bool): whatever is not a no.
-        tty=query.get("tty", ["0"])[0].lower() not in ("0", "false"),
-        ports=tuple(int(port) for value in query.get("ports", ()) for port in value.split(",") if _is_port(port)),
-        user_agent=user_agent.decode("utf-8", "replace")[:512],
+        namespace=told("kubernetes.Namespace", namespace),
+        pod=told("kubernetes.PodName", pod),
+        container=told("kubernetes.Container", container),
+        node=bounded(node, MAX_TEXT)[0],
+        command=told("command", command, MAX_COMMAND, COMMAND_TAIL),
+        tty=tty,
+        user_agent=told("userAgent", user_agent.decode("utf-8", "surrogateescape")),
+        truncated=truncated,
     )
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536

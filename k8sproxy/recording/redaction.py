@@ -31,8 +31,8 @@ import codecs
 import json
 import re
 from functools import lru_cache
-from urllib.parse import unquote_to_bytes
 
+from k8sproxy.policy.query import pairs
 from k8sproxy.policy.requestinfo import RequestInfo
 from k8sproxy.protocol.strictjson import no_constant
 
@@ -65,7 +65,6 @@ _URL = re.compile(r"://[^/\s:@?#\"']*+:[^/\s@?#\"']++@")
 _URL_WORDS = (b"@", b":/", b":\\/")
 _FLAG = re.compile(r"--?[A-Za-z0-9_.-]+")
 _SEPARATORS = re.compile("[;=]")
-_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 # For what is not parsed yet, in lower case: without any of these there is nothing to look for. They are looked for one
@@ -136,13 +135,11 @@ def redact_body(info: RequestInfo, body: bytes, *, truncated: bool) -> tuple[byt
 
 def redact_query(query: str) -> tuple[str, dict[str, list[str]], bool]:
     """A raw query as it may be told, its values by name as Go's url.Query reads them, and whether it is redacted."""
-    pairs: list[str] = []
+    told: list[str] = []
     values: dict[str, list[str]] = {}
     redacted = False
     flagged: set[str] = set()  # names whose last value is a flag like --password, whose value the next one is
-    for pair in query.split("&") if query else ():
-        raw_name, equals, raw_value = pair.partition("=")
-        name, value = _unescape(raw_name), _unescape(raw_value)
+    for raw_name, equals, raw_value, name, value, read in pairs(query):
         behind_flag = name in flagged
         flagged.discard(name)
         if _is_telling_flag(value):
@@ -153,16 +150,10 @@ def redact_query(query: str) -> tuple[str, dict[str, list[str]], bool]:
         ):
             redacted = True
             raw_value = value = REDACTED
-        pairs.append(raw_name + equals + raw_value)
-        if pair and ";" not in pair and _BROKEN_ESCAPE.search(pair) is None:
+        told.append(raw_name + equals + raw_value)
+        if read:
             values.setdefault(name, []).append(value)
-    return "&".join(pairs), values, redacted
-
-
-def _unescape(text: str) -> str:
-    if "%" not in text and "+" not in text:
-        return text
-    return unquote_to_bytes(text.replace("+", " ")).decode(errors="replace")
+    return "&".join(told), values, redacted
 
 
 def _may_hide(lowered: bytes) -> bool:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
+from k8sproxy.policy.query import values as query_values
 from k8sproxy.policy.requestinfo import CACHED_TARGET, RequestInfo
 from k8sproxy.protocol.apievent import RequestFragments, event_document, request_fragments
+from k8sproxy.protocol.asciicast import MAX_TEXT, bytes_as_text
+from k8sproxy.protocol.bounds import Truncation, bounded
+from k8sproxy.protocol.recorderapi import MAX_EVENTS
 from k8sproxy.recording.redaction import redact_body, redact_query
 
 # Bytes of a body that are kept: all of nearly every object; etcd takes 1.5 MiB at most.
@@ -22,8 +26,6 @@ BODY_LIMIT = 64 * 1024
 IN_FLIGHT = 64 * 1024 * 1024
 # Chunks that are taken apart, some 2 ms of them: Go's clients send 4 KiB and more in one, so a kept body has 16.
 MAX_CHUNKS = 1024
-# Bytes of a User-Agent that are told; client-go's have about 60.
-USER_AGENT_LIMIT = 512
 
 # Lines of requests whose fragments are kept, about 3 KiB each: polls and watches repeat.
 _LINES = 1024
@@ -124,15 +126,16 @@ class BodyKeeper:
 class RequestEvent:
     """One request, to be told. Light: everything costly is done by document(), in the drain task.
 
-    origin: apievent.origin_fragment's text, made once a connection. timestamp: unix seconds. user_agent: as received,
-    one character a byte. session_id: "" where the request is no session. redact: whether secrets are taken out.
-    extra: one more JSON member of the document. cut: the query is not told.
+    origin: apievent.origin_fragment's text, made once a connection. timestamp: unix seconds. user_agent, agent_cut: of
+    told_agent. session_id: "" where the request is no session. redact: whether secrets are taken out. extra: one more
+    JSON member of the document. cut: the query is not told.
     """
 
     info: RequestInfo
     origin: str
     timestamp: float
     user_agent: str = ""
+    agent_cut: Truncation | None = None
     body: BodyKeeper | None = None
     session_id: str = ""
     redact: bool = True
@@ -165,21 +168,34 @@ class RequestEvent:
                 redacted = redacted or body_redacted
             else:
                 body = raw
-        agent = self.user_agent[:USER_AGENT_LIMIT]
-        if not agent.isascii():
-            agent = agent.encode("latin-1", "replace").decode("utf-8", "replace")
+        document = self._assembled(event_id, fragments, body, truncated=truncated or self.cut, redacted=redacted)
+        # A list in brackets. What was taken out of a body of short values makes it several times as long.
+        if len(document) + 2 > MAX_EVENTS:
+            document = self._assembled(event_id, fragments, b"", truncated=True, redacted=redacted)
+        return document
+
+    def _assembled(
+        self, event_id: str, fragments: RequestFragments, body: bytes, *, truncated: bool, redacted: bool
+    ) -> bytes:
         return event_document(
             event_id,
             int(self.timestamp),
-            agent,
+            self.user_agent,
             fragments,
             self.origin,
             body=body,
-            truncated=truncated or self.cut,
+            truncated=truncated,
             redacted=redacted,
             session_id=self.session_id,
             extra=self.extra,
+            agent_cut=self.agent_cut,
         )
+
+
+def told_agent(user_agent: bytes) -> tuple[str, Truncation | None]:
+    """A User-Agent as it is told, and what it was where it had to be cut."""
+    text = user_agent.decode("ascii") if user_agent.isascii() else bytes_as_text(user_agent)
+    return bounded(text, MAX_TEXT)
 
 
 def request_line(info: RequestInfo, *, redact: bool = True) -> tuple[RequestFragments, bool]:
@@ -191,7 +207,7 @@ def request_line(info: RequestInfo, *, redact: bool = True) -> tuple[RequestFrag
         if redact:
             query, values, redacted = redact_query(info.query)
         else:
-            query, values, redacted = info.query, parse_qs(info.query, keep_blank_values=True, errors="replace"), False
+            query, values, redacted = info.query, query_values(info.query), False
         path = info.path if _PLAIN.fullmatch(info.path) else quote(info.path, safe=_SAFE, errors="replace")
         line = request_fragments(info, f"{path}?{query}" if query else path, values), redacted
         if len(info.path) + len(info.query) <= CACHED_TARGET:

@@ -63,6 +63,10 @@ def _lines(session: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("tags", ", ".join(map(str, session["tags"]))),
         ("session id", str(session["sessionId"])),
         ("client", str(session["userAgent"])),
+        *(
+            ("cut", f"{name} had {cut['bytes']} bytes, SHA-256 {cut['sha256']}")
+            for name, cut in session.get("truncated", {}).items()
+        ),
         ("sent by", sender),
     ]
 

@@ -18,9 +18,10 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from k8sproxy.errors import Refusal
+from k8sproxy.protocol.recorderapi import MAX_EVENT_BATCH, MAX_EVENTS
 from recorder.ingest.admission import Door
 from recorder.ingest.intake import Intake
-from recorder.ingest.site import EVENT_BATCH, EVENT_CODES, IDLE_TIMEOUT, MAX_EVENTS, IngestSite
+from recorder.ingest.site import EVENT_CODES, IDLE_TIMEOUT, IngestSite
 from recorder.model import parse_json
 from recorder.store import StoreError
 
@@ -101,7 +102,7 @@ class Http1:
                 unwilling = "the recorder is stopping" if self._site.draining else self._site.store.healthy
                 if unwilling is not None:
                     raise Refusal(503, "unwilling", unwilling)
-                return web.Response(headers={"Event-Batch": str(EVENT_BATCH), "Asciicast-Event-Codes": EVENT_CODES})
+                return web.Response(headers={"Event-Batch": str(MAX_EVENT_BATCH), "Asciicast-Event-Codes": EVENT_CODES})
             case "POST", "/v2/event":
                 return await self._events(request, door)
         return _refuse(404, "this recorder has nothing there")
@@ -123,8 +124,8 @@ class Http1:
         except ValueError as error:
             raise Refusal(400, "events_malformed", str(error)) from None
         documents = value if isinstance(value, list) else [value]
-        if len(documents) > EVENT_BATCH:
-            raise Refusal(413, "events_too_many", f"more than {EVENT_BATCH} events")
+        if len(documents) > MAX_EVENT_BATCH:
+            raise Refusal(413, "events_too_many", f"more than {MAX_EVENT_BATCH} events")
         if not all(isinstance(document, dict) for document in documents):
             raise Refusal(400, "events_malformed", "an event is a JSON object")
         if documents:

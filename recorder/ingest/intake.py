@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from k8sproxy.protocol.asciicast import MAX_HEADER_LINE
 from recorder.ingest.site import IngestSite
 from recorder.model import End, Source
 from recorder.store import StoreError
-from recorder.store.live import MAX_HEADER, Live
+from recorder.store.live import Live
 
 
 class Intake:
@@ -84,8 +85,8 @@ class Intake:
             return
         feed = self._early.find(b"\n") + 1
         if not feed:
-            if len(self._early) > MAX_HEADER:
-                self._fail(f"the first line has more than {MAX_HEADER} bytes")
+            if len(self._early) > MAX_HEADER_LINE:
+                self._fail(f"the first line has more than {MAX_HEADER_LINE} bytes")
             elif self._ended:
                 self._fail("there is no header line")
             return

@@ -12,10 +12,6 @@ from recorder.store import Store
 
 # Codes of asciicast events that are kept: output, stderr kept apart, resizes, markers.
 EVENT_CODES = "o, e, r, m"
-# Most API events in one request.
-EVENT_BATCH = 1000
-# Bytes of a request's events: the request body of each is cut by the sender at some 100 KiB.
-MAX_EVENTS = 16 << 20
 # Bytes of a head, of either version.
 MAX_HEAD = 64 << 10
 # Seconds for a connection's first bytes, and for its first whole head.

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from k8sproxy.protocol.asciicast import MAX_LINE
 from recorder.model import End, Recording, Source
 from recorder.store.chunk import ChunkRow, Frame, line_time, origin
 from recorder.store.errors import StoreError
@@ -23,10 +24,6 @@ from recorder.store.journal import Item
 from recorder.store.records import Kind
 from recorder.store.soundness import Soundness
 
-# Bytes of one line. An event is a frame of output, of 32 KiB or so; the escapes of JSON make six times as many of it.
-MAX_LINE = 4 << 20
-# Bytes of the header line.
-MAX_HEADER = 64 << 10
 # Bytes given and not yet safe, of one recording: two commits of a fast sender on a slow disk.
 MAX_QUEUED = 4 << 20
 # Bytes of a piece: where they are smaller on average, those of a commit are made one. Each costs some 50 bytes and a

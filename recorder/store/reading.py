@@ -11,11 +11,11 @@ import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-from k8sproxy.protocol.asciicast import event_of
+from k8sproxy.protocol.asciicast import MAX_LINE, event_of
 from recorder.store.blobs import Blobs
 from recorder.store.chunk import ChunkRow, DamagedChunkError, FrameRow, frame_rows, read_trailer, unpack
 from recorder.store.errors import DamagedError
-from recorder.store.live import MAX_LINE, Live
+from recorder.store.live import Live
 from recorder.store.manifest import chunk_key
 
 # Bytes of text read at a time, if there are frames as small: 100 KiB or so of an object.

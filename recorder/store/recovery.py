@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from k8sproxy.protocol.asciicast import MAX_HEADER_LINE
 from recorder.model import End, Source, is_id
 from recorder.store.blobs import Blobs
 from recorder.store.chunk import (
@@ -31,7 +32,7 @@ from recorder.store.chunk import (
     trailer_size,
     unpack,
 )
-from recorder.store.live import MAX_HEADER, Live, Room
+from recorder.store.live import Live, Room
 from recorder.store.logs import Log
 from recorder.store.manifest import MANIFEST, chunk_key, folder, parse_header
 from recorder.store.records import Kind, Reader, Record
@@ -83,7 +84,7 @@ async def read_chunks(blobs: Blobs, identifier: str) -> Stored | None:
                 header_line = b""
                 for frame in frames:  # a header line of 64 KiB may be longer than a frame
                     header_line += unpack(data[frame.position : frame.position + frame.packed], frame.size)
-                    if b"\n" in header_line or len(header_line) > MAX_HEADER:
+                    if b"\n" in header_line or len(header_line) > MAX_HEADER_LINE:
                         break
                 header_line = header_line[: header_line.find(b"\n") + 1]
                 parse_header(header_line)

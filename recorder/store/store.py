@@ -17,13 +17,14 @@ from typing import Any
 
 import structlog
 
+from k8sproxy.protocol.asciicast import MAX_HEADER_LINE
 from recorder.model import ApiEvent, End, Observer, Recording, Source, is_id, new_id, parse_json
 from recorder.store.blobs import Blobs
 from recorder.store.builder import Builder
 from recorder.store.errors import StoreError
 from recorder.store.eventlog import EventLog
 from recorder.store.journal import Item, Journal
-from recorder.store.live import MAX_HEADER, Live, Room
+from recorder.store.live import Live, Room
 from recorder.store.logs import Log
 from recorder.store.manifest import MANIFEST, Manifest, folder, manifest_key, parse_header, read_manifest
 from recorder.store.reading import TextReader, read_lines
@@ -230,8 +231,8 @@ class Store:
             raise StoreError(fault)
         if self._log is None:
             raise StoreError("the store is open to be read only")
-        if len(header_line) > MAX_HEADER:
-            raise ValueError(f"the first line has more than {MAX_HEADER} bytes")
+        if len(header_line) > MAX_HEADER_LINE:
+            raise ValueError(f"the first line has more than {MAX_HEADER_LINE} bytes")
         if not header_line.endswith(b"\n"):
             raise ValueError("the first line has no end")
         header = parse_header(header_line, sent=True)

@@ -56,6 +56,11 @@ _SESSION = _object(
     container=_STRING,
     sessionId=_STRING,
     userAgent=_STRING,
+    truncated={
+        "type": "object",
+        "description": "members of the header that the sender had to cut",
+        "additionalProperties": ref("Cut"),
+    },
     source=ref("Source"),
 )
 _HITS: Schema = {"type": "array", "items": ref("Hit")}
@@ -84,6 +89,10 @@ SCHEMAS: dict[str, Any] = {
     "Problem": _object(type=_STRING, title=_STRING, status=_COUNT, detail=_STRING, cause=_STRING),
     "Rights": _object(view=_SWITCH, live=_SWITCH, export=_SWITCH, audit=_SWITCH),
     "Whoami": _object(node=_STRING, address=_STRING, user=_STRING, tags=_STRINGS, rights=ref("Rights")),
+    "Cut": _object(
+        bytes={"type": "integer", "minimum": 0, "description": "how long it was, in UTF-8"},
+        sha256={"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "of the whole of it"},
+    ),
     "Source": _object(node=_STRING, address=_STRING, user=_STRING, tags=_STRINGS),
     "Hit": _object(time=_NUMBER, snippet={"type": "array", "items": _object(text=_STRING, match=_SWITCH)}),
     "Session": _extended(

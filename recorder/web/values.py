@@ -36,6 +36,7 @@ def session(recording: Recording) -> Values:
         "container": recording.container,
         "sessionId": recording.session_id,
         "userAgent": recording.user_agent,
+        "truncated": recording.truncated,
         "source": recording.source.values(),
     }
 

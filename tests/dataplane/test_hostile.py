@@ -118,6 +118,8 @@ _BEHIND = get("/smuggled")
         pytest.param(request("GET", "/api%zz"), 400, "escape", id="bad-escape"),
         pytest.param(request("GET", "/api%"), 400, "escape", id="cut-escape"),
         pytest.param(request("GET", "/api%25"), 400, "percent-encoded", id="twice-escaped"),
+        pytest.param(request("GET", _EXEC + "?command=a&command=b;&command=c"), 400, "semicolon", id="two-commands"),
+        pytest.param(request("GET", _EXEC + "?command=a&command=%zz"), 400, "two ways", id="command-with-bad-escape"),
         pytest.param(request("GET", "/api#x"), 400, "", id="fragment"),
         pytest.param(request("GET", "/api\xc3\xa9"), 400, "", id="not-ascii"),
         pytest.param(request("GET", "/api", *[f"X-{n}: y" for n in range(128)]), 431, "fields", id="too-many-fields"),

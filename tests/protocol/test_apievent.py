@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import hashlib
 import json
 from typing import Any
 
@@ -79,6 +81,20 @@ def test_a_tagged_node_has_tags_and_no_user() -> None:
         "source": {"node": "ci.tail1.ts.net", "nodeID": "n8", "nodeTags": ["tag:ci", "tag:k8s"]},
         "destination": {"node": "proxy", "nodeID": "n1"},
     }
+
+
+def test_what_is_cut_of_an_origin_is_told() -> None:
+    many = tuple(f"tag:{number:0500}" for number in range(256))
+    origin = json.loads("{" + origin_fragment(dataclasses.replace(ROBOT, tags=many), "p", "n", "u" * 5000, many) + "}")
+    assert len(json.dumps(origin)) < 40_000
+    joined = "\n".join(many).encode()
+    cut = {"bytes": len(joined), "sha256": hashlib.sha256(joined).hexdigest()}
+    assert origin["source"]["truncated"] == {"nodeTags": cut}
+    assert origin["impersonation"]["truncated"]["groups"] == cut
+    assert origin["impersonation"]["truncated"]["user"]["bytes"] == 5000
+    ann = json.loads("{" + origin_fragment(dataclasses.replace(ANN, login_name="é" * 900), "p", "n") + "}")
+    assert ann["source"]["truncated"].keys() == {"nodeUser"}
+    assert ann["source"]["nodeUser"].endswith("é…")
 
 
 def test_what_is_no_resource() -> None:

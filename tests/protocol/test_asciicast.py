@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import os
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from k8sproxy.errors import ProtocolError
 from k8sproxy.protocol.asciicast import (
+    MAX_HEADER_LINE,
     CastHeader,
     OutputEncoder,
     decode_output,
@@ -21,6 +25,7 @@ from k8sproxy.protocol.asciicast import (
     read_size,
     resize_line,
 )
+from k8sproxy.protocol.bounds import Truncation
 from tests.strategies import mutations, splits
 
 USER = CastHeader(
@@ -104,6 +109,52 @@ def test_header_leaves_out_what_there_is_not() -> None:
     header = json.loads(tagged.line(80, 24))
     assert header["srcNodeTags"] == ["tag:ci"]
     assert not header.keys() & {"srcNodeUser", "srcNodeUserID", "command", "kubernetes", "impersonation", "userAgent"}
+
+
+def test_a_header_of_bounded_members_says_nothing_of_it() -> None:
+    groups = tuple(f"team-{number}" for number in range(200))
+    header = json.loads(dataclasses.replace(USER, impersonated_groups=groups).line(80, 24))
+    assert header["impersonation"]["groups"] == list(groups) and "truncated" not in header
+
+
+@pytest.mark.parametrize("character", ["x", '"', "\x01", "é", "\U0001f600", "\ud800"])
+def test_no_member_makes_the_line_longer_than_a_recorder_takes(character: str) -> None:
+    """230 groups of 500 bytes, with nobody meaning harm, were refused after the output had been shown."""
+    much = character * 70_000
+    names: tuple[str, ...] = (
+        "src_node",
+        "src_node_id",
+        "command",
+        "src_node_user",
+        "connection_id",
+        "pod_name",
+        "namespace",
+    )
+    names += ("container", "session_type", "cluster", "impersonated_user", "user_agent", "session_id")
+    texts: dict[str, Any] = dict.fromkeys(names, much)
+    header = CastHeader(timestamp=1 << 52, src_node_user_id=1 << 62, impersonated_groups=(much[:500],) * 256, **texts)
+    tagged = dataclasses.replace(header, src_node_tags=(much[:500],) * 256)
+    for made in (header, tagged):
+        line = made.line(65535, 65535)
+        assert len(line) <= MAX_HEADER_LINE
+        read = read_header(line, MAX_HEADER_LINE)
+        cuts = read["truncated"]
+        assert isinstance(cuts, dict)
+        assert cuts["kubernetes.Container"] == {
+            "bytes": len(much.encode("utf-8", "replace")),
+            "sha256": hashlib.sha256(much.encode("utf-8", "replace")).hexdigest(),
+        }
+        members = {"command", "impersonation.user", "impersonation.groups", "userAgent", "sessionID", "connectionID"}
+        members |= {f"kubernetes.{name}" for name in ("PodName", "Namespace", "Container", "SessionType", "Cluster")}
+        assert cuts.keys() == members | {"srcNode", "srcNodeID"} | (
+            {"srcNodeTags"} if made.src_node_tags else {"srcNodeUser"}
+        )
+        assert read["srcNodeTags" if made.src_node_tags else "srcNodeUser"]
+
+
+def test_what_was_cut_before_is_told_too() -> None:
+    header = dataclasses.replace(USER, truncated={"command": Truncation(5, "ab")})
+    assert json.loads(header.line(1, 1))["truncated"] == {"command": {"bytes": 5, "sha256": "ab"}}
 
 
 def test_header_never_holds_half_a_character() -> None:

@@ -64,7 +64,6 @@ FACTS = Facts(
     node="",
     command="sh -c x",
     tty=False,
-    ports=(),
     user_agent="kubectl/v1.36",
 )
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.policy.classify import STREAMING
 from k8sproxy.policy.requestinfo import request_info
-from k8sproxy.recording.facts import MAX_COMMAND, STREAMING, Facts, session_facts
+from k8sproxy.protocol.asciicast import MAX_COMMAND, MAX_HEADER_LINE, MAX_TEXT, decode_output
+from k8sproxy.recording.facts import Facts, session_facts
 from tests.recording.scenes import FACTS
 
 POD = "/api/v1/namespaces/a/pods/web/"
@@ -24,7 +28,25 @@ def test_exec() -> None:
     found = facts(POD + "exec?container=main&command=sh&command=-c&command=echo%20%C3%A9&tty=true")
     assert (found.kind, found.namespace, found.pod, found.container) == ("exec", "a", "web", "main")
     assert (found.command, found.tty, found.node) == ("sh -c echo é", True, "")
-    assert facts(POD + "attach?command=").kind == "attach"
+
+
+def test_an_attach_has_no_command_whatever_its_query_says() -> None:
+    found = facts(POD + "attach?command=harmless&container=main")
+    assert (found.kind, found.command, found.container) == ("attach", "", "main")
+    assert facts(POD + "portforward?command=x").command == ""
+
+
+def test_the_command_is_what_the_api_server_runs() -> None:
+    """`read` of Go's url.ParseQuery and Kubernetes' conversion; a query that others read otherwise is refused before
+    (policy.query)."""
+    found = facts(POD + "exec?command=echo&%63ommand=a%3Bb&Command=no&command[]=no&command=c+d&container=x&container=y")
+    assert (found.command, found.container) == ("echo a;b c d", "x")
+
+
+def test_a_command_that_is_not_text_can_be_had_back() -> None:
+    assert decode_output(facts(POD + "exec?command=rm&command=%FF%C3%A9%F4%8F%BB%BF%ED%B0%80").command) == (
+        b"rm \xff\xc3\xa9\xf4\x8f\xbb\xbf\xed\xb0\x80"
+    )
 
 
 @pytest.mark.parametrize("path", ["exec/a/web/main", "exec/a/web/7f2c-uid/main"])
@@ -35,21 +57,40 @@ def test_through_a_node(path: str) -> None:
 
 @pytest.mark.parametrize(
     ("query", "tty"),
-    [("", False), ("tty=", True), ("tty=1", True), ("tty=no", True), ("tty=FALSE", False), ("tty=0&tty=1", False)],
+    [
+        *(("", False), ("tty=", True), ("tty=1", True), ("tty=no", True), ("tty=FALSE", False), ("tty=0&tty=1", False)),
+        *(("tty=fal%C5%BFe", False), ("t%74y=1", True), ("TTY=1", False), ("tty=00", True)),
+    ],
 )
 def test_tty_as_the_api_server_reads_it(query: str, tty: bool) -> None:
     assert facts(f"{POD}exec?{query}").tty is tty
 
 
-def test_ports() -> None:
-    assert facts(POD + "portforward?ports=80,443&ports=0,-1,99999,%D9%A3,x,,8080").ports == (80, 443, 8080)
+@pytest.mark.parametrize(("query", "tty"), [("", False), ("tty=1", True), ("tty=true", False), ("tty=0&tty=1", False)])
+def test_tty_as_the_kubelet_reads_it(query: str, tty: bool) -> None:
+    assert facts(f"/api/v1/nodes/n1/proxy/exec/a/web/main?{query}").tty is tty
 
 
 def test_limits() -> None:
-    assert len(facts(POD + "exec?command=" + "x" * 9000).command) == MAX_COMMAND
-    assert facts(POD + "exec", b"\xff" * 9000).user_agent == "\ufffd" * 512
-    with pytest.raises(ProtocolError):
-        facts(POD + "exec?" + "a&" * 20_000)
+    found = facts(f"{POD}exec?command=sh&command={'x' * 60_000}&command=tail", b"\xff" * 9000)
+    assert found.command.startswith("sh xxx") and found.command.endswith("xxx tail")
+    assert len(found.command) <= MAX_COMMAND and len(found.user_agent.encode()) <= MAX_TEXT
+    assert {name: cut.bytes for name, cut in found.truncated.items()} == {"command": 60_008, "userAgent": 36_000}
+    header = json.loads(found.cast_header(1.0).line(80, 24))
+    assert header["command"] == found.command
+    assert header["truncated"]["command"] == {
+        "bytes": 60_008,
+        "sha256": hashlib.sha256(b"sh " + b"x" * 60_000 + b" tail").hexdigest(),
+    }
+
+
+@pytest.mark.parametrize("character", ["%01", "%22", "%5C", "%FF", "%F0%9F%98%80", "x"])
+@pytest.mark.parametrize("path", ["pods/web/exec", "nodes/n1/proxy/exec/a/web/main"])
+def test_no_query_makes_a_header_that_is_too_long(path: str, character: str) -> None:
+    much = character * (130_000 // 3 // len(character))
+    place = "/api/v1/namespaces/a/" if path.startswith("pods") else "/api/v1/"
+    found = facts(f"{place}{path}?container={much}&command={much}&command={much}", b"\x01" * 60_000)
+    assert len(found.cast_header(1.0).line(65535, 65535)) <= MAX_HEADER_LINE
 
 
 def test_header() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from typing import Any
 
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from k8sproxy.peer import Peer
 from k8sproxy.policy.requestinfo import request_info
 from k8sproxy.protocol.apievent import origin_fragment
+from k8sproxy.protocol.asciicast import MAX_TEXT
+from k8sproxy.protocol.recorderapi import MAX_EVENTS
 from k8sproxy.recording import requestevent
-from k8sproxy.recording.requestevent import MAX_CHUNKS, USER_AGENT_LIMIT, BodyKeeper, Budget, RequestEvent
+from k8sproxy.recording.requestevent import MAX_CHUNKS, BodyKeeper, Budget, RequestEvent, told_agent
 from tests.strategies import mutations, splits
 
 ORIGIN = origin_fragment(Peer("100.64.0.7", "n7", "laptop."), "proxy.", "n1")
@@ -122,8 +125,22 @@ def test_a_fault_in_redaction_costs_the_body_alone(monkeypatch: pytest.MonkeyPat
 
 
 def test_user_agents() -> None:
-    assert document("GET", "/version", user_agent="é".encode().decode("latin-1"))["userAgent"] == "é"
-    assert len(document("GET", "/version", user_agent="x" * 5000)["userAgent"]) == USER_AGENT_LIMIT
+    assert told_agent("é".encode()) == ("é", None)
+    agent, cut = told_agent(b"x" * 5000)
+    event = document("GET", "/version", user_agent=agent, agent_cut=cut, extra='"portForward":{}')
+    assert len(event["userAgent"].encode()) == MAX_TEXT
+    assert event["truncated"] == {"userAgent": {"bytes": 5000, "sha256": hashlib.sha256(b"x" * 5000).hexdigest()}}
+    assert event["portForward"] == {} and "truncated" not in event["request"]
+
+
+def test_an_event_is_never_longer_than_a_recorder_takes() -> None:
+    """Every 1 of a Secret's list becomes "REDACTED": one event would be refused for ever, and others behind it."""
+    body = b'{"data":[' + b"1," * (2 << 20) + b"1]}"
+    keeper = BodyKeeper(8 << 20)
+    keeper.feed(body)
+    made = RequestEvent(request_info("POST", SECRETS), ORIGIN, 1.9, body=keeper).document("e1")
+    assert len(made) < MAX_EVENTS
+    assert json.loads(made)["request"]["body"] == "" and json.loads(made)["request"]["truncated"] is True
 
 
 def test_paths_are_told_as_urls() -> None:

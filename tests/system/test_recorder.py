@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import itertools
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +79,25 @@ Policy = Callable[..., None]
 
 @pytest.fixture
 def policy(proxy: Proxy, nodes: dict[str, Node], grants: Callable[..., None]) -> Policy:
-    """policy(keeper, to=proxy, look=EVERYTHING, enforce=True, **rule): alice is cluster-admin with the recorder, and
-    auditor may look. Returns when `to` and the recorder go by it."""
+    """policy(keeper, to=proxy, look=EVERYTHING, enforce=True, groups=(), **rule): alice is cluster-admin with the
+    recorder, and auditor may look. Returns when `to` and the recorder go by it."""
 
     def change(
-        keeper: Keeper, *, to: Proxy = proxy, look: dict[str, Any] = EVERYTHING, enforce: bool = True, **rule: Any
+        keeper: Keeper,
+        *,
+        to: Proxy = proxy,
+        look: dict[str, Any] = EVERYTHING,
+        enforce: bool = True,
+        groups: Sequence[str] = (),
+        **rule: Any,
     ) -> None:
         group = f"recorded-{next(_serial)}"
         alice = kubernetes_grant(
-            "alice@example.com", ["system:masters", group], recorder=["tag:recorder"], enforceRecorder=enforce, **rule
+            "alice@example.com",
+            ["system:masters", group, *groups],
+            recorder=["tag:recorder"],
+            enforceRecorder=enforce,
+            **rule,
         )
         grants([alice, Grant(["auditor"], ["recorder"], {CAP_RECORDER: [look]})])
 
@@ -116,6 +127,26 @@ def auditor(nodes: dict[str, Node]) -> Node:
 
 
 # -- kept, found and given back
+
+
+def test_a_header_with_more_to_say_than_it_may_hold(
+    policy: Policy, keeper: Keeper, kubectl: Callable[..., Kubectl], proxy: Proxy, auditor: Node, web: str
+) -> None:
+    """230 groups, with nobody meaning harm, and a long script: it is recorded, and the recorder says what was cut."""
+    groups = [f"team-{number:0300}" for number in range(230)]
+    policy(keeper, groups=groups)
+    word = new_word()
+    script = f"{printing(word)} #" + "\x01" * 15_000
+    done = kubectl("alice", proxy).run("exec", web, "-c", "main", "--", "sh", "-c", script, "the end")
+    assert (done.returncode, done.stdout) == (0, word.encode() + b"\n")
+    found = keeper.session(auditor, q=word, state="clean")
+    assert found["command"].startswith("sh -c printf") and found["command"].endswith(" the end")
+    assert found["truncated"].keys() == {"command", "impersonation.groups"}
+    assert found["truncated"]["command"] == {
+        "bytes": len(f"sh -c {script} the end"),
+        "sha256": hashlib.sha256(f"sh -c {script} the end".encode()).hexdigest(),
+    }
+    assert set(groups) > set(found["groups"][2:]) != set()
 
 
 def test_what_was_seen_is_found_by_a_word_of_it(

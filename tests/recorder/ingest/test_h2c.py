@@ -11,10 +11,10 @@ import h2.config
 import h2.connection
 import pytest
 
+from k8sproxy.protocol.asciicast import MAX_HEADER_LINE, CastHeader
 from recorder.ingest.admission import Door
 from recorder.ingest.h2c import STREAM_WINDOW
 from recorder.model import End, Source
-from recorder.store.live import MAX_HEADER
 from tests.fakes.tailscaled import tagged_whois, user_whois
 from tests.recorder.ingest.running import Running, ingest
 from tests.recorder.ingest.senders import H2Sender
@@ -90,6 +90,32 @@ def test_more_than_the_windows_hold(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("character", ["x", "\x01", "\U0001f600"])
+def test_whatever_a_proxy_has_to_say_of_a_session_fits_into_its_header(tmp_path: Path, character: str) -> None:
+    much = character * 50_000
+    header = CastHeader(
+        timestamp=1, src_node=much, src_node_id=much, command=much, src_node_tags=(much[:400],) * 300, pod_name=much,
+        namespace=much, container=much, cluster=much, impersonated_user=much, impersonated_groups=(much[:400],) * 300,
+        user_agent=much, session_id=much,
+    )  # fmt: skip
+
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            number = sender.request()
+            body = header.line(80, 24) + lines(3)
+            await sender.send(number, body, end=True)
+            await sender.until_ended(number)
+            assert (sender.error(number), sender.acked(number)) == ("", len(body))
+            (identifier,) = await recorded(running)
+            found = await running.store.get(identifier)
+            assert found.truncated["command"]["bytes"] == len(much.encode())
+            assert "bytes left out" in found.command
+            await sender.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("how", ["reset", "lost"])
 def test_a_sender_that_vanishes_leaves_a_cut_recording(tmp_path: Path, how: str) -> None:
     async def main() -> None:
@@ -121,7 +147,7 @@ def test_a_sender_that_vanishes_leaves_a_cut_recording(tmp_path: Path, how: str)
         (b'{"version": 2}', "no header line"),
         (b"hello\n", "not JSON"),
         (b'{"version": 3}\n' + lines(3), "version 2"),
-        (b"x" * (MAX_HEADER + 2), "more than"),
+        (b"x" * (MAX_HEADER_LINE + 2), "more than"),
     ],
 )
 def test_what_is_no_cast_keeps_nothing(tmp_path: Path, body: bytes, why: str) -> None:

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
+from k8sproxy.protocol.asciicast import MAX_LINE
 from recorder.model import End
 from recorder.store import Store, StoreError
 from recorder.store.blobs import FolderBlobs
 from recorder.store.chunk import FRAME, count_feeds, cut_frames
-from recorder.store.live import MAX_LINE
 from recorder.store.logs import ObjectLog
 from recorder.store.objects import ObjectBlobs
 from recorder.store.soundness import Soundness

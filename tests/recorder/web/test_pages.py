@@ -41,6 +41,20 @@ def test_every_page_answers_with_its_headers(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
+def test_what_the_sender_cut_is_said(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with Stage(tmp_path) as stage:
+            cut = {"command": {"bytes": 70_000, "sha256": "ab" * 32}}
+            identifier = await stage.record(cast_header(truncated=cut), [[1.0, "o", "x"]])
+            page = (await stage.get(f"/sessions/{identifier}")).text
+            assert f'command had 70000 bytes, SHA-256 <code class="path">{"ab" * 32}</code>' in page
+            assert (await stage.get(f"/api/v1/sessions/{identifier}")).json()["truncated"] == cut
+            other = await stage.record(cast_header(truncated={"command": "<b>"}), [[1.0, "o", "x"]])
+            assert "SHA-256" not in (await stage.get(f"/sessions/{other}")).text
+
+    asyncio.run(check())
+
+
 def test_a_search_shows_the_words_and_links_to_their_moment(tmp_path: Path) -> None:
     async def check() -> None:
         async with Stage(tmp_path) as stage:
