@@ -28,7 +28,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from k8sproxy.dataplane.site import Site
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer, is_tailnet
-from k8sproxy.sockets import bind
+from k8sproxy.sockets import bind, join_address
 
 Checks = Callable[[], Awaitable[Mapping[str, str | None]]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -106,7 +106,7 @@ class AdminSite:
     async def start_tcp(self, host: str, port: int) -> None:
         """Listen on an address. Raises OSError."""
         sock = bind(host, port)
-        self.address = f"{host}:{sock.getsockname()[1]}"
+        self.address = join_address(host, sock.getsockname()[1])
         await self._start(sock)
 
     async def start_unix(self, path: Path) -> None:

@@ -8,6 +8,8 @@ look their route up in the Server's current assembly, so a reload holds for the 
 from __future__ import annotations
 
 import asyncio
+import errno
+import ipaddress
 from collections.abc import Callable, Coroutine, Iterable
 from time import monotonic
 from typing import Any
@@ -26,8 +28,10 @@ from k8sproxy.dataplane.localca import GeneratedCertificate
 from k8sproxy.dataplane.site import Gate, Route
 from k8sproxy.dataplane.upstream import Endpoint, Upstream
 from k8sproxy.errors import Refusal
+from k8sproxy.peer import is_tailnet
 from k8sproxy.recording.events import Events
 from k8sproxy.recording.recorders import Recorders
+from k8sproxy.sockets import join_address
 from k8sproxy.tailnet.dial import Dialer
 from k8sproxy.tailnet.localapi import LocalAPI
 from k8sproxy.tailnet.node import TailnetAddresses, TailnetCertificate
@@ -120,6 +124,7 @@ class Assembly:
         self._entries: dict[int, Entry] = {}
         # (configured host, port, bound IP) -> listener; "tailnet" stands for several.
         self._listeners: dict[tuple[str, int, str], Listener] = {}
+        self._not_listening: dict[int, str] = {}  # why not, on an address of the tailnet's
 
     # -- making it
 
@@ -254,7 +259,7 @@ class Assembly:
         except OSError as error:
             for listener in opened.values():
                 listener.close()
-            raise StartError(f"cannot listen on {listen.address}: {error.strerror}") from error
+            raise StartError(_cannot_listen(ip, listen.address.port, error)) from error
         for key, (listener, entry) in chosen.items():
             listener.replace(entry)
             self._listeners[key] = listener
@@ -263,8 +268,7 @@ class Assembly:
                 listener.retire()
         held.clear()
         for key, listener in opened.items():
-            host, port = listener.address
-            _log.info("listening", address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}", configured=key[0])
+            _log.info("listening", address=join_address(*listener.address), configured=key[0])
         self._background.run("sweep", self._sweep())
         if any(listen.address.host == "tailnet" for listen in self.config.listen):
             self.tailnet.follow(addresses=True, certificate=False)
@@ -291,18 +295,19 @@ class Assembly:
         host, port = listen.address.host, listen.address.port
         for key in [key for key in self._listeners if key[:2] == (host, port) and key[2] not in current]:
             self._listeners.pop(key).close()
-            _log.info("listener_closed", address=key[2], port=port)
-        complete = True
+            _log.info("listener_closed", address=join_address(key[2], port))
+        self._not_listening.pop(number, None)
         for ip in current:
             if (host, port, ip) in self._listeners:
                 continue
             try:
-                self._listeners[host, port, ip] = self._server.listen(ip, port, self._entries[number])
-                _log.info("listening", address=f"{ip}:{port}", configured="tailnet")
+                listener = self._listeners[host, port, ip] = self._server.listen(ip, port, self._entries[number])
+                _log.info("listening", address=join_address(*listener.address), configured="tailnet")
             except OSError as error:
-                complete = False
-                _log.warning("listen_failed", address=ip, port=port, error=error.strerror)
-        return complete
+                fault = _cannot_listen(ip, port, error)
+                self._not_listening.setdefault(number, fault)
+                _log.warning("listen_failed", address=join_address(ip, port), error=fault)
+        return number not in self._not_listening
 
     async def _sweep(self) -> None:
         while True:
@@ -324,10 +329,13 @@ class Assembly:
             result["tailnet"] = refusal.message
         for number, listen in enumerate(self.config.listen):
             certificate = self._certificates.get(number)
-            fault = None
-            if certificate is not None and not certificate.ready:
+            # Where nobody listens, a certificate is of no use: that comes first.
+            fault = self._not_listening.get(number)
+            if fault is None and certificate is not None and not certificate.ready:
                 fault = self.tailnet.certificate.error or "there is no certificate yet"
-            elif not any(key[:2] == (listen.address.host, listen.address.port) for key in self._listeners):
+            elif fault is None and not any(
+                key[:2] == (listen.address.host, listen.address.port) for key in self._listeners
+            ):
                 fault = self.tailnet.addresses.error or "not listening yet"
             result[f"listener {listen.address}"] = fault
         for name, upstream in self.upstreams.items():
@@ -438,6 +446,16 @@ def _certificate_names(listen: Listen, node: Iterable[str]) -> tuple[str, ...]:
     if listen.address.is_loopback:
         names.append("localhost")
     return tuple(dict.fromkeys((*names, *node))) or ("localhost",)
+
+
+def _cannot_listen(ip: str, port: int, error: OSError) -> str:
+    """What is wrong with an address, and what may be the matter with one of the tailnet's."""
+    if error.errno != errno.EADDRNOTAVAIL:
+        return f"cannot listen on {join_address(ip, port)}: {error.strerror}"
+    fault = f"{ip} is not an address of this machine"
+    if is_tailnet(ipaddress.ip_address(ip)):
+        fault += "; does tailscaled run in userspace mode? then listen on 127.0.0.1"
+    return fault
 
 
 def _impersonates(cluster: Cluster) -> bool:

@@ -109,7 +109,8 @@ class _Libraries(logging.Handler):
 
 
 def configure_logging(level: str, style: str) -> None:
-    """Set up structlog. level: debug, info, warning or error. style: json, or console for people."""
+    """Set up structlog. level: debug, info, warning or error. style: json, or console for people, in colours
+    where standard error is a terminal."""
     root = logging.getLogger()
     if not any(isinstance(handler, _Libraries) for handler in root.handlers):
         root.addHandler(_Libraries(logging.WARNING))
@@ -117,7 +118,9 @@ def configure_logging(level: str, style: str) -> None:
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if style == "json"
-        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        else structlog.dev.ConsoleRenderer(
+            colors=LOG.stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,

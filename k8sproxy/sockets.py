@@ -1,4 +1,4 @@
-"""What every program that listens needs of the system: a listening socket on one address, and enough open files."""
+"""What every program that listens needs of the system: a listening socket on one address, its name, and open files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import socket
 
 # Connections that the kernel holds for us while we are busy; the kernel's own limit (somaxconn) is 4096 by default.
 _BACKLOG = 1024
+
+
+def join_address(host: str, port: int) -> str:
+    """An address as people and other programs read it: "HOST:PORT", or "[IPv6]:PORT"."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def bind(host: str, port: int) -> socket.socket:

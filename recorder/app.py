@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import Metric
 
 from k8sproxy.errors import Refusal
 from k8sproxy.logs import LOG, configure_logging
-from k8sproxy.sockets import bind, raise_file_limit
+from k8sproxy.sockets import bind, join_address, raise_file_limit
 from k8sproxy.tailnet.localapi import LocalAPI
 from k8sproxy.tailnet.whois import WhoIs
 from recorder import __version__
@@ -413,5 +413,4 @@ class App:
 
 
 def _name(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return join_address(*sock.getsockname()[:2])

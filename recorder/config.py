@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from k8sproxy.peer import is_tailnet
+from k8sproxy.sockets import join_address
 
 # Bytes: a bound on what a wrong path can make the parser read.
 MAX_FILE = 1 << 20
@@ -145,7 +146,7 @@ class Address(BaseModel):
         return self.host == "tailnet" or is_tailnet(ipaddress.ip_address(self.host))
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return join_address(self.host, self.port)
 
 
 def parse_address(value: object) -> Address:

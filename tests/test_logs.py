@@ -104,6 +104,14 @@ def test_tracebacks_hold_no_values(log: io.StringIO, style: str) -> None:
     assert "IndexError" in log.getvalue() and "hunter2" not in log.getvalue()
 
 
+def test_only_a_terminal_gets_colours(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal in False, True:
+        monkeypatch.setattr(log, "isatty", lambda terminal=terminal: terminal)
+        configure_logging("info", "console")
+        structlog.get_logger().info("something", number=1)
+        assert ("\x1b[" in log.getvalue()) is terminal
+
+
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
 def test_levels(log: io.StringIO, level: str) -> None:
     configure_logging(level, "json")

@@ -122,6 +122,8 @@ def parse_address(text: str) -> str:
     """ "IP:PORT", "[IPv6]:PORT" or a bare IP (port 0), in WhoIs's form. Raises click.BadParameter."""
     import ipaddress
 
+    from k8sproxy.sockets import join_address
+
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon or (":" in host and not bracketed):  # a bare address
@@ -132,4 +134,4 @@ def parse_address(text: str) -> str:
         address = None
     if address is None or not (port.isascii() and port.isdigit() and int(port) <= 65535):
         raise click.BadParameter("must be an IP address, IP:PORT or [IPv6]:PORT")
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    return join_address(str(address), int(port))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from k8sproxy.peer import is_tailnet
+from k8sproxy.sockets import join_address
 
 TAILNET = "tailnet"
 
@@ -23,7 +24,7 @@ class ListenAddress:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return join_address(self.host, self.port)
 
     @property
     def is_tailnet(self) -> bool:

@@ -328,7 +328,7 @@ class Connection:
             message=refusal.message,
             method=head.method if head else None,
             path=head.target.partition("?")[0][:256] if head else None,
-            address=self._key.address,
+            address=self._authority.peer.address if self._authority else self._key.address,
             peer=self._authority.peer.display if self._authority else None,
         )
         return not close

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
+from k8sproxy.sockets import join_address
+
 # An address family, and what socket.connect takes for it: (IP address, port, ..).
 Address = tuple[int, tuple[Any, ...]]
 
@@ -44,8 +46,7 @@ class ConnectError(OSError):
 
 def join(address: Address) -> str:
     """An address as people read it: "IP:PORT", IPv6 in brackets."""
-    host, port = address[1][:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return join_address(*address[1][:2])
 
 
 def _words(error: OSError) -> str:

@@ -40,7 +40,7 @@ from k8sproxy.dataplane.turns import Turns
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.protocol.proxyprotocol import HEAD_SIZE, ProxyHeaderParser
-from k8sproxy.sockets import bind
+from k8sproxy.sockets import bind, join_address
 from k8sproxy.tailnet.whois import ClientKey
 
 _log = structlog.get_logger("k8sproxy")
@@ -60,6 +60,16 @@ def _is_forwarded_to(ip: str) -> bool:
     """Whether a userspace daemon may forward to this address of ours what a peer dials."""
     address = ipaddress.ip_address(ip)
     return not (address.version == 4 and address.is_loopback and str(address) != "127.0.0.1")
+
+
+class _PlainHTTP(Exception):
+    """The client's first byte is that of an HTTP method, and not of a TLS record."""
+
+
+async def _speaks_http(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bool:
+    """Whether a client begins with an upper-case letter; a TLS record begins with its type, 22 (RFC 8446, 5.1)."""
+    await wait_ready(loop, sock, write=False)
+    return sock.recv(1, socket.MSG_PEEK).isalpha()
 
 
 class Trust(enum.Enum):
@@ -176,7 +186,7 @@ class Server:
             telemetry.refusal("too_many_connections")
             sock.close()
             return
-        task = self._spawn(self._serve(sock, address[0], address[1], entry), f"connection {address[0]}:{address[1]}")
+        task = self._spawn(self._serve(sock, address[0], address[1], entry), f"connection {join_address(*address[:2])}")
         telemetry.connections += 1
 
         def ended(_: object) -> None:
@@ -213,7 +223,12 @@ class Server:
                     key = self.site.whois.open(ip, port, service=entry.service)
                     held = self._hold(key)
                     if entry.tls is not None:
+                        if await _speaks_http(self._loop, sock):
+                            raise _PlainHTTP
                         sock = await handshake(self._loop, sock, entry.tls(), server_name=None)
+            except _PlainHTTP:
+                await self._refuse_plain(sock, ip, port)
+                return
             except (OSError, TimeoutError, ProtocolError, Refusal, CertificateError) as error:
                 self._failed(ip, port, error)
                 return
@@ -249,6 +264,15 @@ class Server:
             raise Refusal(429, "too_many_connections", "this address has too many connections", close=True)
         self._held[key.address] += 1
         return key.address
+
+    async def _refuse_plain(self, sock: socket.socket, ip: str, port: int) -> None:
+        """Answer a client that speaks HTTP where TLS is spoken, in its own language, and end its connection."""
+        message = "this listener speaks TLS: the server's URL begins with https://"
+        refusal = Refusal(400, "plain_http", message, close=True)
+        self._failed(ip, port, refusal)
+        client = Client(Wire(self._loop, sock, self.buffer), self.site.limits, asyncio.current_task())
+        client.refuse(refusal, close=True)
+        await client.finish()
 
     def _failed(self, ip: str, port: int, error: Exception) -> None:
         """Say why a connection came to nothing. There is no HTTP yet, so there is nobody to tell but the log."""

@@ -21,7 +21,8 @@ from ipaddress import ip_address
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import is_tailnet
 from k8sproxy.protocol.http1 import head_end, parse_response_head
-from k8sproxy.tailnet.localapi import HOST, LocalAPI, join_address
+from k8sproxy.sockets import join_address
+from k8sproxy.tailnet.localapi import HOST, LocalAPI
 
 # Seconds for the whole of a dial. A tailnet path that has been idle may take a second to come up through a relay.
 DIAL_TIMEOUT = 5.0

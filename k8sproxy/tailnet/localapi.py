@@ -205,11 +205,6 @@ class LocalAPI:
         return self._client
 
 
-def join_address(ip: str, port: int) -> str:
-    """The form in which the LocalAPI takes an address: "IP:PORT", or "[IPv6]:PORT"."""
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
-
-
 @contextmanager
 def map_exceptions(question: str, socket: str, seconds: float) -> Iterator[None]:
     """Turns whatever goes wrong with one question to the daemon into a Refusal; this room's only edge.

@@ -38,8 +38,9 @@ import structlog
 
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer, is_tailnet
+from k8sproxy.sockets import join_address
 from k8sproxy.tailnet.bus import Bus
-from k8sproxy.tailnet.localapi import LocalAPI, join_address
+from k8sproxy.tailnet.localapi import LocalAPI
 
 TTL = 10.0  # seconds; how long a withdrawn grant may go on when the bus says nothing
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from k8sproxy.dataplane import handler
 from k8sproxy.dataplane.listener import Entry, Trust
@@ -330,6 +331,21 @@ async def test_another_domain_of_the_configuration_counts_for_the_next_request()
         await client.send(get("/.well-known/k8sproxy/whoami"))
         document = json.loads((await client.response()).body)
         assert (document["recording"], document["enforceRecorder"]) == ("closed", True)
+
+
+async def test_a_refusal_is_logged_with_the_address_of_the_tailnet() -> None:
+    """As a request is: behind a userspace daemon the socket's own is of loopback."""
+    async with Stage() as stage:
+        client = await stage.client()
+        with capture_logs() as lines:
+            await client.send(get("/api", "Impersonate-User: root"))
+            await client.response()
+            stage.daemon.answer = UNKNOWN
+            await stage.tick(11)
+            await client.send(get())
+            await client.response()
+        known, unknown = (line["address"] for line in lines if line["event"] == "refused")
+        assert known == "100.64.0.7" and unknown.startswith("127.0.0.1:")
 
 
 async def test_log_names_the_cluster_of_the_request() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 
@@ -220,6 +221,40 @@ async def test_connections_that_ask_nothing_are_limited() -> None:
         await again.send(proxy_header() + get())
         await (await stage.api.accept()).head()
     assert not stage.server._held
+
+
+# -- HTTP where TLS is spoken
+
+
+@pytest.mark.parametrize("first", [get(), request("DELETE", "/api"), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"C"])
+async def test_plain_http_to_a_tls_listener_is_told(first: bytes) -> None:
+    async with Stage(tls=True) as stage:
+        raw = await stage.raw()
+        await raw.send(first)
+        status, message = (await raw.response()).refusal()
+        assert status == 400 and "https://" in message
+        await raw.end()
+        assert await raw.rest() == b""
+        assert not stage.daemon.asked and stage.api.untouched()
+
+
+async def test_plain_http_behind_a_proxy_header() -> None:
+    async with Stage(trust=Trust.PROXY, tls=True) as stage:
+        stage.daemon.answer = UNKNOWN
+        raw = await stage.raw()
+        await raw.send(proxy_header() + get())
+        assert (await raw.response()).refusal()[0] == 400
+        await raw.end()
+        assert await raw.rest() == b""
+
+
+@pytest.mark.parametrize("first", [b"\x16\x03\x01\x00\x02ab", b"\x00", b"\x80\x2e\x01", b"\r\n", b"1"])
+async def test_what_is_neither_http_nor_tls_is_told_nothing(first: bytes) -> None:
+    async with Stage(tls=True) as stage:
+        raw = await stage.raw()
+        await raw.send(first + b" " * 100)
+        with contextlib.suppress(ConnectionResetError):
+            assert not (await raw.receive()).startswith(b"HTTP")
 
 
 # -- drain

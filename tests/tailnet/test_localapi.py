@@ -18,7 +18,7 @@ from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.tailnet import localapi as module
 from k8sproxy.tailnet.answers import CertificatePair
-from k8sproxy.tailnet.localapi import LocalAPI, join_address, map_exceptions
+from k8sproxy.tailnet.localapi import LocalAPI, map_exceptions
 from tests.fakes.tailscaled import FakeTailscaled, groups, tagged_whois, user_whois
 from tests.tailnet.running import run
 
@@ -429,11 +429,6 @@ def test_the_bus_of_an_older_daemon(tmp_path: Path) -> None:
         await refused(ask_watch(api), 503, "localapi_malformed")
 
     with_daemon(tmp_path, script)
-
-
-def test_join_address() -> None:
-    assert join_address("100.64.0.7", 1) == "100.64.0.7:1"
-    assert join_address("fd7a:115c:a1e0::7", 0) == "[fd7a:115c:a1e0::7]:0"
 
 
 async def refused(question: Awaitable[Any], status: int, cause: str) -> Refusal:

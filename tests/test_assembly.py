@@ -1,0 +1,141 @@
+"""What one configuration describes, made real: listeners on the tailnet's addresses, in the log and in readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+
+from k8sproxy.assembly import Assembly, StartError, Tailnet
+from k8sproxy.config import parse
+from k8sproxy.dataplane.listener import Entry, Listener, Server
+
+CONFIG = """
+apiVersion: k8sproxy/v1alpha1
+listen: [{address: "%s", tls: {source: %s}}]
+clusters: [{name: prod, kubeconfig: kubeconfig}]
+"""
+V4, V6 = "100.64.0.1", "fd7a:115c:a1e0::1"
+
+
+class _Socket:
+    """A listener that a Server has opened."""
+
+    def __init__(self, entry: Entry, address: tuple[str, int]) -> None:
+        self.entry, self.address = entry, address
+
+    def close(self) -> None:
+        pass
+
+
+class _Server:
+    """Opens what it is told to, but for the addresses in `errors`."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, int] = {}
+        self.buffer = None
+
+    def listen(self, host: str, port: int, entry: Entry) -> Listener:
+        if host in self.errors:
+            raise OSError(self.errors[host], os.strerror(self.errors[host]))
+        return cast(Listener, _Socket(entry, (host, port)))
+
+
+def assembled(
+    server: _Server, address: str, source: str = "none", kubeconfig: Path = Path("k")
+) -> tuple[Assembly, Tailnet]:
+    text = CONFIG % (address, source)
+    config = parse(text.replace("kubeconfig: kubeconfig", f"kubeconfig: {kubeconfig}").encode(), Path("x"), files=False)
+    tailnet = Tailnet(config)
+    assembly = Assembly(config, cast(Server, server), tailnet)
+    assembly._entries[0] = cast(Entry, None)
+    return assembly, tailnet
+
+
+def run(scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(scene())
+
+
+def test_every_address_is_logged_as_it_is_written() -> None:
+    async def scene() -> None:
+        assembly, _ = assembled(_Server(), "tailnet:443")
+        with capture_logs() as lines:
+            assert assembly._match_addresses(0, assembly.config.listen[0], (V4, V6))
+            assert assembly._match_addresses(0, assembly.config.listen[0], ())
+        assert [(line["event"], line["address"]) for line in lines] == [
+            ("listening", f"{V4}:443"),
+            ("listening", f"[{V6}]:443"),
+            ("listener_closed", f"{V4}:443"),
+            ("listener_closed", f"[{V6}]:443"),
+        ]
+
+    run(scene)
+
+
+async def _ready(assembly: Assembly) -> dict[str, str | None]:
+    return {name: fault for name, fault in (await assembly.checks()).items() if name != "tailnet"}
+
+
+def test_readiness_says_that_the_daemon_has_no_device_before_it_speaks_of_certificates() -> None:
+    async def scene() -> None:
+        server = _Server()
+        assembly, tailnet = assembled(server, "tailnet:443", "tailnet")
+        await assembly._add_certificate(0, assembly.config.listen[0])
+        try:
+            assert "certificate" in str(await _ready(assembly))
+            server.errors = dict.fromkeys((V4, V6), errno.EADDRNOTAVAIL)
+            with capture_logs() as lines:
+                assert not assembly._match_addresses(0, assembly.config.listen[0], (V4, V6))
+            words = f"{V4} is not an address of this machine; does tailscaled run in userspace mode? then listen on "
+            assert await _ready(assembly) == {"listener tailnet:443": f"{words}127.0.0.1"}
+            assert [line["address"] for line in lines if line["event"] == "listen_failed"] == [
+                f"{V4}:443",
+                f"[{V6}]:443",
+            ]
+            # One address of two is a fault as well, and none is none.
+            server.errors = {V6: errno.EADDRINUSE}
+            assert not assembly._match_addresses(0, assembly.config.listen[0], (V4, V6))
+            assert await _ready(assembly) == {
+                "listener tailnet:443": f"cannot listen on [{V6}]:443: Address already in use"
+            }
+            server.errors = {}
+            assert assembly._match_addresses(0, assembly.config.listen[0], (V4, V6))
+            assert "certificate" in str(await _ready(assembly))
+        finally:
+            await assembly.close()
+            await tailnet.close()
+
+    run(scene)
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "words"),
+    [
+        (f"{V4}:443", errno.EADDRNOTAVAIL, f"{V4} is not an address of this machine; does tailscaled run in userspace"),
+        (
+            f"[{V6}]:443",
+            errno.EADDRNOTAVAIL,
+            f"{V6} is not an address of this machine; does tailscaled run in userspace",
+        ),
+        ("127.0.0.9:443", errno.EADDRNOTAVAIL, "127.0.0.9 is not an address of this machine"),
+        ("[::1]:443", errno.EACCES, "cannot listen on [::1]:443: Permission denied"),
+    ],
+)
+def test_a_start_says_the_same(address: str, error: int, words: str) -> None:
+    async def scene() -> None:
+        server = _Server()
+        assembly, tailnet = assembled(server, address)
+        server.errors[assembly.config.listen[0].address.host] = error
+        with pytest.raises(StartError) as caught:
+            assembly.take_over(None)
+        assert str(caught.value).startswith(words)
+        assert ("userspace" in words) == ("userspace" in str(caught.value))
+        await tailnet.close()
+
+    run(scene)
