@@ -270,9 +270,13 @@ class Server:
         message = "this listener speaks TLS: the server's URL begins with https://"
         refusal = Refusal(400, "plain_http", message, close=True)
         self._failed(ip, port, refusal)
-        client = Client(Wire(self._loop, sock, self.buffer), self.site.limits, asyncio.current_task())
-        client.refuse(refusal, close=True)
-        await client.finish()
+        wire = Wire(self._loop, sock, self.buffer)
+        try:
+            client = Client(wire, self.site.limits, asyncio.current_task(), self._turns)
+            client.refuse(refusal, close=True)
+            await client.finish()
+        finally:
+            wire.close()
 
     def _failed(self, ip: str, port: int, error: Exception) -> None:
         """Say why a connection came to nothing. There is no HTTP yet, so there is nobody to tell but the log."""
