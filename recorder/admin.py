@@ -27,16 +27,24 @@ _PROBES = frozenset({"/healthz", "/readyz"})
 
 
 class AdminSite:
-    """checks: what readiness means: name -> None where it is well, else what is wrong. whois: asks who comes from
-    loopback. trusted: networks that nobody is asked about, as where there is no tailnet at all; may be replaced."""
+    """checks: what readiness means: name -> None where it is well, else what is wrong. warnings: the same of what is
+    told beside it, and keeps nobody from being ready. whois: asks who comes from loopback. trusted: networks that
+    nobody is asked about, as where there is no tailnet at all; may be replaced."""
 
     def __init__(
-        self, registry: CollectorRegistry, *, checks: Checks, whois: WhoIs, trusted: Sequence[Network] = ()
+        self,
+        registry: CollectorRegistry,
+        *,
+        checks: Checks,
+        whois: WhoIs,
+        trusted: Sequence[Network] = (),
+        warnings: Checks = dict,
     ) -> None:
         self.whois = whois
         self.trusted = tuple(trusted)
         self._registry = registry
         self._checks = checks
+        self._warnings = warnings
         self._runner: web.AppRunner | None = None
 
     async def start(self, sock: socket.socket) -> None:
@@ -94,7 +102,8 @@ class AdminSite:
         checks = dict(self._checks())
         failed = [name for name, fault in checks.items() if fault is not None]
         lines = [f"[{'-' if fault else '+'}]{name} {fault or 'ok'}" for name, fault in checks.items()]
-        text = "\n".join(lines) if failed or "verbose" in request.query else "ok"
+        warnings = [f"[!]{name} {fault}" for name, fault in self._warnings().items() if fault is not None]
+        text = "\n".join([*lines, *warnings]) if failed or warnings or "verbose" in request.query else "ok"
         return web.Response(status=503 if failed else 200, text=text + "\n")
 
     async def _metrics(self, _: web.Request) -> web.Response:

@@ -186,7 +186,11 @@ class App:
                 meaning="whoever connects from there may send recordings, and nobody is asked who they are",
             )
         self._admin = AdminSite(
-            self._metrics.registry, checks=self._checks, whois=self._whois, trusted=config.ingest.insecure_allow
+            self._metrics.registry,
+            checks=self._checks,
+            whois=self._whois,
+            trusted=config.ingest.insecure_allow,
+            warnings=lambda: self._keeping.warnings() if self._keeping is not None else {},
         )
         admin = self._bind(config.admin.address)
         self.admin_address = _name(admin)

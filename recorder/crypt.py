@@ -189,14 +189,15 @@ class EncryptedBlobs:
     async def put(self, key: str, data: bytes) -> None:
         """See Blobs."""
         self._ciphers.pop(key, None)
-        await self.inner.put(key, await self._sealed(key, data))
+        await self.inner.put(key, await self.seal(key, data))
 
     async def create(self, key: str, data: bytes) -> None:
         """See Blobs."""
         self._ciphers.pop(key, None)
-        await self.inner.create(key, await self._sealed(key, data))
+        await self.inner.create(key, await self.seal(key, data))
 
-    async def _sealed(self, key: str, data: bytes) -> bytes:
+    async def seal(self, key: str, data: bytes) -> bytes:
+        """A blob in its envelope, as `put` puts it."""
         if len(data) < _LARGE:
             return encrypt(self.keyring, key, data)
         return await asyncio.to_thread(encrypt, self.keyring, key, data)

@@ -14,7 +14,8 @@ from prometheus_client.metrics_core import Metric
 from recorder.config import Config
 from recorder.config import Retention as Settings
 from recorder.crypt import KeyFileError, Keyring, read_keys
-from recorder.holds import Match
+from recorder.holds import Holds, Match
+from recorder.proof.actlog import ActLog
 from recorder.proof.keys import KeyFault, PublicKeys, Signer, read_public_key
 from recorder.proof.sealer import Sealer
 from recorder.retention import Pruner, Rule, Rules
@@ -74,13 +75,18 @@ def rules(settings: Settings) -> Rules:
 
 
 class Keeping:
-    """Sealer and pruner of a running recorder. Raises KeepingError."""
+    """Sealer and pruner of a running recorder. log: of the acts, None where there are no keys. holds: of the store.
+    Raises KeepingError."""
 
     def __init__(self, config: Config, store: Store) -> None:
         own = signer(config)
         keys = public_keys(config, own)
-        self.sealer = Sealer(store, own, keys=keys, delay=config.proof.delay) if own is not None else None
-        self.pruner = Pruner(store, rules(config.retention), signer=own, keys=keys)
+        # One log for all who sign: they take their numbers in turn, and see at once what the others have signed.
+        log = ActLog(store.blobs, keys, own) if len(keys) else None
+        self.log = log
+        self.holds = Holds(store.blobs, log)
+        self.sealer = Sealer(store, own, keys=keys, acts=log, delay=config.proof.delay) if own is not None else None
+        self.pruner = Pruner(store, rules(config.retention), signer=own, keys=keys, log=log)
         self._tasks: list[asyncio.Task[None]] = []
         in_file = config.index.url is None or config.index.url.startswith("sqlite:")
         self._bare_index = bool(config.encryption.keys) and config.index.enabled and in_file
@@ -109,10 +115,16 @@ class Keeping:
         """Take over the rules; the keys need a restart."""
         self.pruner.rules = rules(config.retention)
 
+    def warnings(self) -> dict[str, str | None]:
+        """What somebody has to look at, and what keeps nobody from sending: name -> what is wrong, None if nothing."""
+        return {"retention": self.pruner.fault, "sealing": self.sealer.fault if self.sealer is not None else None}
+
     def metrics(self) -> Iterator[Metric]:
         """For /metrics."""
         yield counter("recorder_removed", "Recordings and days of events removed.", self.pruner.removed)
         yield gauge("recorder_retention_healthy", "1 while old recordings can be removed.", self.pruner.fault is None)
+        mismatches = len(self.pruner.mismatches)
+        yield gauge("recorder_proof_mismatches", "What retention has found to be not as it was sealed.", mismatches)
         if self.sealer is not None:
             yield counter("recorder_days_sealed", "Manifests of days signed.", self.sealer.sealed)
             yield gauge("recorder_sealing_healthy", "1 while days can be sealed.", self.sealer.fault is None)

@@ -241,6 +241,39 @@ class ApiEvent:
     source: Source
     document: Mapping[str, Any]
 
+    def _part(self, name: str) -> Mapping[str, Any]:
+        value = self.document.get(name)
+        return value if isinstance(value, Mapping) else {}
+
+    @property
+    def user(self) -> str:
+        """Who asked, as of a recording: the login name of the person, else whom a tagged node was impersonated as."""
+        return _text(self._part("source"), "nodeUser") or _text(self._part("impersonation"), "user")
+
+    @property
+    def node(self) -> str:
+        """The node that the request came from, without the final dot."""
+        return _text(self._part("source"), "node").removesuffix(".")
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's name, "" where the sender gives none."""
+        return (
+            _text(self._part("kubernetes"), "Cluster")
+            or _text(self.document, "cluster")
+            or _text(self._part("destination"), "cluster")
+        )
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that was asked for, "" where the request is not for one."""
+        return _text(self._part("kubernetes"), "Namespace")
+
+    @property
+    def session_id(self) -> str:
+        """The sender's id of the session that the request begins, "" where it begins none."""
+        return _text(self.document, "sessionID")
+
 
 class UnreadableError(Exception):
     """What is kept is not what was put: asking again gives the same, and everything else may be well."""

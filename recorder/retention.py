@@ -1,6 +1,6 @@
 """What is removed when: by age, by size, by rule; never what is held, and never what cannot be judged.
 
-    a hold            it stays
+    a hold            it stays, and so do the API events of whom it holds (recorder/heldevents.py)
     rules             the first that matches says how long it is kept, and for that long it is kept
     max_age           what no rule matches goes when it has been over for that long
     max_bytes         then, oldest first, what no rule matches, until all recordings together take no more
@@ -10,8 +10,12 @@ A rule is a promise in both directions: what it matches goes when its time is up
 is; so a limit of bytes may not be reached, and then the log says so. What runs, or is still on its way into the store,
 or has a recording.json that cannot be read, is left alone.
 
-Each removal is written down and signed first, where there is a key to sign with (recorder/proof/removal.py); a pass
-begins with those that a crash has left half done.
+Where there are keys, what is sealed is only judged by the very bytes that are sealed, and is compared as a whole with
+its manifest before it goes (recorder/proof/evidence.py). What does not fit stays, is named in the log, the metrics and
+the details of readiness, and `verify` tells it. While the manifests or the acts themselves have a fault nothing goes.
+
+Each removal is signed first, where there is a key to sign with (recorder/proof/removal.py); a pass begins with those
+that a crash has left half done.
 """
 
 from __future__ import annotations
@@ -24,11 +28,15 @@ from dataclasses import dataclass, field
 import structlog
 
 from recorder.crypt import stored
+from recorder.heldevents import HeldEvents
 from recorder.holds import Hold, Holds, Match
-from recorder.model import Recording, id_day, is_id
-from recorder.proof.documents import Removal, day_end, day_of, is_day
-from recorder.proof.keys import PublicKeys, Signer
-from recorder.proof.removal import finish, remove_events, remove_recording, take_back, unfinished
+from recorder.model import End, Recording, id_day, is_id
+from recorder.proof.actlog import ActLog
+from recorder.proof.acts import Act, Kind, Subject
+from recorder.proof.documents import day_end, day_of, is_day
+from recorder.proof.evidence import Evidence, MismatchError, MissingError, NotSealedYetError
+from recorder.proof.keys import KeyFault, PublicKeys, Signer
+from recorder.proof.removal import Removed, bare, finish, has_bytes, removals, removals_of, take_over, unfinished
 from recorder.store.errors import StoreError
 from recorder.store.manifest import folder
 from recorder.store.store import Store
@@ -37,6 +45,11 @@ _log = structlog.get_logger(__name__)
 
 # Seconds between passes: retention is a matter of days.
 EVERY = 3600.0
+# Seconds between looks whether a command has signed a removal, which this recorder is to carry out.
+LOOK = 30.0
+# Subjects of one act of removal: enough that a year of passes is some thousand files, and few enough that a hold which
+# is placed meanwhile comes in time for most of them.
+BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +112,22 @@ class Doomed:
 
 @dataclass(slots=True)
 class Plan:
-    """What a pass would do. held: what would go, and by whom it is held. over: bytes above the limit even then."""
+    """What a pass would do. held: what would go, and by whom it is held. over: bytes above the limit even then.
+    mismatches: what is not as it was sealed and therefore stays, with what is wrong with it. evidence: what it was
+    judged by; None where nothing is sealed, or where it is to be read anew."""
 
     doomed: list[Doomed] = field(default_factory=list)
     held: list[tuple[Doomed, Hold]] = field(default_factory=list)
     over: int = 0
+    mismatches: dict[str, str] = field(default_factory=dict)
+    evidence: Evidence | None = None
 
 
 class Pruner:
-    """by: who removes, for the record. signer, keys: None where nothing is signed. removed: since the start.
-    fault: None, or why it cannot."""
+    """by: who removes, for the record. signer, keys: None where nothing is signed. log: of the acts, by default one of
+    its own. despite: remove also while the proof has faults, and what is not as it was sealed: as somebody wants who
+    has looked. removed: since the start. fault: None, or why it cannot, or that something is not as it was sealed.
+    mismatches: what the last pass has found of that, by subject."""
 
     def __init__(
         self,
@@ -117,63 +136,134 @@ class Pruner:
         *,
         signer: Signer | None = None,
         keys: PublicKeys | None = None,
+        log: ActLog | None = None,
         by: str = "retention",
+        despite: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.removed = 0
         self.fault: str | None = None
+        self.mismatches: dict[str, str] = {}
         self.rules = rules
         self._store = store
-        self._signer = signer
-        self._keys = keys or PublicKeys([signer.public_key] if signer is not None else [])
         self._by = by
         self._clock = clock
-        self._holds = Holds(store.blobs)
+        keys = keys or PublicKeys([signer.public_key] if signer is not None else [])
+        if log is None and len(keys):
+            keys = keys.with_own(signer.id) if signer is not None else keys
+            log = ActLog(store.blobs, keys, signer, clock=clock)
+        self._log = log
+        self.holds = Holds(store.blobs, log)
+        self._despite = despite
+        self._repaired = False
+        self._gone: set[str] = set()  # removals that are known to be done
+        self._free: dict[str, tuple[str, ...]] = {}  # days of events that these holds do not hold
+        self._told: dict[str, str] = {}  # mismatches that are in the log
 
     async def run(self) -> None:
-        """A pass every hour until cancelled."""
+        """A pass every hour until cancelled, and looks at what a command beside the recorder has signed."""
         while True:
-            try:
-                await self.repair()
-                if not self.rules.nothing:
-                    await self.prune(await self.plan())
-                self.fault = None
-            except StoreError as error:
-                if self.fault is None:
-                    _log.error("retention_fault", fault=str(error))
-                self.fault = str(error)
-            except Exception:
-                _log.exception("retention_failed")
-                self.fault = "retention fails; the log says why"
-            await asyncio.sleep(EVERY)
+            await self.step()
+            for _ in range(int(EVERY / LOOK)):
+                await asyncio.sleep(LOOK)
+                await self._obey()
+
+    async def _obey(self) -> None:
+        try:
+            await self.repair()
+        except (StoreError, KeyFault) as error:
+            _log.warning("removal_not_finished", why=str(error))  # the next pass says it in the fault
+        except Exception:
+            _log.exception("retention_failed")
+
+    async def step(self) -> None:
+        """One pass, whose failure is told and raises nothing."""
+        try:
+            self.mismatches = {}
+            await self.repair()
+            if not self.rules.nothing:
+                await self.prune(await self.plan())
+            self.fault = _told(self.mismatches)
+        except (StoreError, KeyFault) as error:
+            if self.fault is None:
+                _log.error("retention_fault", fault=str(error))
+            self.fault = str(error)
+        except Exception:
+            _log.exception("retention_failed")
+            self.fault = "retention fails; the log says why"
 
     async def repair(self) -> int:
-        """Go on with removals that are written down and not done; how many there were. Raises StoreError."""
-        left = await unfinished(self._store.blobs, self._keys)
-        for removal in left:
-            if removal.subject in self._store.lives:
-                continue  # its journal has brought it back, and it is on its way into the store: next time
-            recording = None if removal.subject.startswith("events ") else await self._recording(removal.subject)
-            if recording is not None and await self._holds.holding(recording) is not None:
-                # Not begun, as recording.json goes first, and held since.
-                await take_back(self._store.blobs, removal.subject)
-                _log.warning("removal_taken_back", subject=removal.subject)
-                continue
-            await finish(self._store, removal.subject)
-            _log.info("removal_finished", subject=removal.subject)
+        """Go on with removals that are written down and not done; how many there were. Raises StoreError, KeyFault."""
+        if self._log is None:
+            return 0
+        evidence: Evidence | None = None
+        if not self._repaired:  # once: what is from before there were acts is in the manifests
+            evidence = await self._read_evidence(self._log)
+            if self._log.signer is not None:
+                await take_over(self._store, self._log, evidence.chain, evidence.acts)
+            known = removals(evidence.chain, evidence.acts)
+        else:
+            acts = await self._log.read()
+            known = removals_of(acts)
+        left = await unfinished(self._store.blobs, known, self._gone)
+        if left and evidence is None:
+            evidence = await self._read_evidence(self._log)
+        for removed in left:
+            if evidence is not None:
+                await self._go_on(removed, evidence)
+        self._repaired = True
         return len(left)
+
+    async def _go_on(self, removed: Removed, evidence: Evidence) -> None:
+        subject = removed.removal.subject
+        if subject in self._store.lives:
+            return  # its journal has brought it back, and it is on its way into the store: next time
+        stays = await self._undone(removed, evidence)
+        if stays is None:
+            await finish(self._store, subject)
+            _log.info("removal_finished", subject=subject)
+        elif stays and removed.number and self._log is not None and self._log.signer is not None:
+            await self._log.add(Kind.REVERSAL, [Subject(subject)], by=self._by, why=stays, of=removed.number)
+            _log.warning("removal_taken_back", subject=subject)
+
+    async def _undone(self, removed: Removed, evidence: Evidence) -> str | None:
+        """Why a removal is to be taken back, which is not begun: recording.json goes first. "" where it can't be told
+        yet, None where it is to be finished. Raises StoreError."""
+        subject = removed.removal.subject
+        try:
+            if subject.startswith("events "):
+                hold = await HeldEvents(self._store, await self.holds.all(), evidence).holder(subject[7:])
+                return None if hold is None else _held(hold)
+            recording = await (self._store.get(subject) if removed.fault else evidence.recording(subject))
+            if recording.ended is None:
+                return None
+            if not removed.fault:
+                await evidence.check_recording(subject)
+            hold = await self.holds.holding(recording)
+            return None if hold is None else _held(hold)
+        except (KeyError, MissingError):
+            return None
+        except NotSealedYetError:
+            return ""
+        except MismatchError as error:
+            self._mismatch(subject, str(error))
+            return ""
 
     # -- what is to go
 
     async def plan(self) -> Plan:
-        """What is to go now. Changes nothing. Raises StoreError."""
+        """What is to go now. Changes nothing. Raises StoreError, KeyFault."""
         plan, now = Plan(), self._clock()
-        holds = await self._holds.all()
+        holds = await self.holds.all()
+        candidates = await self._candidates(now)
+        days = await self._event_days(now)
+        if candidates or days:
+            plan.evidence = await self._evidence()
         total, rest = 0, []
-        for identifier in await self._candidates(now):
+        for identifier in candidates:
             size = await self._size(identifier) if self.rules.max_bytes is not None else 0
             total += size
-            recording = await self._recording(identifier)
+            recording = await self._judged(plan, identifier)
             if recording is None:
                 continue
             if why := self.rules.too_old(recording, now):
@@ -190,8 +280,17 @@ class Pruner:
                 if self._doom(plan, Doomed(identifier, "the store is over its size", recording, size), holds):
                     total -= size
             plan.over = max(0, total - self.rules.max_bytes)
-        await self._plan_events(plan, now)
+        await self._plan_events(plan, days, holds)
         return plan
+
+    async def _evidence(self) -> Evidence | None:
+        return await self._read_evidence(self._log) if self._log is not None else None
+
+    async def _read_evidence(self, log: ActLog) -> Evidence:
+        evidence = await Evidence.read(self._store.blobs, log)
+        if not self._despite:
+            evidence.need_whole()
+        return evidence
 
     def _doom(self, plan: Plan, doomed: Doomed, holds: Sequence[Hold]) -> bool:
         recording = doomed.recording
@@ -216,13 +315,20 @@ class Pruner:
             found += [name for name in names if is_id(name) and id_day(name) == day]
         return found
 
-    async def _recording(self, identifier: str) -> Recording | None:
-        """One that is over and wholly in the store."""
+    async def _judged(self, plan: Plan, identifier: str) -> Recording | None:
+        """One that is over, wholly in the store, and says what was sealed."""
         if identifier in self._store.lives:
             return None
         try:
-            recording = await self._store.get(identifier)
-        except KeyError:
+            if plan.evidence is not None:
+                recording = await plan.evidence.recording(identifier)
+            else:
+                recording = await self._store.get(identifier)
+        except (KeyError, NotSealedYetError):
+            return None
+        except MismatchError as error:
+            plan.mismatches[identifier] = str(error)
+            self._mismatch(identifier, str(error))
             return None
         except StoreError as error:
             _log.warning("recording_not_judged", recording=identifier, why=str(error))
@@ -232,44 +338,152 @@ class Pruner:
     async def _size(self, identifier: str) -> int:
         return sum([size async for _, size in stored(self._store.blobs).names(folder(identifier))])
 
-    async def _plan_events(self, plan: Plan, now: float) -> None:
-        if self.rules.events_max_age is None:
-            return
-        async for name, _ in stored(self._store.blobs).names("events"):
-            day = name.rstrip("/")
-            if is_day(day) and now - day_end(day) > self.rules.events_max_age:
-                why = f"events are kept for {self.rules.events_max_age / 86400:g} days"
-                plan.doomed.append(Doomed(f"events {day}", why))
+    async def _event_days(self, now: float) -> list[str]:
+        most = self.rules.events_max_age
+        if most is None:
+            return []
+        days = [name.rstrip("/") async for name, _ in stored(self._store.blobs).names("events")]
+        return [day for day in days if is_day(day) and now - day_end(day) > most]
+
+    async def _plan_events(self, plan: Plan, days: Sequence[str], holds: Sequence[Hold]) -> None:
+        for day in days:
+            why = f"events are kept for {(self.rules.events_max_age or 0) / 86400:g} days"
+            doomed = Doomed(f"events {day}", why)
+            try:
+                hold = await self._event_holder(day, holds, plan.evidence)
+            except MismatchError as error:
+                plan.mismatches[doomed.subject] = str(error)
+                self._mismatch(doomed.subject, str(error))
+            except NotSealedYetError:
+                continue
+            else:
+                if hold is not None:
+                    plan.held.append((doomed, hold))
+                else:
+                    plan.doomed.append(doomed)
+
+    async def _event_holder(self, day: str, holds: Sequence[Hold], evidence: Evidence | None) -> Hold | None:
+        """By whom a day of events is held. All of them are read for that, so that one which was found free is only read
+        again where there is another hold. Raises MismatchError, NotSealedYetError, StoreError."""
+        known = tuple(hold.id for hold in holds)
+        if self._free.get(day) == known:
+            return None
+        hold = await HeldEvents(self._store, holds, evidence).holder(day)
+        if hold is None:
+            self._free[day] = known
+        return hold
+
+    def _mismatch(self, subject: str, what: str) -> None:
+        self.mismatches[subject] = what
+        if self._told.get(subject) != what:
+            self._told[subject] = what
+            _log.error("proof_mismatch", subject=subject, what=what, meaning="it is not removed; run recorder verify")
 
     # -- and goes
 
     async def prune(self, plan: Plan, progress: Callable[[int], None] = lambda done: None) -> list[Doomed]:
-        """Do it; what went. Asks for holds again before each. Raises StoreError."""
+        """Do it; what went. Compares each with what was sealed, and asks for holds again. Raises StoreError,
+        KeyFault."""
         gone: list[Doomed] = []
-        for number, doomed in enumerate(plan.doomed):
-            if await self.remove(doomed):
-                gone.append(doomed)
-            progress(number + 1)
+        if plan.doomed and plan.evidence is None:
+            plan.evidence = await self._evidence()
+        for start in range(0, len(plan.doomed), BATCH):
+            batch = plan.doomed[start : start + BATCH]
+            gone += await self._remove(batch, plan.evidence)
+            progress(start + len(batch))
+        self._free.clear()
         if plan.over:
             _log.warning("retention_over_size", bytes=plan.over, why="the rest is held, or a rule keeps it")
         return gone
 
     async def remove(self, doomed: Doomed) -> bool:
-        """Remove one; False where it is held after all, or gone. Raises StoreError."""
-        removal = Removal(doomed.subject, self._clock(), self._by, doomed.why)
-        if doomed.recording is None:
-            await remove_events(self._store, self._signer, removal)
-        else:
-            recording = doomed.recording
+        """Remove one; False where it is held after all, gone, or not what was sealed. Raises StoreError, KeyFault."""
+        return bool(await self.prune(Plan([doomed])))
 
-            async def held() -> bool:
-                return await self._holds.holding(recording) is not None
+    async def order(self, plan: Plan) -> list[Doomed]:
+        """Sign the removals and leave the rest to the recorder that runs on this store. Which. Raises StoreError,
+        KeyFault."""
+        if plan.doomed and plan.evidence is None:
+            plan.evidence = await self._evidence()
+        ready = await self._ready(plan.doomed, plan.evidence)
+        if ready:
+            await self._sign(ready, plan.evidence)
+        return [doomed for doomed, _ in ready]
 
-            try:
-                if not await remove_recording(self._store, self._signer, removal, held):
-                    return False
-            except KeyError:
-                return False
-        self.removed += 1
-        _log.info("removed", subject=doomed.subject, why=doomed.why, by=self._by)
-        return True
+    async def _remove(self, batch: Sequence[Doomed], evidence: Evidence | None) -> list[Doomed]:
+        ready = await self._ready(batch, evidence)
+        act = await self._sign(ready, evidence) if ready else None
+        gone: list[Doomed] = []
+        for doomed, subject in ready:
+            # Asked again: what was placed while the act was being signed has been told that it holds.
+            stays = await self._stays(doomed, evidence)
+            if not stays:
+                await finish(self._store, doomed.subject)
+                self.removed += 1
+                _log.info("removed", subject=doomed.subject, why=doomed.why, by=self._by)
+                gone.append(doomed)
+            elif act is not None and self._log is not None:
+                await self._log.add(Kind.REVERSAL, bare([subject]), by=self._by, why=stays, of=act.number)
+                _log.warning("removal_taken_back", subject=doomed.subject)
+        return gone
+
+    async def _ready(self, batch: Sequence[Doomed], evidence: Evidence | None) -> list[tuple[Doomed, Subject]]:
+        ready: list[tuple[Doomed, Subject]] = []
+        for doomed in batch:
+            subject = await self._prepare(doomed, evidence)
+            if subject is not None and not await self._stays(doomed, evidence):
+                ready.append((doomed, subject))
+        return ready
+
+    async def _sign(self, ready: Sequence[tuple[Doomed, Subject]], evidence: Evidence | None) -> Act | None:
+        if self._log is None or self._log.signer is None:
+            return None
+        why = f"although {evidence.faults[0]}" if evidence is not None and evidence.faults else ""
+        return await self._log.add(Kind.REMOVAL, [subject for _, subject in ready], by=self._by, why=why)
+
+    async def _prepare(self, doomed: Doomed, evidence: Evidence | None) -> Subject | None:
+        """What the act says of it; None where it is gone, or not what was sealed. Raises StoreError."""
+        if doomed.subject.startswith("events "):
+            return Subject(doomed.subject, doomed.why)
+        if doomed.subject in self._store.lives:
+            raise StoreError("the recording is not over yet")
+        if not await has_bytes(stored(self._store.blobs), doomed.subject):
+            return None
+        try:
+            if (await self._store.get(doomed.subject)).end is End.RUNNING:  # at another recorder that shares the store
+                raise StoreError("the recording is not over yet")
+            content = await evidence.check_recording(doomed.subject) if evidence is not None else ""
+        except KeyError:
+            return None
+        except MismatchError as error:
+            if self._despite:
+                return Subject(doomed.subject, doomed.why, fault=str(error))
+            self._mismatch(doomed.subject, str(error))
+            return None
+        return Subject(doomed.subject, doomed.why, content)
+
+    async def _stays(self, doomed: Doomed, evidence: Evidence | None) -> str:
+        """Why it is not to go now, "" where it is. Raises StoreError, KeyFault."""
+        if doomed.recording is not None:
+            hold = await self.holds.holding(doomed.recording)
+            return "" if hold is None else _held(hold)
+        try:
+            hold = await self._event_holder(doomed.subject.removeprefix("events "), await self.holds.now(), evidence)
+        except MismatchError as error:
+            self._mismatch(doomed.subject, str(error))
+            return f"not as it was sealed: {error}"
+        except NotSealedYetError:
+            return "not sealed yet"
+        return "" if hold is None else _held(hold)
+
+
+def _held(hold: Hold) -> str:
+    return f"held by {hold.by} ({hold.id})"
+
+
+def _told(mismatches: dict[str, str]) -> str | None:
+    if not mismatches:
+        return None
+    subject, what = next(iter(mismatches.items()))
+    more = f", and {len(mismatches) - 1} more" if len(mismatches) > 1 else ""
+    return f"{subject} is not as it was sealed and is not removed: {what}{more}"

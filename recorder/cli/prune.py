@@ -1,8 +1,9 @@
-"""`recorder prune`: what is old goes, what is held stays."""
+"""`recorder prune`: what is old goes, what is held stays. Both are signed acts, where there is a key."""
 
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -26,9 +27,12 @@ from recorder.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from recorder.holds import Hold, Match
+    from recorder.holds import Hold, Holds, Match
+    from recorder.proof.actlog import ActLog
+    from recorder.proof.acts import Acts
     from recorder.proof.keys import PublicKeys, Signer
     from recorder.retention import Doomed, Plan, Pruner
+    from recorder.store.blobs import Blobs
     from recorder.store.store import Store
 
 _MATCH = ("cluster", "namespace", "user", "type")
@@ -43,13 +47,23 @@ _MATCH = ("cluster", "namespace", "user", "type")
     "--hold-matching", multiple=True, metavar="FIELD=GLOB",
     help="Hold all sessions, also those to come, of a cluster, namespace, user or type; several fields are all meant.",
 )  # fmt: skip
-@click.option("--release", is_flag=True, help="Release the holds ID...")
+@click.option("--release", is_flag=True, help="Release the holds ID..., or the one hold of each session ID.")
 @click.option("--holds", "list_holds", is_flag=True, help="List the holds.")
-@click.option("--reason", default="", help="Why: it is kept with the hold, or with the removal.")
+@click.option("--acts", "list_acts", is_flag=True, help="List all holds, releases, removals and reversals ever signed.")
+@click.option("--reason", default="", help="Why: it is kept with the hold, its release, or the removal.")
+@click.option("--by", "name", default="", envvar="RECORDER_BY", help="Who you are; your account here is kept with it.")
+@click.option("--key", "key_file", type=EXISTING_FILE, metavar="FILE", help="--store: the key to sign with.")
 @click.option(
-    "--key", "key_file", type=EXISTING_FILE, metavar="FILE", help="--store: the key that removals are signed with."
+    "--unsigned",
+    is_flag=True,
+    help="Without a key. verify will call what is removed missing if it was sealed, and whoever can write to the store "
+    "can take away an unsigned hold.",
 )
-@click.option("--unsigned", is_flag=True, help="Remove without a key: verify will call it missing if it was sealed.")
+@click.option(
+    "--despite-faults",
+    is_flag=True,
+    help="Remove also while verify finds faults, and sessions ID... that are not as they were sealed; the act says so.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def command(
@@ -60,9 +74,12 @@ def command(
     hold_matching: tuple[str, ...],
     release: bool,
     list_holds: bool,
+    list_acts: bool,
     reason: str,
+    name: str,
     key_file: Path | None,
     unsigned: bool,
+    despite_faults: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -73,32 +90,40 @@ def command(
     recorder prune --config FILE --hold ID --reason "case 4711"
     recorder prune --config FILE --hold-matching user=ana@example.com --reason "case 4711"
     recorder prune --config FILE --holds
-    recorder prune --config FILE --release ID
+    recorder prune --config FILE --release ID --reason "case 4711 is closed"
 
-    A running recorder prunes by itself every hour, and its folder is its own meanwhile: stop it to remove by hand.
-    Holds can be placed and released at any time. Removals are written down and signed before the bytes go.
+    A running recorder prunes by itself every hour. Where one runs on the folder, a removal by hand is signed and left
+    to it: it removes within a minute. Holds can be placed and released at any time. What is held is held with the API
+    events around it. Removals are signed before the bytes go, and what is not as it was sealed is not removed.
     """
-    modes = [hold, bool(hold_matching), release, list_holds]
-    if sum(modes) > 1 or (any(modes) and dry_run) or (list_holds and identifiers):
-        raise click.UsageError("one at a time: --hold, --hold-matching, --release, --holds or removing")
+    modes = [hold, bool(hold_matching), release, list_holds, list_acts]
+    if sum(modes) > 1 or (any(modes) and dry_run) or ((list_holds or list_acts) and identifiers):
+        raise click.UsageError("one at a time: --hold, --hold-matching, --release, --holds, --acts or removing")
     if (hold or release) and not identifiers:
         raise click.UsageError("which? give an ID")
     if (hold or hold_matching or (identifiers and not release)) and not reason.strip():
         raise click.UsageError("say why: --reason TEXT")
-    if len(reason) > 500:
-        raise click.UsageError("--reason has at most 500 characters")
+    if max(len(reason), len(name)) > 500:
+        raise click.UsageError("--reason and --by have at most 500 characters")
+    if list_holds:
+        return _print_holds(execute(_holds(where, key_file)), as_json)
+    if list_acts:
+        return _print_acts(execute(_acts(where, key_file)), as_json)
+    signer, keys = _signing(where, key_file)
+    if signer is None and not unsigned and not dry_run:
+        what = "holds and releases" if any(modes) else "removals"
+        raise click.UsageError(f"which key are {what} signed with? proof.key, --key FILE, or --unsigned")
+    if unsigned:
+        signer, keys = None, None
     if hold or hold_matching:
-        placed = execute(_hold(where, identifiers, _match(hold_matching), reason))
+        placed = execute(_hold(where, identifiers, _match(hold_matching), reason, _me(name), signer, keys))
         _print_holds(placed, as_json)
     elif release:
-        _print_holds(execute(_release(where, identifiers)), as_json, "released")
-    elif list_holds:
-        _print_holds(execute(_holds(where)), as_json)
+        released = execute(_release(where, identifiers, reason, _me(name), signer, keys))
+        _print_holds(released, as_json, "released")
     else:
-        signer, keys = _signing(where, key_file)
-        if signer is None and not unsigned and not dry_run:
-            raise click.UsageError("which key are removals signed with? proof.key, --key FILE, or --unsigned")
-        execute(_prune(where, identifiers, reason, signer, keys, dry_run, yes, as_json))
+        by = f"prune by {_me(name)}" if identifiers else f"prune by rule, run by {_me(name)}"
+        execute(_prune(where, identifiers, reason, by, signer, keys, dry_run, despite_faults, yes, as_json))
 
 
 def _match(pairs: Sequence[str]) -> Match | None:
@@ -117,83 +142,171 @@ def _match(pairs: Sequence[str]) -> Match | None:
 
 def _signing(where: Where, key_file: Path | None) -> tuple[Signer | None, PublicKeys | None]:
     from recorder.keeping import KeepingError, public_keys, signer
-    from recorder.proof.keys import KeyFault, Signer
+    from recorder.proof.keys import KeyFault, PublicKeys, Signer
 
     try:
-        if key_file is not None:
-            return Signer.load(key_file), None
-        own = signer(where.store(), make=False)
-        return own, public_keys(where.store(), own)
+        own = Signer.load(key_file) if key_file is not None else signer(where.store(), make=False)
+        keys = public_keys(where.store(), own)
+        return own, keys if len(keys) else PublicKeys([])
     except (KeepingError, KeyFault) as error:
         raise Failed(str(error)) from None
 
 
-def _me() -> str:
+def _log(blobs: Blobs, signer: Signer | None, keys: PublicKeys | None) -> ActLog | None:
+    from recorder.proof.actlog import ActLog
+
+    return ActLog(blobs, keys, signer) if keys is not None and len(keys) else None
+
+
+async def _reading(where: Where, key_file: Path | None, blobs: Blobs) -> ActLog:
+    """To list only: with the keys there are, else with those in the store, which is said."""
+    from recorder.crypt import stored
+    from recorder.proof.actlog import ActLog
+    from recorder.proof.chain import stored_keys
+
     try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
+        _, keys = _signing(where, key_file)
+    except Failed:
+        keys = None  # whoever lists need not be somebody who may sign
+    if keys is None or not len(keys):
+        click.echo("recorder: signatures are checked with the store's own keys, which shows no forgery", err=True)
+        keys = await stored_keys(stored(blobs))
+    return ActLog(blobs, keys)
+
+
+def _me(name: str) -> str:
+    """Who does this: as they say, and by their account, which is the one behind sudo."""
+    try:
+        account = f"{getpass.getuser()}@{socket.gethostname()}"
     except (OSError, KeyError):
-        return "somebody by hand"
+        account = "somebody by hand"
+    behind = os.environ.get("SUDO_USER", "")
+    if behind and behind != account.partition("@")[0]:
+        account = f"{behind} as {account}"
+    return f"{name.strip()} ({account})" if name.strip() else account
 
 
 # -- holds
 
 
-async def _hold(where: Where, identifiers: Sequence[str], match: Match | None, reason: str) -> list[Hold]:
+async def _hold(
+    where: Where,
+    identifiers: Sequence[str],
+    match: Match | None,
+    reason: str,
+    by: str,
+    signer: Signer | None,
+    keys: PublicKeys | None,
+) -> list[Hold]:
     from recorder.cli.library import open_read_only
     from recorder.holds import Hold, Holds
     from recorder.model import new_id
 
     async with open_read_only(where.store()) as store:
-        placed = [Hold(identifier, time.time(), _me(), reason) for identifier in identifiers]
-        for hold in placed:
+        wanted = [Hold(new_id(), time.time(), by, reason, None, identifier) for identifier in identifiers]
+        for hold in wanted:
             try:
-                await store.get(hold.id)
+                await store.get(hold.recording)
             except KeyError:
                 # It may run, and be in the recorder's journal alone; but a misspelt id must not look like a hold.
-                raise Failed(f"there is no session {printable(hold.id, 60)} in the store yet") from None
+                raise Failed(f"there is no session {printable(hold.recording, 60)} in the store yet") from None
         if match is not None:
-            placed.append(Hold(new_id(), time.time(), _me(), reason, match))
-        for hold in placed:
-            await Holds(store.blobs).add(hold)
-        return placed
+            wanted.append(Hold(new_id(), time.time(), by, reason, match))
+        holds = Holds(store.blobs, _log(store.blobs, signer, keys))
+        return [await holds.add(hold) for hold in wanted]
 
 
-async def _release(where: Where, identifiers: Sequence[str]) -> list[Hold]:
+async def _release(
+    where: Where,
+    identifiers: Sequence[str],
+    reason: str,
+    by: str,
+    signer: Signer | None,
+    keys: PublicKeys | None,
+) -> list[Hold]:
     from recorder.cli.library import open_read_only
+    from recorder.crypt import stored
     from recorder.holds import Holds
+    from recorder.proof.acts import ACTS
 
     released: list[Hold] = []
     async with open_read_only(where.store()) as store:
+        if signer is None and [name async for name, _ in stored(store.blobs).names(ACTS)]:
+            raise Failed("this store has signed acts, and a release that is not signed would not count: give the key")
+        holds = Holds(store.blobs, _log(store.blobs, signer, keys))
         for identifier in identifiers:
             try:
-                released.append(await Holds(store.blobs).release(identifier))
+                released.append(await holds.release(await _hold_of(holds, identifier), by=by, why=reason))
             except KeyError:
                 raise Failed(f"there is no hold {printable(identifier, 60)}") from None
     return released
 
 
-async def _holds(where: Where) -> list[Hold]:
+async def _hold_of(holds: Holds, identifier: str) -> str:
+    """The id of the hold that is meant: its own, or that of the one session it holds."""
+    from recorder.store import StoreError
+
+    try:
+        found = await holds.all()
+    except StoreError:
+        return identifier  # one that cannot be read is released by its own id
+    known = [hold.id for hold in found if hold.held == identifier]
+    if len(known) > 1 and identifier not in {hold.id for hold in found}:
+        raise Failed(f"{printable(identifier, 60)} has {len(known)} holds: say which: {', '.join(known)}")
+    return known[0] if known else identifier
+
+
+async def _holds(where: Where, key_file: Path | None) -> list[Hold]:
     from recorder.cli.library import open_read_only
     from recorder.holds import Holds
 
     async with open_read_only(where.store()) as store:
-        return await Holds(store.blobs).all()
+        return await Holds(store.blobs, await _reading(where, key_file, store.blobs)).all()
+
+
+async def _acts(where: Where, key_file: Path | None) -> Acts:
+    from recorder.cli.library import open_read_only
+
+    async with open_read_only(where.store()) as store:
+        return await (await _reading(where, key_file, store.blobs)).read()
+
+
+def _print_acts(acts: Acts, as_json: bool) -> None:
+    from recorder.web.words import rfc3339
+
+    if as_json:
+        print_json({"items": [act.values() | {"at": rfc3339(act.at)} for act in acts.believed], "faults": acts.faults})
+    else:
+        rows = []
+        for act in acts.believed:
+            for subject in act.subjects or ():
+                why = subject.why or act.why
+                rows.append((str(act.number), rfc3339(act.at)[:19], act.kind.value, subject.name, act.by, why))
+        if rows:
+            print_table(("ACT", "AT", "WHAT", "OF", "BY", "WHY"), rows)
+        else:
+            click.echo("no acts", err=True)
+        for fault in acts.faults:
+            click.echo(f"recorder: {printable(fault)}", err=True)
+    if acts.faults:
+        raise click.exceptions.Exit(1)
 
 
 def _print_holds(holds: Sequence[Hold], as_json: bool, what: str = "") -> None:
     from recorder.web.words import rfc3339
 
     if as_json:
-        print_json([hold.values() | {"at": rfc3339(hold.at)} for hold in holds])
+        print_json([hold.values() | {"at": rfc3339(hold.at), "signed": hold.signed} for hold in holds])
         return
     if not holds:
         click.echo("nothing is held", err=True)
         return
     rows = []
     for hold in holds:
-        match = "this session" if hold.match is None else _words(hold.match)
-        rows.append((hold.id, what or rfc3339(hold.at)[:19], hold.by, match, hold.reason))
-    print_table(("ID", "SINCE" if not what else "", "BY", "WHAT", "REASON"), rows)
+        match = hold.held if hold.match is None else _words(hold.match)
+        signed = "yes" if hold.signed else "NO"
+        rows.append((hold.id, what or rfc3339(hold.at)[:19], hold.by, match, signed, hold.reason))
+    print_table(("ID", "SINCE" if not what else "", "BY", "WHAT", "SIGNED", "REASON"), rows)
 
 
 def _words(match: Match) -> str:
@@ -204,7 +317,8 @@ def _words(match: Match) -> str:
 
 
 @asynccontextmanager
-async def _open(where: Where, read_only: bool) -> AsyncIterator[Store]:
+async def _open(where: Where, read_only: bool, *, order: bool) -> AsyncIterator[tuple[Store, bool]]:
+    """The store, and whether a recorder runs on it that does the removing. order: that will do."""
     from recorder.app import StartError, open_store
     from recorder.store import StoreError
 
@@ -216,13 +330,18 @@ async def _open(where: Where, read_only: bool) -> AsyncIterator[Store]:
         store = open_store(config, read_only=read_only)
     except StartError as error:
         raise Failed(printable(str(error))) from None
+    runs = False
     try:
         await store.open()
     except StoreError as error:
-        hint = ": stop it, or let it prune by itself" if "another recorder" in str(error) else ""
-        raise Failed(f"{error}{hint}") from None
+        runs = "another recorder" in str(error)
+        if not (runs and order):
+            hint = ": stop it, or let it prune by itself" if runs else ""
+            raise Failed(f"{error}{hint}") from None
+        store = open_store(config, read_only=True)
+        await store.open()
     try:
-        yield store
+        yield store, runs
     finally:
         await store.aclose()
 
@@ -231,19 +350,20 @@ async def _prune(
     where: Where,
     identifiers: Sequence[str],
     reason: str,
+    by: str,
     signer: Signer | None,
     keys: PublicKeys | None,
     dry_run: bool,
+    despite: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
     from recorder.keeping import rules
     from recorder.retention import Pruner
 
-    async with _open(where, dry_run) as store:
-        by = f"prune by {_me()}" if identifiers else "prune by rule"
-        pruner = Pruner(store, rules(where.store().retention), signer=signer, keys=keys, by=by)
-        if not dry_run:
+    async with _open(where, dry_run, order=bool(identifiers) and signer is not None) as (store, runs):
+        pruner = Pruner(store, rules(where.store().retention), signer=signer, keys=keys, by=by, despite=despite)
+        if not dry_run and not runs:
             await pruner.repair()
         plan = await _chosen(store, pruner, identifiers, reason) if identifiers else await pruner.plan()
         if not as_json:
@@ -252,20 +372,29 @@ async def _prune(
             raise Failed("what is held is not removed: release it first")
         if plan.doomed and not dry_run and not yes:
             click.confirm(f"Remove {len(plan.doomed)} for good?", abort=True, err=True)
+            plan.evidence = None  # that may have taken a while
         gone: list[Doomed] = []
-        if not dry_run:
+        if not dry_run and runs:
+            gone = await pruner.order(plan)
+        elif not dry_run:
             with progress_bar("removed") as progress:
                 gone = await pruner.prune(plan, lambda done: progress(done, len(plan.doomed)))
+    plan.mismatches |= pruner.mismatches
     if as_json:
         print_json(_values(plan, gone))
+    elif runs:
+        click.echo(f"signed the removal of {len(gone)}; the recorder that runs here removes within a minute")
     elif not dry_run:
         click.echo(f"removed {len(gone)}")
     elif not plan.doomed:
         click.echo("nothing is to go")
+    for subject, what in plan.mismatches.items():
+        click.echo(f"recorder: {subject} is not as it was sealed and is not removed: {printable(what)}", err=True)
+    if plan.mismatches:
+        raise click.exceptions.Exit(1)
 
 
 async def _chosen(store: Store, pruner: Pruner, identifiers: Sequence[str], reason: str) -> Plan:
-    from recorder.holds import Holds
     from recorder.retention import Doomed, Plan
 
     plan = Plan()
@@ -275,7 +404,7 @@ async def _chosen(store: Store, pruner: Pruner, identifiers: Sequence[str], reas
         except KeyError:
             raise Failed(f"there is no session {printable(identifier, 60)}") from None
         doomed = Doomed(identifier, reason, recording)
-        hold = await Holds(store.blobs).holding(recording)
+        hold = await pruner.holds.holding(recording)
         if hold is not None:
             plan.held.append((doomed, hold))
         else:
@@ -311,4 +440,5 @@ def _values(plan: Plan, gone: Sequence[Doomed]) -> dict[str, Any]:
         ],
         "held": [{"subject": doomed.subject, "hold": hold.values()} for doomed, hold in plan.held],
         "over": plan.over,
+        "mismatches": plan.mismatches,
     }

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     "--trust-store-keys", is_flag=True, help="Take the keys from the store, which whoever changes it can change too."
 )
 @click.option("--anchor", type=EXISTING_FILE, metavar="FILE", help="The last manifest sealed, kept beside the key.")
+@click.option("--act", type=EXISTING_FILE, metavar="FILE", help="The last act signed, kept beside the key.")
 @click.option("--all", "every", is_flag=True, help="Print those that are well, too.")
 @json_option
 def command(
@@ -47,6 +48,7 @@ def command(
     public_key_files: tuple[Path, ...],
     trust_store_keys: bool,
     anchor: Path | None,
+    act: Path | None,
     every: bool,
     as_json: bool,
 ) -> None:
@@ -56,20 +58,21 @@ def command(
     ok              as it was sealed
     open            it still runs
     not sealed yet  its day is not over, or was just now
-    removed         by retention or by hand, as was written down and signed before
+    removed         by retention or by hand, as was signed before
     changed         something in it is not what was sealed; the detail says what
     cut             chunks at its end are missing, or torn
-    missing         sealed, not there, and nobody has written down its removal
+    missing         sealed, not there, and nobody has signed its removal
     unknown         there, but its day was sealed without it
 
-    Exit code 0 only if all is well: every state is one of the first four, no manifest is missing, and each is signed.
+    Exit code 0 only if all is well: every state is one of the first four, no manifest is missing, and each is signed;
+    the acts (holds, releases, removals, reversals) are signed and all there, and each hold is as it was signed.
     Decryption keys are not needed.
     """
     from recorder.proof.documents import is_day
 
     if day and (not is_day(day) or identifier):
         raise click.UsageError("--day must be a day such as 2026-11-22" if not identifier else "either ID or --day")
-    report = execute(_verify(where, identifier, day, public_key_files, trust_store_keys, anchor))
+    report = execute(_verify(where, identifier, day, public_key_files, trust_store_keys, anchor, act))
     if as_json:
         print_json(report.values())
     else:
@@ -79,7 +82,13 @@ def command(
 
 
 async def _verify(
-    where: Where, identifier: str, day: str, key_files: tuple[Path, ...], trust: bool, anchor: Path | None
+    where: Where,
+    identifier: str,
+    day: str,
+    key_files: tuple[Path, ...],
+    trust: bool,
+    anchor: Path | None,
+    act: Path | None,
 ) -> Report:
     from recorder.cli.library import open_read_only
     from recorder.crypt import stored
@@ -87,7 +96,7 @@ async def _verify(
 
     async with open_read_only(where.store()) as store:
         keys = await _keys(where, key_files, trust, stored(store.blobs))
-        verifier = Verifier(store.blobs, keys, anchor=_anchor(where, anchor))
+        verifier = Verifier(store.blobs, keys, anchor=_anchor(where, anchor, "anchor"), act=_anchor(where, act, "acts"))
         with progress_bar("verified") as progress:
             try:
                 return await verifier.run(day=day, identifier=identifier, progress=progress)
@@ -114,7 +123,7 @@ async def _keys(where: Where, files: tuple[Path, ...], trust: bool, raw: Blobs) 
     raise click.UsageError("which key is to be believed? --public-key FILE, or --trust-store-keys")
 
 
-def _anchor(where: Where, path: Path | None) -> Anchor | None:
+def _anchor(where: Where, path: Path | None, kind: str) -> Anchor | None:
     from recorder.proof.keys import KeyFault, read_anchor
 
     if path is not None:
@@ -123,7 +132,7 @@ def _anchor(where: Where, path: Path | None) -> Anchor | None:
             raise KeyFault(f"{path}: is not there")
         return anchor
     key = where.store().proof.key if where.configured else None
-    return None if key is None else read_anchor(key.with_name(key.name + ".anchor"))
+    return None if key is None else read_anchor(key.with_name(f"{key.name}.{kind}"))
 
 
 def _print(report: Report, every: bool) -> None:
@@ -143,6 +152,19 @@ def _print(report: Report, every: bool) -> None:
     click.echo(f"{counts}; {days}")
     if report.last is not None:
         click.echo(f"last manifest: number {report.last.number}, sha256 {report.last.sha256}")
+    acts = report.acts
+    if acts.last is not None or acts.unsigned:
+        unsigned = f", and {acts.unsigned} that nobody has signed" if acts.unsigned else ""
+        click.echo(
+            f"acts: {acts.count} signed: {acts.releases} releases, {acts.removals} removals, "
+            f"{acts.reversals} reversals; {acts.holds} holds in force{unsigned}"
+        )
+    if acts.last is not None:
+        click.echo(f"last act: number {acts.last.number}, sha256 {acts.last.sha256}")
     bad = sum(finding.status not in WELL for finding in report.findings)
-    verdict = "all is well" if report.well else f"NOT well: {bad} recordings, {len(report.faults)} faults of manifests"
+    verdict = (
+        "all is well"
+        if report.well
+        else f"NOT well: {bad} recordings, {len(report.faults)} faults of manifests and acts"
+    )
     click.echo(verdict)

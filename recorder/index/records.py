@@ -227,20 +227,18 @@ def _insert(
 def _event(event: ApiEvent) -> Iterable[Any]:
     document = event.document
     source, kubernetes, request = (_mapping(document, name) for name in ("source", "kubernetes", "request"))
-    destination = _mapping(document, "destination")
     yield event.id
-    # As of a recording: a tagged node's is whom it was impersonated as.
-    yield _text(source, "nodeUser") or _text(_mapping(document, "impersonation"), "user")
-    yield _text(source, "node").removesuffix(".")
+    yield _name(event.user)
+    yield _name(event.node)
     tags = source.get("nodeTags")
     yield _tags([tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else ())
-    yield _text(kubernetes, "Cluster") or _text(document, "cluster") or _text(destination, "cluster")
+    yield _name(event.cluster)
     for name in ("Verb", "Resource", "Subresource", "APIGroup", "Namespace", "Name"):
         yield _text(kubernetes, name)
     yield _text(kubernetes, "Path") or _text(request, "path")
     yield _text(request, "method")
     yield _text(document, "userAgent")
-    yield _text(document, "sessionID")
+    yield _name(event.session_id)
     yield _name(event.source.node)
     yield float(event.received)
 

@@ -43,6 +43,11 @@ class ActLog:
         self._acts = Acts()
         self._lock = asyncio.Lock()
 
+    @property
+    def known(self) -> Acts:
+        """What was read last."""
+        return self._acts
+
     async def read(self) -> Acts:
         """All acts there are now. Raises StoreError, KeyFault."""
         async with self._lock:

@@ -51,6 +51,8 @@ from recorder.store.blobs import Blobs
 
 ACT_TYPE = "recorder act"
 ACTS = "proof/acts"
+# Where the files of holds are, in the store.
+HOLDS = "holds"
 # Before the first act, and before the first manifest.
 NONE = Anchor(0, NOTHING)
 # Digits of a number in a file's name, so that names sort as numbers do: a removal each second for three years.

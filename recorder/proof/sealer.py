@@ -5,7 +5,7 @@ its recorder was down) is listed in the next one. What it lists was read back fr
 also says that the recording hung together when it was sealed, or what was wrong with it.
 
 Sealing may begin anew at any moment. A manifest is put whole or not at all, a pass finds out by itself which days are
-due, and after days of downtime each of them gets its manifest. Only then removals that it lists are forgotten as files.
+due, and after days of downtime each of them gets its manifest. It names the last act (acts.py) that was signed by then.
 
 One recorder seals one store: of several that share an object store, configure the key for one.
 """
@@ -22,7 +22,7 @@ import structlog
 from recorder.crypt import stored
 from recorder.model import Recording, id_day, is_id, new_id
 from recorder.proof.actlog import ActLog
-from recorder.proof.chain import Chain, read_chain, read_removals
+from recorder.proof.chain import Chain, read_chain
 from recorder.proof.documents import (
     DAYS,
     KEYS,
@@ -36,12 +36,11 @@ from recorder.proof.documents import (
     is_day,
     manifest_file,
     next_day,
-    removal_file,
     write_manifest,
 )
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
 from recorder.proof.parts import hash_of, look
-from recorder.proof.removal import has_bytes
+from recorder.proof.removal import take_over
 from recorder.store.errors import StoreError
 from recorder.store.manifest import MANIFEST, folder, manifest_key, read_manifest
 from recorder.store.store import Store
@@ -122,6 +121,7 @@ class Sealer:
         await self._export_key()
         chain = await read_chain(self._raw, self._keys)
         self._check(chain)
+        await take_over(self._store, self._acts, chain, await self._acts.read())
         self.last_day = chain.last_day
         if chain.last_day >= day_of(self._clock()):
             # What ends until then is on days that are sealed without it, and somebody should know.
@@ -134,7 +134,6 @@ class Sealer:
                 await self._seal(chain, found, day)
                 days.append(day)
                 day = next_day(day)
-        await self._forget_removals(chain)
         self._tried_day = due
         return days
 
@@ -233,12 +232,6 @@ class Sealer:
             except KeyError:
                 continue
             events.append(Part(key, len(data), await hash_of(data)))
-        listed = {removal.subject for before in chain.manifests for removal in before.removals}
-        removals = [
-            removal
-            for removal in chain.removals.values()
-            if removal.subject not in listed and (removal.at < until or day == self._last_due())
-        ]
         manifest = Manifest(
             number=chain.last.number + 1 if chain.last else 1,
             day=day,
@@ -246,7 +239,6 @@ class Sealer:
             sealed=self._clock(),
             recordings=tuple(recordings),
             events=tuple(events),
-            removals=tuple(sorted(removals, key=lambda removal: removal.at)),
             acts=await self._last_act(),
         )
         data = await asyncio.to_thread(write_manifest, manifest, self._signer)
@@ -257,8 +249,6 @@ class Sealer:
         chain.manifests.append(manifest)
         chain.last_day = self.last_day = day
         chain.hashes[manifest.number] = chain.last.sha256
-        for removal in removals:
-            chain.removals.pop(removal.subject, None)
         self._signer.remember(chain.last)
         self.sealed += 1
         # The log goes elsewhere than the store, so this line too is a memory of how the chain was.
@@ -269,7 +259,7 @@ class Sealer:
             sha256=chain.last.sha256,
             recordings=len(recordings),
             events=len(events),
-            removals=len(removals),
+            acts=manifest.acts.number if manifest.acts is not None else 0,
         )
 
     async def _last_act(self) -> Anchor:
@@ -284,9 +274,6 @@ class Sealer:
                 "or it is another store"
             )
         return acts.last
-
-    def _last_due(self) -> str:
-        return day_of(self._clock() - self._delay - 86400)
 
     async def _seal_recording(self, identifier: str) -> Sealed | None:
         looked = await look(self._store.blobs, identifier)
@@ -305,13 +292,6 @@ class Sealer:
             parts=tuple(looked.parts),
             fault=looked.fault,
         )
-
-    async def _forget_removals(self, chain: Chain) -> None:
-        """The files of removals that a manifest lists, once their bytes are gone."""
-        listed = {removal.subject for manifest in chain.manifests for removal in manifest.removals}
-        pending, _ = await read_removals(self._raw, self._keys)
-        done = [subject for subject in pending if subject in listed and not await has_bytes(self._raw, subject)]
-        await self._raw.delete([removal_file(subject) for subject in done])
 
 
 def _first_day(found: _Found) -> str:

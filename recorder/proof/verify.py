@@ -16,10 +16,12 @@ from typing import Any
 
 from recorder.crypt import stored
 from recorder.model import id_day, is_id
-from recorder.proof.chain import Chain, read_chain, read_removals
-from recorder.proof.documents import Part, Removal, Sealed, day_end, day_of, is_day
+from recorder.proof.acts import HOLDS, Acts, Kind, compare, read_acts
+from recorder.proof.chain import Chain, read_chain
+from recorder.proof.documents import Part, Sealed, day_end, day_of, digest, is_day
 from recorder.proof.keys import Anchor, PublicKeys
 from recorder.proof.parts import Looked, hash_of, look
+from recorder.proof.removal import Removed, old_removals, removals, removals_of
 from recorder.proof.sealer import DELAY
 from recorder.store.blobs import Blobs
 from recorder.store.manifest import MANIFEST, folder
@@ -63,8 +65,35 @@ class Finding:
 
 
 @dataclass(slots=True)
+class ActsReport:
+    """What the acts are. count: how many; last: the last one. holds: those that are in force and signed; unsigned:
+    those that nobody has signed. releases, removals, reversals: how many things were released, removed, taken back."""
+
+    count: int = 0
+    last: Anchor | None = None
+    holds: int = 0
+    unsigned: int = 0
+    releases: int = 0
+    removals: int = 0
+    reversals: int = 0
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "count": self.count,
+            "last": {"number": self.last.number, "sha256": self.last.sha256} if self.last else None,
+            "holds": self.holds,
+            "unsignedHolds": self.unsigned,
+            "releases": self.releases,
+            "removals": self.removals,
+            "reversals": self.reversals,
+        }
+
+
+@dataclass(slots=True)
 class Report:
-    """The answer. faults: of the manifests, a sentence each. manifests: how many are there; last: the last one."""
+    """The answer. faults: of the manifests and the acts, a sentence each. manifests: how many are there; last: the last
+    one."""
 
     findings: list[Finding] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -72,6 +101,7 @@ class Report:
     first_day: str = ""
     last_day: str = ""
     last: Anchor | None = None
+    acts: ActsReport = field(default_factory=ActsReport)
 
     @property
     def well(self) -> bool:
@@ -97,6 +127,7 @@ class Report:
                 "lastDay": self.last_day,
                 "last": last,
             },
+            "acts": self.acts.values(),
             "counts": self.counts(),
             "findings": [finding.values() for finding in self.findings],
         }
@@ -107,20 +138,27 @@ Progress = Callable[[int, int], None]
 
 
 class Verifier:
-    """One check. blobs: with their decryption, if there is one. anchor: a manifest that must be in the chain.
-    now: unix seconds."""
+    """One check. blobs: with their decryption, if there is one. anchor: a manifest that must be in the chain; act: an
+    act that must be in its. now: unix seconds."""
 
     def __init__(
-        self, blobs: Blobs, keys: PublicKeys, *, anchor: Anchor | None = None, now: float | None = None
+        self,
+        blobs: Blobs,
+        keys: PublicKeys,
+        *,
+        anchor: Anchor | None = None,
+        act: Anchor | None = None,
+        now: float | None = None,
     ) -> None:
         self._blobs = blobs
         self._raw = stored(blobs)
         self._keys = keys
         self._anchor = anchor
+        self._act = act
         self._now = time.time() if now is None else now
         self._sealed: dict[str, tuple[Sealed, str]] = {}
         self._events: dict[str, tuple[Part, str]] = {}
-        self._removals: dict[str, Removal] = {}
+        self._removals: dict[str, Removed] = {}
 
     async def run(
         self, *, day: str = "", identifier: str = "", progress: Progress = lambda done, total: None
@@ -138,6 +176,7 @@ class Verifier:
         if self._anchor is not None and not chain.holds(self._anchor):
             report.faults.append(f"manifest {self._anchor.number} is not the one that was sealed, or is gone")
         self._remember(chain, report)
+        await self._look_at_acts(chain, report)
         wanted = [identifier] if identifier else await self._identifiers(chain, day)
         events = [] if identifier else await self._event_names(chain, day)
         total, done = len(wanted) + len(events), 0
@@ -162,12 +201,46 @@ class Verifier:
                     self._sealed[sealed.id] = (sealed, manifest.day)
             for part in manifest.events:
                 self._events.setdefault(part.name, (part, manifest.day))
-            for removal in manifest.removals:
-                self._removals[removal.subject] = removal
-        self._removals |= chain.removals
+
+    async def _look_at_acts(self, chain: Chain, report: Report) -> None:
+        acts = await read_acts(self._raw, self._keys)
+        self._removals = removals(chain, acts)
+        report.faults += [*acts.faults, *compare(acts, chain.manifests, chain.hashes), *old_removals(chain, acts)[1]]
+        if self._act is not None and not acts.has(self._act):
+            report.faults.append(f"act {self._act.number} is not the one that was signed, or is gone")
+        told = report.acts = ActsReport(count=len(acts.hashes), last=acts.last if acts.last.number else None)
+        for act in acts.believed:
+            told.releases += act.kind is Kind.RELEASE
+            told.removals += len(act.subjects) if act.kind is Kind.REMOVAL else 0
+            told.reversals += len(act.subjects) if act.kind is Kind.REVERSAL else 0
+        await self._look_at_holds(acts, report)
+
+    async def _look_at_holds(self, acts: Acts, report: Report) -> None:
+        names = {name.removesuffix(".json") async for name, _ in self._raw.names(HOLDS)}
+        for name, act in sorted(acts.held.items()):
+            who = f"the hold {name} by {act.by} of {day_of(act.at)}"
+            try:
+                data = await self._raw.get(f"{HOLDS}/{name}.json")
+            except KeyError:
+                # Released since this check began, perhaps.
+                if name in (await read_acts(self._raw, self._keys)).held:
+                    report.faults.append(f"{who} was signed, and its file is gone")
+                continue
+            report.acts.holds += 1
+            if digest(data) != act.body:
+                report.faults.append(f"{who} is not what was signed")
+        for name in names - set(acts.held):
+            placed, release = acts.released.get(name, (None, None))
+            body = placed.body if placed is not None else release.body if release is not None else ""
+            try:
+                report.acts.unsigned += digest(await self._raw.get(f"{HOLDS}/{name}.json")) != body
+            except (KeyError, ValueError):
+                continue
 
     async def _identifiers(self, chain: Chain, day: str) -> list[str]:
         found = set(self._sealed) if not day else {name for name, (_, its) in self._sealed.items() if its == day}
+        # Those of sessions that never were sealed, too.
+        found |= {name for name in self._removals if is_id(name) and (not day or id_day(name) == day)}
         async for name in self._folders("recordings"):
             if is_id(name) and name not in self._sealed and (not day or id_day(name) <= day):
                 found.add(name)
@@ -175,6 +248,10 @@ class Verifier:
 
     async def _event_names(self, chain: Chain, day: str) -> list[str]:
         found = {key for key, (_, its) in self._events.items() if not day or its == day}
+        # Nobody knows which chunks a day had that went before it was sealed.
+        days = {name.partition("/")[0] for name in self._events}
+        removed = (name.removeprefix("events ") for name in self._removals if not is_id(name))
+        found |= {f"{its}/" for its in removed if its not in days and (not day or its == day)}
         for its_day in [name.rstrip("/") async for name, _ in self._raw.names("events")]:
             if is_day(its_day) and (not day or its_day == day):
                 async for name, _ in self._raw.names(f"events/{its_day}"):
@@ -213,8 +290,10 @@ class Verifier:
         there = {name: size async for name, size in self._raw.names(prefix)}
         removal = self._removals.get(sealed.id)
         if not there and removal is None:  # since this check began, perhaps
-            removal = (await read_removals(self._raw, self._keys))[0].get(sealed.id)
+            removal = removals_of(await read_acts(self._raw, self._keys)).get(sealed.id)
         if not there or (removal is not None and MANIFEST not in there):
+            if removal is not None and not _is_of(removal, sealed):
+                return Status.MISSING, f"{_removed(removal, bool(there))}; but what was removed was not what was sealed"
             if removal is not None:
                 return Status.REMOVED, _removed(removal, bool(there))
             return Status.MISSING, f"sealed with {len(sealed.parts)} parts"
@@ -268,8 +347,13 @@ class Verifier:
         day = key.partition("/")[0]
         removal = self._removals.get(f"events {day}")
         known = self._events.get(key)
-        if known is None and not is_id(key.partition("/")[2].removesuffix(".chunk")):
+        if known is None and not name.endswith("/") and not is_id(key.partition("/")[2].removesuffix(".chunk")):
             return Finding(ascii(name).strip("'"), Status.UNKNOWN, "it is none of the recorder's")
+        if name.endswith("/"):
+            left = [left async for left, _ in self._raw.names(name.removesuffix("/"))]
+            if removal is None or left:
+                return None  # its chunks are told one by one
+            return Finding(name.removesuffix("/"), Status.REMOVED, _removed(removal, False))
         try:
             data = await self._raw.get(name)
         except KeyError:
@@ -322,8 +406,17 @@ def _name(part: str, what: str, others: int) -> str:
     return f"{name} {what}" + (f", and {others} more" if others else "")
 
 
-def _removed(removal: Removal, left: bool) -> str:
+def _is_of(removed: Removed, sealed: Sealed) -> bool:
+    """Whether a removal says that it is of what was sealed, or says openly that it is not."""
+    content = next((part.sha256 for part in sealed.parts if part.name == MANIFEST), "")
+    return removed.content in ("", content) or bool(removed.fault)
+
+
+def _removed(removed: Removed, left: bool) -> str:
+    removal = removed.removal
     text = f"{day_of(removal.at)} by {removal.by}: {removal.why}"
+    if removed.fault:
+        text += f"; it was not as it was sealed, which was known: {removed.fault}"
     return text + "; its bytes are not all gone yet" if left else text
 
 

@@ -134,7 +134,7 @@ class EventLog:
             for name in reversed([name for name in names if name.removesuffix(".chunk") <= newest]):
                 data = await self._read(f"events/{day}/{name}")
                 try:
-                    found |= wanted & {event.id for event in await asyncio.to_thread(_events, data, name)}
+                    found |= wanted & {event.id for event in await read_events(data, name)}
                     whose = _trailer(data).get("recorder", self._instance)
                 except DamagedError as error:  # what the journal has of it is put once more
                     _log.error("events_unreadable", chunk=f"{day}/{name}", why=str(error))
@@ -285,7 +285,7 @@ class EventLog:
             for name in [name async for name, _ in self._blobs.names(f"events/{day}")]:
                 try:
                     data = await self._read(f"events/{day}/{name}")
-                    events = await asyncio.to_thread(_events, data, name)
+                    events = await read_events(data, name)
                 except DamagedError as error:
                     _log.error("events_unreadable", chunk=f"{day}/{name}", why=str(error))
                     continue
@@ -322,6 +322,11 @@ def _trailer(data: bytes) -> dict[str, Any]:
         return read_trailer(data)
     except DamagedChunkError as error:
         raise DamagedError(f"a chunk of events is damaged: {error}") from None
+
+
+async def read_events(data: bytes, name: str) -> list[ApiEvent]:
+    """What is in a chunk, oldest first. name: for the message. Raises DamagedError."""
+    return await asyncio.to_thread(_events, data, name)
 
 
 def _events(data: bytes, name: str) -> list[ApiEvent]:

@@ -100,6 +100,7 @@ def test_a_recorder_that_seals_and_encrypts(tmp_path: Path) -> None:
         names = {metric.name for metric in keeping.metrics()}
         assert names == {
             "recorder_removed", "recorder_retention_healthy", "recorder_days_sealed", "recorder_sealing_healthy",
+            "recorder_proof_mismatches",
         }  # fmt: skip
         keeping.reload(config(tmp_path, "retention: {maxAge: 1d}"))
         assert keeping.pruner.rules.max_age == DAY

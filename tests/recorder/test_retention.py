@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from obstore.store import MemoryStore
 from recorder.crypt import Keyring
 from recorder.holds import Hold, Holds, Match
 from recorder.model import new_id
-from recorder.proof import PublicKeys
-from recorder.proof.documents import Removal
+from recorder.proof import PublicKeys, Signer
+from recorder.proof.acts import NONE, Act, Kind, Subject, act_file, read_act, write_act
+from recorder.proof.documents import NOTHING, Removal, digest, write_removal
 from recorder.retention import Doomed, Pruner, Rule, Rules
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
@@ -152,9 +154,9 @@ def test_a_hold_placed_while_its_removal_is_written_down_counts(tmp_path: Path, 
     run(stage.seal())
 
     class Slow(FolderBlobs):
-        async def put(self, key: str, data: bytes) -> None:
-            await super().put(key, data)
-            if key.startswith("proof/removals"):
+        async def create(self, key: str, data: bytes) -> None:
+            await super().create(key, data)
+            if key.startswith("proof/acts") and b'"removal"' in data:
                 if crash:
                     raise StoreError("dead")
                 await Holds(self).add(Hold(one, 1.0, "ana", "case 7"))
@@ -210,16 +212,17 @@ def test_a_removal_is_in_the_chain(tmp_path: Path, sealed_before: bool) -> None:
     assert run(prune(stage, Rules(rules=[Rule(PROD, DAY)]))) == [one]
     assert not stage.place(one).exists() and stage.place(other).exists()
     report = run(stage.verify())
-    assert report.well and statuses(report)[other] == ("ok" if sealed_before else "not sealed yet")
-    if sealed_before:
-        assert statuses(report)[one] == "removed"
+    assert report.well
+    assert statuses(report) == {one: "removed", other: "ok" if sealed_before else "not sealed yet"}
     stage.clock += DAY
     run(stage.seal())
-    assert list((stage.root / "proof").glob("removals/*")) == []
     report = run(stage.verify())
-    assert report.well and statuses(report)[other] == "ok"
-    listed = [json.loads(path.read_bytes().split(b"\n")[0])["removals"] for path in stage.manifests()]
-    assert [[removal["subject"] for removal in removals] for removals in listed if removals] == [[one]]
+    assert report.well and statuses(report) == {one: "removed", other: "ok"}
+    manifests = [json.loads(path.read_bytes().split(b"\n")[0]) for path in stage.manifests()]
+    (act,) = (stage.root / "proof/acts").iterdir()
+    assert manifests[-1]["acts"] == {"number": 1, "sha256": digest(act.read_bytes())}
+    value = json.loads(act.read_bytes().split(b"\n")[0])
+    assert [(subject["name"], subject["why"]) for subject in value["subjects"]] == [(one, "a rule keeps it for 1 days")]
 
 
 def test_events_go_by_days(tmp_path: Path) -> None:
@@ -255,6 +258,10 @@ class Broken(FolderBlobs):
     async def put(self, key: str, data: bytes) -> None:
         self._die()
         await super().put(key, data)
+
+    async def create(self, key: str, data: bytes) -> None:
+        self._die()
+        await super().create(key, data)
 
     async def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -299,22 +306,263 @@ def test_a_crash_at_any_step_is_made_up_for(tmp_path: Path, steps: int, monkeypa
     assert stage.place(one).exists() is (steps == 0)
 
 
-def test_removals_are_only_believed_when_signed(tmp_path: Path) -> None:
-    from recorder.proof import Signer
-    from recorder.proof.documents import write_removal
-
+@pytest.mark.parametrize("old_form", [False, True])
+def test_removals_are_only_believed_when_signed(tmp_path: Path, old_form: bool) -> None:
     stage = Stage(tmp_path / "store")
     one, _ = run(two(stage))
-    (stage.root / "proof/removals").mkdir(parents=True)
-    forged = write_removal(Removal(one, 1.0, "x", "y"), Signer.make())
-    (stage.root / f"proof/removals/{one}.json").write_bytes(forged)
+    if old_form:
+        path, data = f"proof/removals/{one}.json", write_removal(Removal(one, 1.0, "x", "y"), Signer.make())
+    else:
+        act = Act(1, NOTHING, NONE, Kind.REMOVAL, 1.0, "x", "y", (Subject(one),))
+        path, data = act_file(1), write_act(act, Signer.make())
+    (stage.root / path).parent.mkdir(parents=True)
+    (stage.root / path).write_bytes(data)
 
-    async def restart() -> int:
+    async def restart() -> None:
         async with stage.store() as store:
-            return await pruner(stage, store, Rules()).repair()
+            with pytest.raises(StoreError, match="is not to be believed"):
+                await pruner(stage, store, Rules()).repair()
 
-    assert run(restart()) == 0
+    run(restart())
     assert stage.place(one).exists()
+
+
+# -- whoever can write to the store, and has no key
+
+
+def edit(stage: Stage, identifier: str, old: str, new: str) -> None:
+    """One field of recording.json, so that it says something else and is still whole."""
+    path = stage.place(identifier) / "recording.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+SHORT = Rules(max_age=3650 * DAY, rules=[Rule(Match(clusters=("test",)), DAY)])
+EDITS = [
+    ('\\"Cluster\\": \\"prod\\"', '\\"Cluster\\": \\"test\\"', SHORT),
+    ("ana@example.com", "bob@example.com", Rules(rules=[Rule(Match(users=("bob@*",)), DAY)])),
+    ("ana@example.com", "bob@example.com", Rules(max_bytes=0, rules=[Rule(Match(users=("ana@*",)), None)])),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "rules"), EDITS)
+def test_what_a_rule_is_judged_by_is_what_was_sealed(tmp_path: Path, old: str, new: str, rules: Rules) -> None:
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        async with stage.store() as store:
+            one = await stage.record(store, head=_header("prod", "ana@example.com"))
+            await stage.settled(store)
+        await stage.seal()
+        assert await subjects(stage, rules) == []
+        edit(stage, one, old, new)
+        async with stage.store() as store:
+            it = pruner(stage, store, rules)
+            await it.step()
+            assert it.mismatches == {one: "recording.json is not what was sealed"}
+            assert (
+                it.fault == f"{one} is not as it was sealed and is not removed: recording.json is not what was sealed"
+            )
+        assert (stage.place(one) / "recording.json").exists()
+        report = await stage.verify()
+        assert statuses(report)[one] == "changed" and not report.well
+        edit(stage, one, new, old)
+        async with stage.store() as store:
+            await it.step()
+
+    run(check())
+
+
+@pytest.mark.parametrize("tamper", ["changed", "gone", "added", "torn"])
+def test_nothing_sealed_goes_before_all_of_it_was_compared(tmp_path: Path, tamper: str) -> None:
+    """A removal would explain whatever somebody has done to it before."""
+    stage = Stage(tmp_path / "store")
+    one, other = run(stage.fill(2, chunks=2))
+    run(stage.seal())
+    chunk = stage.place(one) / "00000001.chunk"
+    data = chunk.read_bytes()
+    if tamper == "changed":
+        chunk.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif tamper == "torn":
+        chunk.write_bytes(data[:-1])
+    elif tamper == "gone":
+        chunk.unlink()
+    else:
+        (stage.place(one) / "00000009.chunk").write_bytes(data)
+
+    async def check() -> None:
+        async with stage.store() as store:
+            it = pruner(stage, store, Rules(max_age=DAY))
+            await it.step()
+            assert list(it.mismatches) == [one] and it.removed == 1
+            await it.step()
+            assert list(it.mismatches) == [one] and it.fault is not None
+        report = await stage.verify()
+        assert statuses(report)[other] == "removed" and statuses(report)[one] in ("changed", "cut")
+
+    run(check())
+
+
+def test_what_is_put_in_after_the_seal_is_not_removed(tmp_path: Path) -> None:
+    """Its removal would make something that nobody can vouch for look like something that was there."""
+    stage = Stage(tmp_path / "store")
+    run(stage.fill(1))
+    for _ in range(12):
+        stage.clock += DAY
+        run(stage.seal())
+    (late,) = run(stage.fill(1))
+
+    async def check() -> None:
+        async with stage.store() as store:
+            it = pruner(stage, store, Rules(max_age=DAY))
+            await it.step()
+            assert "which is sealed without it" in it.mismatches[late] and it.removed == 1
+        assert statuses(await stage.verify())[late] == "unknown"
+
+    run(check())
+
+
+def test_nothing_goes_while_manifests_or_acts_have_a_fault(tmp_path: Path) -> None:
+    """Without the manifest that lists it, a recording would be judged as one that never was sealed."""
+    stage = Stage(tmp_path / "store")
+    stage.signer = Signer.load_or_make(tmp_path / "seal.pem")
+    one, other = run(two(stage))
+    run(stage.seal())
+    run(prune(stage, Rules(rules=[Rule(PROD, DAY)])))
+    stage.clock += DAY
+    run(stage.seal())
+    for number, tamper in enumerate(("first", "last", "act", "forged")):
+        copy = stage.copy(tmp_path / str(number))
+        edit(copy, other, "bob@example.com", "eve@example.com")
+        if tamper == "act":
+            (copy.root / act_file(1)).unlink()
+        elif tamper == "forged":
+            data = copy.manifests()[0].read_bytes()
+            copy.manifests()[0].write_bytes(data.replace(b'"clean"', b'"cut"'))
+        else:
+            copy.manifests()[0 if tamper == "first" else -1].unlink()
+        with pytest.raises(StoreError, match="nothing is removed: the proof has a fault"):
+            run(prune(copy, Rules(rules=[Rule(Match(users=("eve@*",)), DAY)])))
+        assert (copy.place(other).exists() and not run(copy.verify()).well) or tamper == "last"
+    assert one
+
+
+def test_a_removal_that_was_taken_back_cannot_be_played_again(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+    (one,) = run(stage.fill(1))
+    run(stage.seal())
+    signed: dict[Path, bytes] = {}
+
+    class Slow(FolderBlobs):
+        async def _hold(self, key: str, data: bytes) -> None:
+            if b"removal" in data and not (stage.root / "holds").exists():
+                signed[stage.root / key] = data
+                await Holds(FolderBlobs(stage.root)).add(Hold(new_id(), 1.0, "ana", "case 7", None, one))
+
+        async def put(self, key: str, data: bytes) -> None:
+            await super().put(key, data)
+            await self._hold(key, data)
+
+        async def create(self, key: str, data: bytes) -> None:
+            await super().create(key, data)
+            await self._hold(key, data)
+
+    async def check() -> None:
+        async with stage.store() as store:
+            kept, store.blobs = store.blobs, Slow(stage.root)
+            it = pruner(stage, store, Rules(max_age=DAY))
+            assert await it.prune(await it.plan()) == []
+            await store.blobs.aclose()
+            store.blobs = kept
+        (act, reversal) = sorted((stage.root / "proof/acts").iterdir())
+        assert b'"act":"reversal"' in reversal.read_bytes() and b"case 7" not in reversal.read_bytes()
+        assert (await stage.verify()).well
+        shutil.rmtree(stage.place(one))
+        places = [*signed, stage.root / act_file(3), stage.root / f"proof/removals/{one}.json"]
+        for path in places:
+            for data in (*signed.values(), write_removal(Removal(one, 1.0, "a", "b"), stage.signer)):
+                kept_bytes = path.read_bytes() if path.exists() else None
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(data)
+                report = await stage.verify()
+                assert statuses(report)[one] == "missing" and not report.well
+                if path.parent == act.parent and path != act:
+                    assert report.faults, path
+                if kept_bytes is None:
+                    path.unlink()
+                else:
+                    path.write_bytes(kept_bytes)
+        # With the reversal cut off, too: by whoever remembers how far the acts went.
+        last = (await stage.verify()).acts.last
+        reversal.unlink()
+        report = await stage.verify(act=last)
+        assert report.faults == ["act 2 is not the one that was signed, or is gone"]
+
+    run(check())
+
+
+def test_a_removal_says_what_it_has_removed(tmp_path: Path) -> None:
+    """So it does not explain that something else is gone, which stood in that place before."""
+    stage = Stage(tmp_path / "store")
+    (one,) = run(stage.fill(1))
+    run(stage.seal())
+    run(prune(stage, Rules(max_age=DAY)))
+    act = read_act((stage.root / act_file(1)).read_bytes(), PublicKeys([stage.signer.public_key]))
+    (subject,) = act.subjects
+    assert statuses(run(stage.verify())) == {one: "removed"}
+    other = replace(act, subjects=(replace(subject, content="1" * 64),))
+    (stage.root / act_file(1)).write_bytes(write_act(other, stage.signer))
+    assert statuses(run(stage.verify())) == {one: "missing"}
+
+
+def test_removals_of_before_there_were_acts(tmp_path: Path) -> None:
+    """Those that stand as files when the first act is signed are taken over, and no other counts after it."""
+    stage = Stage(tmp_path / "store")
+    one, other = run(two(stage))
+    place = stage.root / "proof/removals"
+    place.mkdir(parents=True)
+    shutil.rmtree(stage.place(one))
+    old = write_removal(Removal(one, 1.0, "retention", "old"), stage.signer)
+    (place / f"{one}.json").write_bytes(old)
+    assert statuses(run(stage.verify())) == {one: "removed", other: "not sealed yet"}
+
+    async def restart() -> None:
+        async with stage.store() as store:
+            await pruner(stage, store, Rules()).repair()
+
+    run(restart())
+    assert not place.exists()
+    report = run(stage.verify())
+    assert report.well and statuses(report)[one] == "removed"
+    (finding,) = [finding for finding in report.findings if finding.id == one]
+    assert "old (retention, 1970-01-01)" in finding.detail
+    place.mkdir()
+    (place / f"{other}.json").write_bytes(write_removal(Removal(other, 1.0, "retention", "old"), stage.signer))
+    (place / f"{one}.json").write_bytes(old)  # left over, as a crash does it
+    assert run(stage.verify()).faults == [
+        f"the removal of {other} is a file of before there were acts, and counts no more"
+    ]
+
+
+def test_whoever_has_looked_may_remove_what_is_not_as_it_was_sealed(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+    one, other = run(two(stage))
+    run(stage.seal())
+    edit(stage, one, "ana@example.com", "eve@example.com")
+
+    async def check() -> None:
+        async with stage.store() as store:
+            doomed = Doomed(one, "a bad disk", await store.get(one))
+            assert not await pruner(stage, store, Rules()).remove(doomed)
+            it = Pruner(store, Rules(), signer=stage.signer, by="ana", despite=True, clock=lambda: stage.clock)
+            assert await it.remove(doomed)
+        report = await stage.verify()
+        assert report.well and statuses(report) == {one: "removed", other: "ok"}
+        (finding,) = [finding for finding in report.findings if finding.id == one]
+        assert "by ana: a bad disk; it was not as it was sealed, which was known" in finding.detail
+
+    run(check())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from recorder.crypt import Keyring
 from recorder.index.filters import Filter
 from recorder.model import Recording, Source
 from recorder.proof import Signer
+from recorder.retention import Pruner, Rules
 from tests.recorder.cli.conftest import Folder
-from tests.recorder.proof.stage import Stage, header, run
+from tests.recorder.proof.stage import Stage, header, run, statuses
 
 
 def harmless(text: str) -> bool:
@@ -214,24 +216,92 @@ def test_verify(own: Folder, key: str) -> None:
 def test_prune_by_hand_and_holds(own: Folder, key: str) -> None:
     one, two, _three = own.ids
     assert "say why" in own("prune", one, "--key", key, code=2).stderr
-    assert "which key" in own("prune", one, "--reason", "x", code=2).stderr
-    own("prune", one, "--hold", "--reason", "case \x1b[2J7")
-    listed = own("prune", "--holds").stdout
-    assert one in listed and harmless(listed)
+    assert "which key are removals" in own("prune", one, "--reason", "x", code=2).stderr
+    assert "which key are holds" in own("prune", one, "--hold", "--reason", "x", code=2).stderr
+    own("prune", one, "--hold", "--reason", "case \x1b[2J7", "--by", "Ana\x1b[2J Ruiz", "--key", key)
+    listed = own("prune", "--holds", "--key", key).stdout
+    assert one in listed and "Ruiz (" in listed and harmless(listed)
     assert "release it first" in own("prune", one, "--key", key, "--reason", "x", "--yes", code=1).stderr
-    matching = own.json("prune", "--hold-matching", "user=bob@*", "--hold-matching", "cluster=test", "--reason", "y")
+    (matching,) = own.json(
+        *("prune", "--hold-matching", "user=bob@*", "--hold-matching", "cluster=test", "--reason", "y", "--key", key)
+    )
+    assert matching["signed"] is True
     own("prune", two, "--key", key, "--reason", "x", "--yes", code=1)
-    own("prune", matching[0]["id"], "--release")
+    assert "would not count" in own("prune", matching["id"], "--release", "--unsigned", code=1).stderr
+    own("prune", matching["id"], "--release", "--key", key, "--reason", "closed")
     assert own("prune", two, "--key", key, "--reason", "x", input="n\n", code=1)
     assert own.stage.place(two).exists()
     assert "removed 1" in own("prune", two, "--key", key, "--reason", "by \x1b wish", "--yes").stdout
     assert not own.stage.place(two).exists()
     found = {finding["id"]: finding for finding in own.json("verify", "--public-key", key)["findings"]}
     assert found[two]["status"] == "removed" and "by \x1b wish" in found[two]["detail"]
-    own("prune", one, "--release")
-    own("prune", one, "--release", code=1)
-    own("prune", "0" * 26, "--hold", "--reason", "x", code=1)
+    own("prune", one, "--release", "--key", key)
+    own("prune", one, "--release", "--key", key, code=1)
+    own("prune", "0" * 26, "--hold", "--reason", "x", "--key", key, code=1)
     own("prune", one, "--hold-matching", "planet=x", "--reason", "x", code=2)
+    told = own("prune", "--acts", "--key", key).stdout
+    assert [line.split()[2] for line in told.splitlines()[1:]] == ["hold", "hold", "release", "removal", "release"]
+    assert harmless(told) and "by \\u{1b} wish" in told
+    acts = own.json("prune", "--acts", "--key", key)
+    assert [act["number"] for act in acts["items"]] == [1, 2, 3, 4, 5] and acts["faults"] == []
+    report = own("verify", "--public-key", key).stdout
+    assert "acts: 5 signed: 2 releases, 1 removals, 0 reversals; 0 holds in force" in report
+
+
+def test_holds_without_a_key(own: Folder, key: str) -> None:
+    one, two, _three = own.ids
+    (hold,) = own.json("prune", one, "--hold", "--reason", "x", "--unsigned")
+    assert hold["signed"] is False and hold["recording"] == one
+    result = own("prune", "--holds")
+    assert " NO " in result.stdout and "the store's own keys" in result.stderr
+    own("prune", one, "--hold", "--reason", "y", "--unsigned")
+    assert "has 2 holds" in own("prune", one, "--release", "--unsigned", code=1).stderr
+    own("prune", hold["id"], "--release", "--unsigned")
+    (left,) = own.json("prune", "--holds")
+    own("prune", two, "--hold", "--reason", "z", "--key", key)
+    # It may be released by whoever has the key, and then for good.
+    file = own.stage.root / f"holds/{left['id']}.json"
+    kept = file.read_bytes()
+    own("prune", one, "--release", "--key", key)
+    file.write_bytes(kept)
+    assert [hold["recording"] for hold in own.json("prune", "--holds", "--key", key)] == [two]
+
+
+def test_a_hold_that_was_changed_is_told_and_can_be_released(own: Folder, key: str) -> None:
+    one = own.ids[0]
+    (hold,) = own.json("prune", one, "--hold", "--reason", "x", "--key", key)
+    file = own.stage.root / f"holds/{hold['id']}.json"
+    file.write_text(file.read_text().replace(one, own.ids[1]))
+    assert "is not what was signed" in own("prune", "--holds", "--key", key, code=1).stderr
+    assert "is not what was signed" in own("verify", "--public-key", key, code=1).stderr
+    file.unlink()
+    assert "its file is gone" in own("prune", "--holds", "--key", key, code=1).stderr
+    assert "its file is gone" in own("prune", one, "--key", key, "--reason", "x", "--yes", code=1).stderr
+    own("prune", hold["id"], "--release", "--key", key)
+    own("verify", "--public-key", key)
+
+
+def test_what_is_not_as_it_was_sealed_is_not_removed_by_hand(own: Folder, key: str) -> None:
+    one, two, _three = own.ids
+    path = own.stage.place(one) / "00000000.chunk"
+    path.write_bytes(path.read_bytes() + b"x")
+    result = own("prune", one, two, "--key", key, "--reason", "x", "--yes", code=1)
+    assert "removed 1" in result.stdout and "is not as it was sealed and is not removed" in result.stderr
+    assert own.stage.place(one).exists() and not own.stage.place(two).exists()
+    own("prune", one, "--key", key, "--reason", "x", "--yes", "--despite-faults")
+    result = own("verify", "--public-key", key)
+    assert "it was not as it was sealed, which was known" in result.stdout
+
+
+def test_who_did_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from recorder.cli.prune import _me
+
+    monkeypatch.setattr("getpass.getuser", lambda: "root")
+    monkeypatch.setattr("socket.gethostname", lambda: "vm")
+    monkeypatch.delenv("SUDO_USER", raising=False)
+    assert _me("") == "root@vm" and _me(" Ana Ruiz ") == "Ana Ruiz (root@vm)"
+    monkeypatch.setenv("SUDO_USER", "ana")
+    assert _me("") == "ana as root@vm" and _me("Ana Ruiz") == "Ana Ruiz (ana as root@vm)"
 
 
 def invoke(*arguments: str) -> Result:
@@ -277,14 +347,25 @@ def test_where(own: Folder, key: str, tmp_path: Path) -> None:
     assert runner.invoke(cli, ["ls", "--store", str(own.stage.root)]).exit_code == 0
 
 
-def test_a_folder_in_use_is_not_pruned(own: Folder, key: str) -> None:
-    async def check() -> None:
-        import asyncio
+def test_in_a_folder_in_use_a_removal_is_signed_and_left_to_the_recorder(own: Folder, key: str) -> None:
+    one, two, _three = own.ids
 
-        async with own.stage.store():
-            result = await asyncio.to_thread(own, "prune", own.ids[0], "--key", key, "--reason", "x", "--yes", code=1)
+    async def prune(*arguments: str, code: int = 0) -> Result:
+        return await asyncio.to_thread(own, "prune", *arguments, code=code)
+
+    async def check() -> None:
+        async with own.stage.store() as store:
+            result = await prune(one, "--unsigned", "--reason", "x", "--yes", code=1)
             assert "another recorder is using this folder: stop it" in result.stderr
-            await asyncio.to_thread(own, "prune", own.ids[0], "--hold", "--reason", "x")
+            await prune(two, "--hold", "--reason", "x", "--key", key)
+            result = await prune(two, "--key", key, "--reason", "x", "--yes", code=1)
+            assert "release it first" in result.stderr
+            result = await prune(one, "--key", key, "--reason", "x", "--yes")
+            assert "signed the removal of 1" in result.stdout and own.stage.place(one).exists()
+            pruner = Pruner(store, Rules(), signer=own.stage.signer)
+            assert await pruner.repair() == 1 and await pruner.repair() == 0
+            assert not own.stage.place(one).exists() and own.stage.place(two).exists()
+        assert statuses(await own.stage.verify())[one] == "removed"
 
     run(check())
 

@@ -16,6 +16,7 @@ from recorder.model import End, Source
 from recorder.proof import PublicKeys, Sealer, Signer
 from recorder.proof.chain import read_chain
 from recorder.proof.handover import MANIFESTS, hand_over
+from recorder.proof.keys import Anchor
 from recorder.proof.verify import Report, Verifier
 from recorder.store import builder
 from recorder.store.blobs import Blobs, FolderBlobs
@@ -134,11 +135,13 @@ class Stage:
         finally:
             await blobs.aclose()
 
-    async def verify(self, keys: PublicKeys | None = None, *, key: bool = True, **more: Any) -> Report:
-        """The report. key: with the decryption key."""
+    async def verify(
+        self, keys: PublicKeys | None = None, *, key: bool = True, act: Anchor | None = None, **more: Any
+    ) -> Report:
+        """The report. key: with the decryption key. act: one that must be there."""
         blobs = self.blobs() if key else FolderBlobs(self.root)
         try:
-            verifier = Verifier(blobs, keys or PublicKeys([self.signer.public_key]), now=self.clock)
+            verifier = Verifier(blobs, keys or PublicKeys([self.signer.public_key]), act=act, now=self.clock)
             return await verifier.run(**more)
         finally:
             await blobs.aclose()

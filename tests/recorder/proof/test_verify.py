@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 from recorder.crypt import Keyring
 from recorder.model import id_day
 from recorder.proof import PublicKeys, Signer
+from recorder.proof.acts import NONE, Act, Kind, Subject, act_file, write_act
 from recorder.proof.chain import stored_keys
-from recorder.proof.documents import Manifest, Removal, write_manifest, write_removal
+from recorder.proof.documents import NOTHING, Manifest, write_manifest
 from recorder.proof.keys import Anchor
 from recorder.proof.verify import Finding, Report, Status, Verifier
-from tests.recorder.proof.stage import DAY, Stage, run, statuses
+from recorder.retention import Doomed, Pruner, Rules
+from tests.recorder.proof.stage import DAY, PROXY, Stage, run, statuses
 
 
 @pytest.fixture(scope="module")
@@ -233,16 +236,24 @@ def test_a_removal_that_nobody_signed(sealed: tuple[Stage, list[str]], tmp_path:
     stage, ids = tampered(sealed, tmp_path)
     for path in stage.place(ids[0]).iterdir():
         path.unlink()
-    place = stage.root / "proof/removals"
-    place.mkdir()
-    removal = Removal(ids[0], stage.clock, "retention", "old")
-    (place / f"{ids[0]}.json").write_bytes(write_removal(removal, Signer.make()))
+    place = stage.root / act_file(1)
+    place.parent.mkdir()
+    act = Act(1, NOTHING, NONE, Kind.REMOVAL, stage.clock, "retention", "", (Subject(ids[0], "old"),))
+    place.write_bytes(write_act(act, Signer.make()))
     report = run(stage.verify())
     assert finding(report, ids[0]).status is Status.MISSING
     assert "is not to be believed" in report.faults[0]
-    (place / f"{ids[0]}.json").write_bytes(write_removal(removal, stage.signer))
+    last = run(stage.verify()).last
+    assert last is not None
+    place.write_bytes(write_act(replace(act, manifest=last), stage.signer))
     report = run(stage.verify())
     assert finding(report, ids[0]).status is Status.REMOVED and report.well
+    # It was made before the days that were sealed without it, so it says.
+    place.write_bytes(write_act(act, stage.signer))
+    assert run(stage.verify()).faults == [
+        f"act 1 is newer than the manifest of {manifest.stem}, and says that it is older"
+        for manifest in stage.manifests()[1:]
+    ]
 
 
 def test_a_manifest_cannot_stand_for_a_removal(sealed: tuple[Stage, list[str]], tmp_path: Path) -> None:
@@ -251,6 +262,29 @@ def test_a_manifest_cannot_stand_for_a_removal(sealed: tuple[Stage, list[str]], 
     place.mkdir()
     (place / f"{ids[0]}.json").write_bytes(stage.manifests()[0].read_bytes())
     assert "is signed and is no recorder removal" in run(stage.verify()).faults[0]
+
+
+def test_removals_of_sessions_that_never_were_sealed_are_told(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+    one, other = run(stage.fill(2))
+
+    async def remove() -> None:
+        async with stage.store() as store:
+            assert await Pruner(store, Rules(), signer=stage.signer).remove(
+                Doomed(one, "privacy", await store.get(one))
+            )
+            await store.add_event(b"{}", PROXY)
+            await store.eventlog.drain()
+            day = id_day(other)
+            assert await Pruner(store, Rules(), signer=stage.signer).remove(Doomed(f"events {day}", "privacy"))
+
+    run(remove())
+    report = run(stage.verify())
+    day = f"events/{id_day(other)}"
+    assert statuses(report) == {one: "removed", other: "not sealed yet", day: "removed"} and report.well
+    assert report.acts.removals == 2 and report.values()["acts"]["count"] == 2
+    assert statuses(run(stage.verify(identifier=one))) == {one: "removed"}
+    assert statuses(run(stage.verify(day=id_day(other)))) == statuses(report)
 
 
 def test_one_recording_and_one_day(sealed: tuple[Stage, list[str]]) -> None:

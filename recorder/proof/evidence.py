@@ -1,0 +1,154 @@
+"""What is sealed of a store, read once, to hold against it what is to be removed.
+
+Whoever can write to the store can change what a rule is judged by: a name in recording.json, an event in a chunk. So
+nothing is judged by what stands there before its bytes are those of the manifest, and nothing that is sealed is removed
+before all of it was compared. What does not fit stays, and somebody has to look at it.
+
+`faults` are of the chains themselves: of manifests, of acts, and of both together. With one of them nobody can tell
+what was sealed, so nothing is removed at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+
+from recorder.crypt import EncryptedBlobs, stored
+from recorder.model import Recording, id_day
+from recorder.proof.actlog import ActLog
+from recorder.proof.acts import Acts, compare
+from recorder.proof.chain import Chain, read_chain
+from recorder.proof.documents import Part, Sealed, day_end, day_of
+from recorder.proof.parts import hash_of
+from recorder.proof.removal import old_removals
+from recorder.store.blobs import Blobs
+from recorder.store.errors import StoreError
+from recorder.store.manifest import MANIFEST, folder, manifest_key, read_manifest
+
+
+class MismatchError(Exception):
+    """Something is not what was sealed. The message says what of it."""
+
+
+class MissingError(MismatchError):
+    """Some of it is gone."""
+
+
+class NotSealedYetError(Exception):
+    """It is not sealed, and will be: nothing is wrong."""
+
+
+# Days after a day's seal that something which ended on it may still be listed: as the sealer has it.
+LATE = 7
+
+
+@dataclass(slots=True)
+class Evidence:
+    """blobs: with their decryption. sealed, events: what manifests list, by id and by DAY/NAME. faults: see above."""
+
+    blobs: Blobs
+    chain: Chain
+    acts: Acts
+    faults: list[str]
+    sealed: Mapping[str, Sealed] = field(default_factory=dict)
+    events: Mapping[str, Part] = field(default_factory=dict)
+
+    @classmethod
+    async def read(cls, blobs: Blobs, log: ActLog) -> Evidence:
+        """All of it. Raises StoreError, KeyFault."""
+        # What is remembered is asked for before what is there is read: a day may be sealed meanwhile.
+        anchor = log.signer.anchor() if log.signer is not None else None
+        chain = await read_chain(stored(blobs), log.keys)
+        acts = await log.read()
+        faults = [*chain.faults, *acts.faults, *compare(acts, chain.manifests, chain.hashes)]
+        faults += old_removals(chain, acts)[1]
+        if anchor is not None and not chain.holds(anchor):
+            faults.append(f"manifest {anchor.number} is not the one that was sealed, or is gone")
+        return cls(
+            blobs,
+            chain,
+            acts,
+            faults,
+            {sealed.id: sealed for manifest in chain.manifests for sealed in manifest.recordings},
+            {part.name: part for manifest in chain.manifests for part in manifest.events},
+        )
+
+    def need_whole(self) -> None:
+        """Raises StoreError where the chains have a fault."""
+        if self.faults:
+            more = f", and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
+            raise StoreError(f"nothing is removed: the proof has a fault: {self.faults[0]}{more}")
+
+    async def recording(self, identifier: str) -> Recording:
+        """What recording.json says, out of the very bytes that are sealed. Raises KeyError where there is none,
+        MismatchError, NotSealedYetError, StoreError where it cannot be read."""
+        key = manifest_key(identifier)
+        data = await stored(self.blobs).get(key)
+        sealed = self.sealed.get(identifier)
+        if sealed is not None:
+            part = next((part for part in sealed.parts if part.name == MANIFEST), None)
+            if part is None or part.size != len(data) or part.sha256 != await hash_of(data):
+                raise MismatchError(f"{MANIFEST} is not what was sealed")
+        plain = await self.blobs.unseal(key, data) if isinstance(self.blobs, EncryptedBlobs) else data
+        recording = read_manifest(plain, identifier).recording
+        if sealed is None:
+            self._check_late(identifier, recording)
+        return recording
+
+    def _check_late(self, identifier: str, recording: Recording) -> None:
+        last = self.chain.last_day
+        ended = max(recording.ended or 0.0, day_end(id_day(identifier)) - 86400)
+        if not last or day_of(ended) > last:
+            return
+        if ended >= day_end(last) - LATE * 86400:
+            raise NotSealedYetError
+        raise MismatchError(f"it ended on {day_of(ended)}, which is sealed without it")
+
+    async def check_recording(self, identifier: str) -> str:
+        """Compare all that is there of a recording; the hash of its recording.json as stored, "" where there is none.
+        Raises MismatchError, StoreError."""
+        raw, prefix = stored(self.blobs), folder(identifier)
+        sealed = self.sealed.get(identifier)
+        there = {name: size async for name, size in raw.names(prefix)}
+        if sealed is None:
+            return await hash_of(await raw.get(f"{prefix}/{MANIFEST}")) if MANIFEST in there else ""
+        content = ""
+        for part in sealed.parts:
+            if part.name not in there:
+                raise MissingError(f"{part.name} is missing")
+            await self._check_part(f"{prefix}/{part.name}", part)
+            content = part.sha256 if part.name == MANIFEST else content
+        if extra := sorted(set(there) - {part.name for part in sealed.parts}):
+            raise MismatchError(f"{extra[0]!a} was not there when it was sealed")
+        return content
+
+    async def _check_part(self, key: str, part: Part) -> bytes:
+        try:
+            data = await stored(self.blobs).get(key)
+        except KeyError:
+            raise MissingError(f"{part.name} is missing") from None
+        if len(data) != part.size or await hash_of(data) != part.sha256:
+            raise MismatchError(f"{part.name} is not what was sealed")
+        return data
+
+    async def event_chunks(self, day: str) -> AsyncGenerator[tuple[str, bytes], None]:
+        """The chunks of API events of a day, by name, decrypted: each that is sealed, and no other on a sealed day.
+        Raises MismatchError, NotSealedYetError, StoreError."""
+        raw, prefix = stored(self.blobs), f"events/{day}"
+        there = [name async for name, _ in raw.names(prefix)]
+        wanted = {name.partition("/")[2]: part for name, part in self.events.items() if name.startswith(f"{day}/")}
+        for name in there:
+            if name not in wanted and day <= self.chain.last_day:
+                if day_end(day) >= day_end(self.chain.last_day) - LATE * 86400:
+                    raise NotSealedYetError
+                raise MismatchError(f"{name!a} is there, and its day is sealed without it")
+        for name in sorted({*there, *wanted}):
+            key = f"{prefix}/{name}"
+            try:
+                data = await self._check_part(key, wanted[name]) if name in wanted else await raw.get(key)
+            except KeyError:
+                continue  # gone meanwhile
+            yield name, await self.blobs.unseal(key, data) if isinstance(self.blobs, EncryptedBlobs) else data
+
+
+__all__ = ["Evidence", "MismatchError", "MissingError", "NotSealedYetError"]
