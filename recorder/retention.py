@@ -10,9 +10,10 @@ A rule is a promise in both directions: what it matches goes when its time is up
 is; so a limit of bytes may not be reached, and then the log says so. What runs, or is still on its way into the store,
 or has a recording.json that cannot be read, is left alone.
 
-Where there are keys, what is sealed is only judged by the very bytes that are sealed, and is compared as a whole with
-its manifest before it goes (recorder/proof/evidence.py). What does not fit stays, is named in the log, the metrics and
-the details of readiness, and `verify` tells it. While the manifests or the acts themselves have a fault nothing goes.
+Where there are keys, a rule judges by nothing but the very bytes that are sealed, and what is not sealed yet waits for
+it and does not count for max_bytes. All of a recording is compared with its manifest before it goes
+(recorder/proof/evidence.py). What does not fit stays, is named in the log, the metrics and the details of readiness,
+and `verify` tells it. While the manifests or the acts themselves have a fault nothing goes.
 
 Each removal is signed first, where there is a key to sign with (recorder/proof/removal.py); a pass begins with those
 that a crash has left half done.
@@ -234,7 +235,10 @@ class Pruner:
             if subject.startswith("events "):
                 hold = await HeldEvents(self._store, await self.holds.all(), evidence).holder(subject[7:])
                 return None if hold is None else _held(hold)
-            recording = await (self._store.get(subject) if removed.fault else evidence.recording(subject))
+            if removed.fault:
+                recording = await self._store.get(subject)
+            else:
+                recording = await evidence.recording(subject, removed.content)
             if recording.ended is None:
                 return None
             if not removed.fault:
@@ -261,7 +265,7 @@ class Pruner:
             plan.evidence = await self._evidence()
         total, rest = 0, []
         for identifier in candidates:
-            size = await self._size(identifier) if self.rules.max_bytes is not None else 0
+            size = await self._size(identifier, plan.evidence) if self.rules.max_bytes is not None else 0
             total += size
             recording = await self._judged(plan, identifier)
             if recording is None:
@@ -335,7 +339,10 @@ class Pruner:
             return None
         return recording if recording.ended is not None else None
 
-    async def _size(self, identifier: str) -> int:
+    async def _size(self, identifier: str, evidence: Evidence | None) -> int:
+        """Bytes, as sealed: or whoever can write to the store could make others' recordings go by a large file."""
+        if evidence is not None and evidence.chain.last_day:
+            return evidence.size(identifier) or 0
         return sum([size async for _, size in stored(self._store.blobs).names(folder(identifier))])
 
     async def _event_days(self, now: float) -> list[str]:

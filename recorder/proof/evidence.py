@@ -79,30 +79,38 @@ class Evidence:
             more = f", and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
             raise StoreError(f"nothing is removed: the proof has a fault: {self.faults[0]}{more}")
 
-    async def recording(self, identifier: str) -> Recording:
-        """What recording.json says, out of the very bytes that are sealed. Raises KeyError where there is none,
-        MismatchError, NotSealedYetError, StoreError where it cannot be read."""
+    async def recording(self, identifier: str, content: str = "") -> Recording:
+        """What recording.json says, out of the very bytes that are sealed. content: the hash of those bytes, where
+        something else that is signed says it. Raises KeyError where there is none, MismatchError, NotSealedYetError,
+        StoreError where it cannot be read."""
         key = manifest_key(identifier)
         data = await stored(self.blobs).get(key)
         sealed = self.sealed.get(identifier)
         if sealed is not None:
-            part = next((part for part in sealed.parts if part.name == MANIFEST), None)
-            if part is None or part.size != len(data) or part.sha256 != await hash_of(data):
-                raise MismatchError(f"{MANIFEST} is not what was sealed")
+            content = next((part.sha256 for part in sealed.parts if part.name == MANIFEST), "none")
+        if content and content != await hash_of(data):
+            raise MismatchError(f"{MANIFEST} is not what was sealed")
         plain = await self.blobs.unseal(key, data) if isinstance(self.blobs, EncryptedBlobs) else data
         recording = read_manifest(plain, identifier).recording
-        if sealed is None:
-            self._check_late(identifier, recording)
+        if not content:
+            ended = max(recording.ended or 0.0, day_end(id_day(identifier)) - 86400)
+            self._wait(day_of(ended), "it ended on")
         return recording
 
-    def _check_late(self, identifier: str, recording: Recording) -> None:
+    def _wait(self, day: str, what: str) -> None:
+        """What is not sealed waits until it is, or has missed that. Where no day has been sealed ever, there is nothing
+        to wait for. Raises NotSealedYetError, MismatchError."""
         last = self.chain.last_day
-        ended = max(recording.ended or 0.0, day_end(id_day(identifier)) - 86400)
-        if not last or day_of(ended) > last:
+        if not last:
             return
-        if ended >= day_end(last) - LATE * 86400:
+        if day > last or day_end(day) >= day_end(last) - LATE * 86400:
             raise NotSealedYetError
-        raise MismatchError(f"it ended on {day_of(ended)}, which is sealed without it")
+        raise MismatchError(f"{what} {day}, which is sealed without it")
+
+    def size(self, identifier: str) -> int | None:
+        """Bytes of a recording as sealed; None for one that is not."""
+        sealed = self.sealed.get(identifier)
+        return None if sealed is None else sum(part.size for part in sealed.parts)
 
     async def check_recording(self, identifier: str) -> str:
         """Compare all that is there of a recording; the hash of its recording.json as stored, "" where there is none.
@@ -138,10 +146,8 @@ class Evidence:
         there = [name async for name, _ in raw.names(prefix)]
         wanted = {name.partition("/")[2]: part for name, part in self.events.items() if name.startswith(f"{day}/")}
         for name in there:
-            if name not in wanted and day <= self.chain.last_day:
-                if day_end(day) >= day_end(self.chain.last_day) - LATE * 86400:
-                    raise NotSealedYetError
-                raise MismatchError(f"{name!a} is there, and its day is sealed without it")
+            if name not in wanted:
+                self._wait(day, f"{name!a} is of")
         for name in sorted({*there, *wanted}):
             key = f"{prefix}/{name}"
             try:

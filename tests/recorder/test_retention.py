@@ -404,6 +404,41 @@ def test_nothing_sealed_goes_before_all_of_it_was_compared(tmp_path: Path, tampe
     run(check())
 
 
+def test_what_is_not_sealed_waits_for_it(tmp_path: Path) -> None:
+    """Until then anybody who can write to the store says who it was and when it ended."""
+    stage = Stage(tmp_path / "store")
+    run(stage.fill(1))
+    run(stage.seal())
+    now, stage.clock = stage.clock, stage.clock - 2 * DAY
+
+    async def check() -> None:
+        async with stage.store() as store:
+            it = Pruner(store, Rules(max_age=0.0), signer=stage.signer, clock=lambda: now)
+            late = await stage.record(store)
+            await stage.settled(store)
+            await it.step()
+            assert it.removed == 1 and stage.place(late).exists() and it.fault is None
+            # By hand it may go at once, for whoever asks for that has looked.
+            assert await it.remove(Doomed(late, "privacy", await store.get(late)))
+            assert await it.repair() == 0
+
+    run(check())
+
+
+def test_a_large_file_makes_nobody_elses_recordings_go(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+    one, other = run(two(stage))
+    run(stage.seal())
+    size = sum(path.stat().st_size for name in (one, other) for path in stage.place(name).iterdir())
+    assert run(subjects(stage, Rules(max_bytes=size))) == []
+    for place in (stage.place(other), stage.place(new_id())):
+        place.mkdir(exist_ok=True)
+        with open(place / "00000007.chunk", "wb") as file:
+            file.truncate(1 << 40)
+    assert run(subjects(stage, Rules(max_bytes=size))) == []
+    assert run(subjects(stage, Rules(max_bytes=size - 1))) == [one]
+
+
 def test_what_is_put_in_after_the_seal_is_not_removed(tmp_path: Path) -> None:
     """Its removal would make something that nobody can vouch for look like something that was there."""
     stage = Stage(tmp_path / "store")
