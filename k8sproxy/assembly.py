@@ -227,7 +227,7 @@ class Assembly:
         route = Route(
             self.upstreams[cluster.name],
             impersonate=_impersonates(cluster),
-            capability_domain=self.config.tailnet.capability_domain,
+            grants=self.config.tailnet.grants,
             origins=frozenset(origin.encode("ascii") for origin in listen.allow_origins),
         )
         certificate = self._certificates.get(number)

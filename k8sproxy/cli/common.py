@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from k8sproxy.config import Config
     from k8sproxy.peer import Peer
+    from k8sproxy.policy.grants import GrantSettings
 
 EXISTING_FILE = click.Path(path_type=Path)
 
@@ -106,6 +107,26 @@ def peer_lines(peer: Peer) -> list[str]:
     else:
         lines.append(f"user      {printable(peer.login_name)} ({printable(peer.display_name)})")
     return lines
+
+
+def grant_settings(config: Config | None) -> GrantSettings:
+    """How a configuration has grants read; without one, as by default."""
+    from k8sproxy.policy.grants import DEFAULT_SETTINGS
+
+    return config.tailnet.grants if config is not None else DEFAULT_SETTINGS
+
+
+def grant_notes(peer: Peer, settings: GrantSettings) -> list[str]:
+    """What in a peer's grants says nothing to the proxy and was probably meant to. Nothing of rules that are refused:
+    `explain` says why."""
+    from k8sproxy.errors import Refusal
+    from k8sproxy.policy.grants import counted_rules, misspelt_capabilities
+
+    try:
+        unknown = [str(field) for rule in counted_rules(peer) for field in rule.unknown]
+    except Refusal:
+        unknown = []
+    return [*unknown, *misspelt_capabilities(peer, settings.capability_domain)]
 
 
 def printable(text: str) -> str:

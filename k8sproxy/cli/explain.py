@@ -16,6 +16,8 @@ from k8sproxy.cli.common import (
     ask_whois,
     choose_socket,
     config_option,
+    grant_notes,
+    grant_settings,
     json_option,
     parse_address,
     peer_lines,
@@ -30,6 +32,7 @@ from k8sproxy.cli.common import (
 if TYPE_CHECKING:
     from k8sproxy.config import Config, Listen
     from k8sproxy.peer import Peer
+    from k8sproxy.policy.grants import GrantSettings
 
 # Kubernetes' verbs for requests with a body or a change; get, list, watch and unknown ones are GET.
 _METHODS = {
@@ -76,8 +79,7 @@ def command(
         service = listen.service
     peer = ask_whois(choose_socket(config, socket), address, service)
     request = (_METHODS[verb.lower()], target, upgrade) if target is not None else None
-    domain = config.tailnet.capability_domain if config is not None else None
-    explanation = explain(peer, request, passthrough=passthrough, domain=domain)
+    explanation = explain(peer, request, passthrough=passthrough, settings=grant_settings(config))
     if as_json:
         print_json(explanation)
     else:
@@ -100,24 +102,29 @@ def _listener(config: Config | None, address: str | None) -> Listen | None:
 
 
 def explain(
-    peer: Peer, request: tuple[str, str, str] | None, *, passthrough: bool = False, domain: str | None = None
+    peer: Peer,
+    request: tuple[str, str, str] | None,
+    *,
+    passthrough: bool = False,
+    settings: GrantSettings | None = None,
 ) -> dict[str, Any]:
-    """The policy's steps, as JSON values. request: method, target, upgrade. domain: of this project's own capability.
+    """The policy's steps, as JSON values. request: method, target, upgrade. settings: the default ones where None.
 
-    Keys: peer, rules, impersonation (null in passthrough mode), request, recording, events, refusal. What comes after
-    the step that refuses is null.
+    Keys: peer, notes (what looks misspelt and refuses nothing), rules, impersonation (null in passthrough mode),
+    request, recording, events, refusal. What comes after the step that refuses is null.
     """
     from k8sproxy.errors import ProtocolError, Refusal
     from k8sproxy.policy.decision import authorize, decide
-    from k8sproxy.policy.grants import counted_rules
-    from k8sproxy.policy.ownrules import DEFAULT_DOMAIN, own_rules
+    from k8sproxy.policy.grants import DEFAULT_SETTINGS, counted_rules
+    from k8sproxy.policy.ownrules import own_rules
     from k8sproxy.policy.requestinfo import request_info
     from k8sproxy.recording.session import unavailable
 
     found: dict[str, Any] = {"peer": peer_values(peer)}
     found |= dict.fromkeys(("rules", "impersonation", "request", "recording", "events", "refusal"))
     found["mode"] = "passthrough" if passthrough else "impersonate"
-    domain = domain or DEFAULT_DOMAIN
+    settings = settings or DEFAULT_SETTINGS
+    found["notes"] = grant_notes(peer, settings)
     try:
         found["rules"] = [
             {
@@ -127,13 +134,14 @@ def explain(
                 "recorderAddrs": list(rule.recorders),
                 "enforceRecorder": rule.enforce_recorder,
                 "enableEvents": rule.enable_events,
+                "unknownFields": [field.short for field in rule.unknown],
             }
             for rule in counted_rules(peer)
         ] + [
             {"capability": rule.capability, "recording": rule.recording.value if rule.recording else None}
-            for rule in own_rules(peer, domain)
+            for rule in own_rules(peer, settings.capability_domain)
         ]
-        authority = authorize(peer, impersonate=not passthrough, domain=domain)
+        authority = authorize(peer, impersonate=not passthrough, settings=settings)
         identity = authority.impersonation
         if identity is not None:
             found["impersonation"] = {"user": identity.user, "groups": list(identity.groups)}
@@ -175,6 +183,7 @@ def _lines(peer: Peer, found: dict[str, Any]) -> list[str]:
     lines.append("rules     " + ("none" if found["rules"] == [] else "" if found["rules"] else "not readable"))
     for number, rule in enumerate(found["rules"] or (), 1):
         lines.append(f"  {number}. {printable(_rule(rule))}")
+    lines += [f"note      {printable(note)}" for note in found["notes"]]
     if found["mode"] == "passthrough":
         lines.append("as        the client's own credentials (passthrough)")
     elif found["impersonation"] is not None:

@@ -11,6 +11,8 @@ from k8sproxy.cli.common import (
     ask_whois,
     choose_socket,
     config_option,
+    grant_notes,
+    grant_settings,
     json_option,
     parse_address,
     peer_lines,
@@ -34,11 +36,13 @@ def command(address: str, config_path: Path | None, socket: Path | None, service
     address = parse_address(address)
     config = read_config(config_path, files=False) if config_path is not None else None
     peer = ask_whois(choose_socket(config, socket), address, service)
+    notes = grant_notes(peer, grant_settings(config))
     if as_json:
-        print_json(peer_values(peer))
+        print_json(peer_values(peer) | {"notes": notes})
         return
     lines = peer_lines(peer)
     for name, values in peer.capabilities.items():
         lines.append(f"capability {printable(name)}")
         lines += [f"          {json.dumps(value)}" for value in values]
+    lines += [f"note      {printable(note)}" for note in notes]
     click.echo("\n".join(lines))

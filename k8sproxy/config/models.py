@@ -20,6 +20,7 @@ from pydantic.alias_generators import to_camel
 
 from k8sproxy.config.addresses import AdminAddress, ListenAddress, parse_admin_address, parse_listen_address
 from k8sproxy.config.units import duration_between, number_between, size_between
+from k8sproxy.policy.grants import GrantSettings
 from k8sproxy.policy.ownrules import DEFAULT_DOMAIN
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -132,6 +133,16 @@ class Tailnet(Section):
         description="Rules of the proxy's own, such as {recording: acknowledged}, are read from DOMAIN/cap/k8sproxy "
         "(default tailscale.com). The recorder has a key of the same name for its own rules.",
     )
+    unknown_grant_fields: Literal["warn", "refuse"] = Field(
+        default="warn",
+        description="A field of a Kubernetes grant that is not known, such as enforceRecoder: warn (default) logs it "
+        "and passes over it, as Tailscale's proxy does; refuse turns the peer away until the policy is mended.",
+    )
+
+    @property
+    def grants(self) -> GrantSettings:
+        """How grants are read."""
+        return GrantSettings(self.capability_domain, refuse_unknown=self.unknown_grant_fields == "refuse")
 
 
 class ListenTLS(Section):

@@ -345,7 +345,9 @@ class Connection:
     def _authorize(self, peer: Peer, route: Route) -> Authority:
         """The peer's Authority; computed again only where WhoIs gave another answer, or the route is another one."""
         self._authority = None
-        authority = authorize(peer, impersonate=route.impersonate, domain=route.capability_domain)
+        authority = authorize(peer, impersonate=route.impersonate, settings=route.grants)
+        if authority.grants.unknown:
+            self._site.remarks.tell(peer, authority.grants.unknown)
         self._count(peer)
         self._authority = authority
         self.client.owner = peer.stable_id
@@ -432,7 +434,7 @@ class Connection:
             if peer is decision.peer:
                 self._last_known, self._vetted = perf_counter(), peer
                 return
-            authority = authorize(peer, impersonate=route.impersonate, domain=route.capability_domain)
+            authority = authorize(peer, impersonate=route.impersonate, settings=route.grants)
             now = decide(authority, info)
         except Refusal as refusal:
             # 503: the daemon can't be asked just now. Anything else is its answer, or the policy's.

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from k8sproxy.dataplane.limits import Limits
+from k8sproxy.dataplane.remarks import Remarks
 from k8sproxy.dataplane.upstream import Upstream
 from k8sproxy.errors import Refusal
 from k8sproxy.policy.browsers import NO_ORIGINS
 from k8sproxy.policy.decision import Authority
-from k8sproxy.policy.ownrules import DEFAULT_DOMAIN
+from k8sproxy.policy.grants import DEFAULT_SETTINGS, GrantSettings
 from k8sproxy.recording.events import Events
 from k8sproxy.recording.sessions import Sessions
 from k8sproxy.tailnet.whois import WhoIs
@@ -39,18 +40,19 @@ class Site:
     requests: RequestLog
     documents: Mapping[str, Callable[[], tuple[bytes, bytes]]] = field(default_factory=dict)
     per_peer: dict[str, int] = field(default_factory=dict)
+    remarks: Remarks = field(default_factory=Remarks)
     draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a listener's requests go: the cluster, whether its clients are impersonated or pass through, and the domain
-    of this project's own capability. origins: of the web pages that may act as a client, beside those that come from
-    here (policy.browsers)."""
+    """Where a listener's requests go: the cluster, whether its clients are impersonated or pass through, and how their
+    grants are read. origins: of the web pages that may act as a client, beside those that come from here
+    (policy.browsers)."""
 
     upstream: Upstream
     impersonate: bool = True
-    capability_domain: str = DEFAULT_DOMAIN
+    grants: GrantSettings = DEFAULT_SETTINGS
     origins: frozenset[bytes] = NO_ORIGINS
 
 

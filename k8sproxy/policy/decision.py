@@ -20,8 +20,8 @@ from typing import NoReturn
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.policy.classify import SessionKind
-from k8sproxy.policy.grants import Grants, Impersonation, impersonation, parse_grants
-from k8sproxy.policy.ownrules import DEFAULT_DOMAIN, RecordingLevel
+from k8sproxy.policy.grants import DEFAULT_SETTINGS, Grants, GrantSettings, Impersonation, impersonation, parse_grants
+from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.policy.requestinfo import RequestInfo
 
 
@@ -75,13 +75,13 @@ class Authority:
         raise TypeError("only authorize() makes an Authority")
 
 
-def authorize(peer: Peer, *, impersonate: bool = True, domain: str = DEFAULT_DOMAIN) -> Authority:
+def authorize(peer: Peer, *, impersonate: bool = True, settings: GrantSettings = DEFAULT_SETTINGS) -> Authority:
     """The peer's Authority, to be kept as long as the WhoIs answer holds.
 
-    impersonate: False in passthrough mode, where grants still say what is recorded. domain: of this project's own
-    capability. Raises Refusal (403): malformed_grant, unusable_name, reserved_name.
+    impersonate: False in passthrough mode, where grants still say what is recorded. Raises Refusal (403):
+    malformed_grant, unusable_name, reserved_name.
     """
-    grants = parse_grants(peer, domain)
+    grants = parse_grants(peer, settings)
     identity = impersonation(peer, grants) if impersonate else None
     authority = object.__new__(Authority)
     values = {

@@ -14,19 +14,24 @@ read them more mildly: field names match in any case, null is a field's zero val
 encoding/json would refuse is refused, and so is what cannot stand in a header or could mean another group there, and
 a field that stands in one rule twice, in one spelling or two. A rule with a fault refuses everything of that
 peer, since a rule that is skipped could be the one that enforces recording.
+
+An unknown field may be one of a later version of Tailscale's, or a misspelt `enforceRecorder`, which then enforces
+nothing. So each is noted down (UnknownField), to be told to whoever runs the proxy; GrantSettings.refuse_unknown makes
+it a fault. So is a field that the old name of the capability does not give.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer, Repeated
-from k8sproxy.policy.ownrules import DEFAULT_DOMAIN, RecordingLevel, own_rules, strongest
+from k8sproxy.policy.ownrules import DEFAULT_DOMAIN, RecordingLevel, own_capability, own_rules, strongest
+from k8sproxy.policy.spelling import nearest, shown
 
 CAPABILITY = "tailscale.com/cap/kubernetes"
 LEGACY_CAPABILITY = "https://tailscale.com/cap/kubernetes"
@@ -46,11 +51,42 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
+class GrantSettings:
+    """How grants are read. capability_domain: of this project's own capability. refuse_unknown: an unknown field
+    refuses the peer; otherwise it is told in the log and passed over."""
+
+    capability_domain: str = DEFAULT_DOMAIN
+    refuse_unknown: bool = False
+
+
+DEFAULT_SETTINGS = GrantSettings()
+
+
+class UnknownField(NamedTuple):
+    """A field of a rule that says nothing to this program. rule: its number from 1 on. field: printable, with the
+    object that it stands in. hint: what was probably meant, or ""."""
+
+    capability: str
+    rule: int
+    field: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"the capability {self.capability}: rule {self.rule} has the {self.short}"
+
+    @property
+    def short(self) -> str:
+        """Without the place of the rule."""
+        return f"unknown field {self.field}" + (f"; {self.hint}" if self.hint else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One rule of a peer, checked: what it alone would grant.
 
     capability: the name under which it stood. groups: as written. recorder_tags: as the policy's author wrote them,
-    for people. recorders: "IP:PORT" (IPv6 in brackets), as the control plane resolved the tags.
+    for people. recorders: "IP:PORT" (IPv6 in brackets), as the control plane resolved the tags. unknown: its fields
+    that say nothing.
     """
 
     capability: str
@@ -59,6 +95,7 @@ class Rule:
     recorders: tuple[str, ...] = ()
     enforce_recorder: bool = False
     enable_events: bool = False
+    unknown: tuple[UnknownField, ...] = field(default=(), compare=False)
 
     @property
     def recording(self) -> RecordingLevel | None:
@@ -76,13 +113,15 @@ class Grants:
     """All rules of a peer united; without any rule, everything is empty.
 
     groups, recorders: in the order of the rules, without duplicates. recorders: "IP:PORT", IPv6 in brackets. recording:
-    the strongest level that a rule of either capability asks for; None where no rule asks for a recording.
+    the strongest level that a rule of either capability asks for; None where no rule asks for a recording. unknown: of
+    all rules.
     """
 
     groups: tuple[str, ...] = ()
     recorders: tuple[str, ...] = ()
     recording: RecordingLevel | None = None
     enable_events: bool = False
+    unknown: tuple[UnknownField, ...] = field(default=(), compare=False)
 
     @property
     def enforced(self) -> bool:
@@ -102,12 +141,12 @@ class Impersonation:
     groups: tuple[str, ...] = ()
 
 
-def parse_grants(peer: Peer, domain: str = DEFAULT_DOMAIN) -> Grants:
-    """The united rules of a peer. domain: of this project's own capability.
-
-    Raises Refusal (403, malformed_grant) for any rule with a fault.
-    """
-    rules, own = counted_rules(peer), own_rules(peer, domain)
+def parse_grants(peer: Peer, settings: GrantSettings = DEFAULT_SETTINGS) -> Grants:
+    """The united rules of a peer. Raises Refusal (403, malformed_grant) for any rule with a fault."""
+    rules, own = counted_rules(peer), own_rules(peer, settings.capability_domain)
+    unknown = tuple(unread for rule in rules for unread in rule.unknown)
+    if unknown and settings.refuse_unknown:
+        raise Refusal(403, "malformed_grant", f"{unknown[0]} (tailnet.unknownGrantFields refuses it)")
     groups = tuple(dict.fromkeys(group for rule in rules for group in rule.groups))
     recorders = tuple(dict.fromkeys(address for rule in rules for address in rule.recorders))[:MAX_RECORDERS]
     if len(groups) > MAX_GROUPS:
@@ -122,6 +161,7 @@ def parse_grants(peer: Peer, domain: str = DEFAULT_DOMAIN) -> Grants:
         recorders=recorders,
         recording=strongest(level for level in levels if level is not None),
         enable_events=any(rule.enable_events for rule in rules),
+        unknown=unknown,
     )
 
 
@@ -135,6 +175,24 @@ def counted_rules(peer: Peer) -> tuple[Rule, ...]:
         return tuple(_Fields(CAPABILITY, number, value).rule() for number, value in enumerate(values, 1))
     values = peer.capabilities.get(LEGACY_CAPABILITY, ())
     return tuple(_Fields(LEGACY_CAPABILITY, number, value).legacy_rule() for number, value in enumerate(values, 1))
+
+
+def misspelt_capabilities(peer: Peer, domain: str = DEFAULT_DOMAIN) -> tuple[str, ...]:
+    """Capabilities of a peer that are not read here and look as if they were meant to be, each as a sentence.
+
+    Only for who asks about the peer: another program's capability may have a name that is near.
+    """
+    own = own_capability(domain)
+    notes = []
+    for name in peer.capabilities:
+        place, _, last = name.rpartition("/")
+        if name in (CAPABILITY, LEGACY_CAPABILITY, own) or not place.endswith("/cap"):
+            continue
+        near = nearest(last, ("kubernetes", "k8sproxy"), cutoff=0.8)
+        if near is not None:
+            meant = own if near == "k8sproxy" else CAPABILITY
+            notes.append(f"the capability {name} is not read here; did you mean {meant}?")
+    return tuple(notes)
 
 
 def impersonation(peer: Peer, grants: Grants) -> Impersonation:
@@ -201,25 +259,46 @@ class _Fields:
     def __init__(self, capability: str, number: int, value: object) -> None:
         self._capability = capability
         self._number = number
+        self._unknown: list[UnknownField] = []
         self._values = self._members(value, "")
 
     def rule(self) -> Rule:
+        groups = self._groups()
         return Rule(
             capability=self._capability,
-            groups=self._groups(),
+            groups=groups,
             recorder_tags=self._list("recorder", _text),
             recorders=self._list("recorderAddrs", _address),
             enforce_recorder=self._switch("enforceRecorder"),
             enable_events=self._switch("enableEvents"),
+            unknown=tuple(self._unknown),
         )
 
     def legacy_rule(self) -> Rule:
         """A rule under the old name. Its other fields are not taken, but are checked: Go decodes the same type."""
-        return Rule(capability=self._capability, groups=self.rule().groups)
+        groups = self.rule().groups
+        for name in _TOP[1:]:
+            if self._values.get(name.casefold()) is not None:
+                self._note(shown(name), f"only {CAPABILITY} has it")
+        return Rule(capability=self._capability, groups=groups, unknown=tuple(self._unknown))
 
     def _groups(self) -> tuple[str, ...]:
         impersonate = self._members(self._values.get("impersonate"), "impersonate")
         return self._list("groups", _group, impersonate, "impersonate.")
+
+    def _note(self, field: str, hint: str) -> None:
+        self._unknown.append(UnknownField(self._capability, self._number, field, hint))
+
+    def _note_unknown(self, name: str, field: str) -> None:
+        """Note a field that nothing reads, of the rule itself or of its `impersonate`."""
+        near = nearest(name, _INNER if field else _TOP)
+        if near is not None:
+            hint = f"did you mean {near}?"
+        else:
+            elsewhere = nearest(name, _TOP if field else _INNER)
+            where = "beside impersonate" if field else "within impersonate"
+            hint = f"did you mean {elsewhere}, {where}?" if elsewhere is not None else ""
+        self._note(shown(f"{field}.{name}" if field else name), hint)
 
     def _members(self, value: object, field: str) -> dict[str, object]:
         """A JSON object by lower-cased field names (encoding/json matches names by case folding)."""
@@ -234,6 +313,8 @@ class _Fields:
             folded = str(name).casefold()
             if folded in members and folded in _KNOWN:
                 self._refuse(field, f"has the field {folded!r} twice, in different case")
+            if folded not in (_INNER if field else _TOP_FOLDED):
+                self._note_unknown(str(name), field)
             members[folded] = member
         return members
 
@@ -266,7 +347,10 @@ class _Fields:
         raise Refusal(403, "malformed_grant", f"the capability {self._capability} is malformed: {what}")
 
 
-_KNOWN = frozenset(("impersonate", "groups", "recorder", "recorderaddrs", "enforcerecorder", "enableevents"))
+_TOP = ("impersonate", "recorder", "recorderAddrs", "enforceRecorder", "enableEvents")
+_TOP_FOLDED = frozenset(map(str.casefold, _TOP))
+_INNER = ("groups",)
+_KNOWN = _TOP_FOLDED | frozenset(_INNER)
 
 
 def _kind(value: object) -> str:

@@ -14,10 +14,10 @@ def shown(name: str) -> str:
     return ascii(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..")
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was probably meant; None where no name is near."""
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that was probably meant; None where no name is near. cutoff: 1 is the same name, 0 is any."""
     spelled = {candidate.casefold(): candidate for candidate in known}
-    close = difflib.get_close_matches(name[:_SHOWN].casefold(), spelled, n=1)
+    close = difflib.get_close_matches(name[:_SHOWN].casefold(), spelled, n=1, cutoff=cutoff)
     return spelled[close[0]] if close else None
 
 

@@ -29,6 +29,7 @@ def daemon(tmp_path: Path) -> Iterator[FakeTailscaled]:
         "100.64.0.4": user_whois("eve@example.com", "pc", "100.64.0.4", {KUBERNETES: [{"impersonate": 5}]}),
         "100.64.0.5": user_whois("dan@example.com", "pc", "100.64.0.5", groups("dev", enforceRecorder=True)),
         "100.64.0.6": user_whois("e\rve\x9b@example.com", "pc", "100.64.0.6"),
+        "100.64.0.8": user_whois("ben@example.com", "pc", "100.64.0.8", groups("dev", enforceRecoder=True)),
         "100.64.0.7": user_whois(
             "mia@example.com", "pc", "100.64.0.7",
             groups(**RECORDED) | {"tailscale.com/cap/k8sproxy": [{"recording": "acknowledged"}]},
@@ -112,6 +113,29 @@ def test_explain_what_is_recorded(daemon: FakeTailscaled) -> None:
     assert found["refusal"]["cause"] == "recorder_unavailable"
     text = run(daemon, "explain", "--peer", "100.64.0.5", "--path", EXEC).stdout
     assert "no recorder took it: no recorder has an address\n" in text
+
+
+def test_a_misspelt_field_is_named(daemon: FakeTailscaled, tmp_path: Path) -> None:
+    note = "the capability tailscale.com/cap/kubernetes: rule 1 has the unknown field 'enforceRecoder'; did you mean"
+    for args in (["whois", "100.64.0.8"], ["explain", "--peer", "100.64.0.8", "--path", EXEC]):
+        result = run(daemon, *args)
+        assert result.exit_code == 0
+        assert f"note      {note} enforceRecorder?\n" in result.stdout
+    code, found = explained(daemon, "--peer", "100.64.0.8")
+    assert (code, found["notes"]) == (0, [f"{note} enforceRecorder?"])
+    assert found["rules"][0]["unknownFields"] == ["unknown field 'enforceRecoder'; did you mean enforceRecorder?"]
+    assert json.loads(run(daemon, "whois", "--json", "100.64.0.8").stdout)["notes"] == found["notes"]
+    assert explained(daemon, "--peer", "100.64.0.1")[1]["notes"] == []
+    assert explained(daemon, "--peer", "100.64.0.4")[1]["notes"] == []
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "apiVersion: k8sproxy/v1alpha1\n"
+        f"tailnet: {{socket: {daemon.path}, unknownGrantFields: refuse}}\n"
+        "listen: [{address: '127.0.0.1:1', tls: {source: none}}]\n"
+        "clusters: [{name: a, inCluster: true}]\n"
+    )
+    code, found = explained(daemon, "--peer", "100.64.0.8", "--config", str(path))
+    assert (code, found["refusal"]["cause"]) == (1, "malformed_grant")
 
 
 def test_explain_a_rule_of_our_own(daemon: FakeTailscaled, tmp_path: Path) -> None:

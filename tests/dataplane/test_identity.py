@@ -15,6 +15,7 @@ from k8sproxy.dataplane.site import Gate, Route
 from k8sproxy.dataplane.upstream import Upstream
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
+from k8sproxy.policy.grants import GrantSettings
 from k8sproxy.tailnet.localapi import LocalAPI
 from tests.dataplane.stage import ANA, AWAY, CHUNKED, KUBERNETES, UNKNOWN, Raw, Stage, get, peer, reply, request
 from tests.dataplane.test_listener import proxy_header
@@ -318,6 +319,40 @@ async def test_whoami() -> None:
         assert stage.api.untouched()
 
 
+async def test_unknown_fields_of_a_grant_are_said_once_a_peer() -> None:
+    async with Stage() as stage:
+        stage.daemon.answer = peer("dev", enforceRecoder=True)
+        with capture_logs() as logs:
+            for _ in range(3):
+                client = await stage.client()
+                await client.send(get("/.well-known/k8sproxy/whoami") * 2)
+                assert (await client.response()).status == 200
+            stage.now += 60
+            await client.send(get("/.well-known/k8sproxy/whoami"))
+            await client.response()
+            stage.daemon.answer = peer("dev", enforceRecoder=True, recorders=[])
+            stage.now += 60
+            await client.send(get("/.well-known/k8sproxy/whoami"))
+            for _ in range(2):
+                await client.response()
+        said = [line for line in logs if line["event"] == "grant_unknown_field"]
+        assert [len(line["fields"]) for line in said] == [1, 2]
+        assert {line["log_level"] for line in said} == {"warning"}
+        assert "rule 1 has the unknown field 'enforceRecoder'; did you mean enforceRecorder?" in said[0]["fields"][0]
+
+
+async def test_unknown_fields_refuse_where_the_configuration_says_so() -> None:
+    async with Stage() as stage:
+        stage.daemon.answer = peer("dev", enforceRecoder=True)
+        route = Route(stage.upstream, grants=GrantSettings(refuse_unknown=True))
+        stage.listener.replace(Entry(Trust.DIRECT, None, Gate(route)))
+        client = await stage.client()
+        await client.send(get())
+        status, message = (await client.response()).refusal()
+        assert status == 403 and "did you mean enforceRecorder?" in message
+        assert stage.api.untouched()
+
+
 async def test_another_domain_of_the_configuration_counts_for_the_next_request() -> None:
     async with Stage() as stage:
         rules = {"tailscale.com/cap/k8sproxy": ({"recording": "open"},), "a.b/cap/k8sproxy": ({"recording": "closed"},)}
@@ -326,7 +361,7 @@ async def test_another_domain_of_the_configuration_counts_for_the_next_request()
         await client.send(get("/.well-known/k8sproxy/whoami"))
         document = json.loads((await client.response()).body)
         assert (document["recording"], document["enforceRecorder"]) == ("open", False)
-        route = Route(stage.upstream, capability_domain="a.b")
+        route = Route(stage.upstream, grants=GrantSettings("a.b"))
         stage.listener.replace(Entry(Trust.DIRECT, None, Gate(route)))
         await client.send(get("/.well-known/k8sproxy/whoami"))
         document = json.loads((await client.response()).body)

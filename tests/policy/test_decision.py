@@ -12,7 +12,7 @@ from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.policy.classify import SessionKind
 from k8sproxy.policy.decision import Authority, Decision, RecordingDemand, authorize, decide
-from k8sproxy.policy.grants import CAPABILITY, Grants, Impersonation
+from k8sproxy.policy.grants import CAPABILITY, Grants, GrantSettings, Impersonation
 from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.policy.requestinfo import request_info
 from tests.strategies import METHODS, UPGRADES, peers, targets
@@ -158,7 +158,7 @@ def test_rules_of_our_own_are_read_below_the_domain_that_is_configured() -> None
     who = dataclasses.replace(RECORDED, capabilities={"example.com/cap/k8sproxy": ({"recording": "closed"},)})
     exec_of_a_pod = request_info("GET", f"{POD}/exec")
     assert decide(authorize(who), exec_of_a_pod).recording is None
-    demand = decide(authorize(who, domain="example.com"), exec_of_a_pod).recording
+    demand = decide(authorize(who, settings=GrantSettings("example.com")), exec_of_a_pod).recording
     assert demand == RecordingDemand((), RecordingLevel.CLOSED, SessionKind.EXEC)
 
 

@@ -16,10 +16,12 @@ from k8sproxy.policy.grants import (
     MAX_NAME,
     MAX_RECORDERS,
     Grants,
+    GrantSettings,
     Impersonation,
     Rule,
     counted_rules,
     impersonation,
+    misspelt_capabilities,
     parse_grants,
 )
 from k8sproxy.policy.ownrules import RecordingLevel
@@ -98,6 +100,68 @@ def test_the_legacy_name_gives_groups_and_only_where_the_new_one_is_absent() -> 
 )
 def test_null_is_the_zero_value_and_unknown_fields_are_ignored(rule: object) -> None:
     assert parse_grants(with_rules(rule)) == Grants()
+
+
+@pytest.mark.parametrize(
+    ("rule", "notes"),
+    [
+        ({"enforceRecoder": True}, ["unknown field 'enforceRecoder'; did you mean enforceRecorder?"]),
+        ({"enforce_recorder": True}, ["unknown field 'enforce_recorder'; did you mean enforceRecorder?"]),
+        ({"enforceRecorder ": True}, ["unknown field 'enforceRecorder '; did you mean enforceRecorder?"]),
+        ({"enforcerRecorder": None}, ["unknown field 'enforcerRecorder'; did you mean enforceRecorder?"]),
+        ({"impersonat": 1, "enableEvent": 1}, ["unknown field 'impersonat'; did you mean impersonate?",
+                                               "unknown field 'enableEvent'; did you mean enableEvents?"]),
+        ({"impersonate": {"group": ["a"]}}, ["unknown field 'impersonate.group'; did you mean groups?"]),
+        ({"groups": ["a"]}, ["unknown field 'groups'; did you mean groups, within impersonate?"]),
+        (
+            {"impersonate": {"enforceRecorder": True}},
+            ["unknown field 'impersonate.enforceRecorder'; did you mean enforceRecorder, beside impersonate?"],
+        ),
+        ({"x\x1b": 1}, [r"unknown field 'x\x1b'"]),
+        ({"q" * 100: Repeated()}, [f"unknown field '{'q' * 64}..'"]),
+        ({"EnforceRecorder": True, "IMPERSONATE": {"GROUPS": ["a"]}, "recorderaddrs": []}, []),
+        (None, []),
+    ],
+)  # fmt: skip
+def test_unknown_fields_are_noted_with_what_was_probably_meant(rule: object, notes: list[str]) -> None:
+    """Before, {"enforceRecoder": true} enforced nothing, and nothing said so."""
+    peer = with_rules({}, rule)
+    unknown = parse_grants(peer).unknown
+    assert [field.short for field in unknown] == notes
+    assert counted_rules(peer)[1].unknown == unknown
+    assert all(str(field).startswith(f"the capability {CAPABILITY}: rule 2 has the unknown") for field in unknown)
+    strict = GrantSettings(refuse_unknown=True)
+    if not notes:
+        parse_grants(peer, strict)
+        return
+    with pytest.raises(Refusal) as caught:
+        parse_grants(peer, strict)
+    assert (caught.value.status, caught.value.cause) == (403, "malformed_grant")
+    assert notes[0] in caught.value.message
+
+
+def test_what_the_old_name_does_not_give_is_noted() -> None:
+    rule = {**groups("old"), "enforceRecorder": True, "recorderAddrs": None, "enableEvent": False}
+    unknown = parse_grants(with_rules(rule, name=LEGACY_CAPABILITY)).unknown
+    assert [field.short for field in unknown] == [
+        "unknown field 'enableEvent'; did you mean enableEvents?",
+        f"unknown field 'enforceRecorder'; only {CAPABILITY} has it",
+    ]
+
+
+def test_capabilities_that_look_misspelt() -> None:
+    names = {
+        "tailscale.com/cap/kubernets": CAPABILITY,
+        "example.com/cap/k8sproxy": "tailscale.com/cap/k8sproxy",
+        "tailscale.com/cap/k8s-proxy": "tailscale.com/cap/k8sproxy",
+    }
+    others = ("tailscale.com/cap/recorder", "https://tailscale.com/cap/is-admin", "kubernetes", "tailscale.com/cap/ssh")
+    known = (CAPABILITY, LEGACY_CAPABILITY, "tailscale.com/cap/k8sproxy")
+    peer = dataclasses.replace(USER, capabilities=dict.fromkeys((*names, *others, *known), ({},)))
+    assert misspelt_capabilities(peer) == tuple(
+        f"the capability {name} is not read here; did you mean {meant}?" for name, meant in names.items()
+    )
+    assert "example.com" not in "".join(misspelt_capabilities(peer, "example.com")).replace("mean example.com", "")
 
 
 @pytest.mark.parametrize("name", ["enforceRecorder", "EnforceRecorder", "ENFORCERECORDER", "enforcerecorder"])
