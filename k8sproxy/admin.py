@@ -93,12 +93,19 @@ class AdminSite:
     """
 
     def __init__(
-        self, site: Site, *, checks: Checks, ca_pem: Callable[[], bytes | None], allow: Sequence[str] = ()
+        self,
+        site: Site,
+        *,
+        checks: Checks,
+        ca_pem: Callable[[], bytes | None],
+        allow: Sequence[str] = (),
+        warnings: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self.allow = frozenset(allow)
         self.address: str = ""
         self._site = site
         self._checks = checks
+        self._warnings = warnings
         self._ca_pem = ca_pem
         self._runner: web.AppRunner | None = None
         self._path: Path | None = None
@@ -200,7 +207,12 @@ class AdminSite:
     async def _readyz(self, request: web.Request) -> web.Response:
         checks = dict(await self._checks())
         failed = [name for name, fault in checks.items() if fault is not None]
-        lines = [f"[{'-' if fault else '+'}]{name} {fault or 'ok'}" for name, fault in checks.items()]
+        warnings = self._warnings()
+        lines = [
+            f"[{'-' if fault else '+'}]{name} {fault or 'ok'}"
+            + (f" (warning: {warnings[name]})" if name in warnings else "")
+            for name, fault in checks.items()
+        ]
         text = "\n".join(lines) if failed or "verbose" in request.query else "ok"
         return web.Response(status=503 if failed else 200, text=text + "\n")
 

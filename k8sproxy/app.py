@@ -30,7 +30,7 @@ from k8sproxy.assembly import (
     set_event_settings,
     set_recording_limits,
 )
-from k8sproxy.config import Config, ConfigError, load
+from k8sproxy.config import Config, ConfigError, dotted, load, warnings_of
 from k8sproxy.dataplane.listener import Server
 from k8sproxy.dataplane.site import Site
 from k8sproxy.errors import Refusal
@@ -110,6 +110,7 @@ class App:
         files = raise_file_limit()
         if files < 2 * self._config.limits.connections:
             _log.warning("few_open_files", limit=files, needed=2 * self._config.limits.connections)
+        _warn(self._config)
         loop = asyncio.get_running_loop()
         # Already now: a start may wait for a plugin or for the daemon, and the first process of a container gets no
         # signal that it does not handle.
@@ -191,6 +192,7 @@ class App:
         admin = AdminSite(
             self._site,
             checks=self._checks,
+            warnings=lambda: self._assembly.warnings() if self._assembly is not None else {},
             ca_pem=lambda: self._assembly.ca_pem() if self._assembly is not None else None,
             allow=config.admin.allow,
         )
@@ -258,6 +260,7 @@ class App:
                 await tailnet.close()
             raise
         # From here on nothing fails.
+        _warn(config)
         configure_logging(config.log.level, config.log.format)
         requests = config.log.requests and config.log.level in ("debug", "info")
         self._site.requests = RequestLog(config.log.format, enabled=requests)
@@ -328,3 +331,9 @@ def _digest(path: Path) -> bytes:
         return hashlib.sha256(path.read_bytes()).digest()
     except OSError:
         return b""
+
+
+def _warn(config: Config) -> None:
+    """Say what works and is a bad idea."""
+    for key, message in warnings_of(config):
+        _log.warning("configuration_warning", key=dotted(key), message=message)

@@ -18,7 +18,7 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from k8sproxy.config import Cluster, Config, Listen
+from k8sproxy.config import Cluster, Config, Listen, warnings_of
 from k8sproxy.dataplane.account import Account, Standing
 from k8sproxy.dataplane.certificates import CertificateError, FileCertificate, ServerCertificate
 from k8sproxy.dataplane.credentials import ClusterCredentials, CredentialsError
@@ -342,6 +342,15 @@ class Assembly:
             if upstream.endpoint.account is not None:
                 result[f"cluster {name}"] = upstream.endpoint.account.fault()
         return result
+
+    def warnings(self) -> dict[str, str]:
+        """What is well, and had better be otherwise, by the names of the checks."""
+        said = dict(warnings_of(self.config))
+        return {
+            f"listener {listen.address}": said["listen", number, "address"]
+            for number, listen in enumerate(self.config.listen)
+            if ("listen", number, "address") in said
+        }
 
     def moved(self) -> bool:
         """Whether a cluster's kubeconfig names another server since the last call: this has to be prepared anew."""

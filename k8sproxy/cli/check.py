@@ -19,9 +19,11 @@ from k8sproxy.cli.common import EXISTING_FILE, Misconfigured, json_option, print
 def command(path: Path, no_files: bool, as_json: bool) -> None:
     """Say every fault of FILE with its line, column and key. Exit code 2 if there is one.
 
+    Warnings are about what works and is a bad idea; they don't change the exit code.
+
     ${NAME} is taken from the environment, as `serve` does it.
     """
-    from k8sproxy.config import ConfigError, load
+    from k8sproxy.config import ConfigError, dotted, load, warnings_of
 
     try:
         config = load(path, files=not no_files)
@@ -31,9 +33,13 @@ def command(path: Path, no_files: bool, as_json: bool) -> None:
         faults = [dataclasses.asdict(fault) | {"path": str(fault.path)} for fault in error.faults]
         print_json({"ok": False, "faults": faults})
         sys.exit(2)
+    warnings = [(dotted(key), message) for key, message in warnings_of(config)]
     if as_json:
-        print_json({"ok": True, "faults": []})
+        told = [{"key": key, "message": message} for key, message in warnings]
+        print_json({"ok": True, "faults": [], "warnings": told})
     else:
+        for key, message in warnings:
+            click.echo(f"{path}: warning: {key}: {message}", err=True)
         click.echo(f"{path}: ok ({_count(config.listen, 'listener')}, {_count(config.clusters, 'cluster')})")
 
 

@@ -10,7 +10,8 @@ changed file and go on with the old one.
 from __future__ import annotations
 
 from k8sproxy.config.addresses import TAILNET, AdminAddress, ListenAddress
-from k8sproxy.config.faults import ConfigError, Fault
+from k8sproxy.config.checks import warnings_of
+from k8sproxy.config.faults import ConfigError, Fault, dotted
 from k8sproxy.config.loading import load, parse
 from k8sproxy.config.models import (
     Admin,
@@ -43,6 +44,8 @@ __all__ = [
     "Recording",
     "Shutdown",
     "Tailnet",
+    "dotted",
     "load",
     "parse",
+    "warnings_of",
 ]

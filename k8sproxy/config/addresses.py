@@ -36,6 +36,12 @@ class ListenAddress:
         """Whether it can be reached from this machine alone (and, with a userspace daemon, from the tailnet)."""
         return self.host != TAILNET and ipaddress.ip_address(self.host).is_loopback
 
+    @property
+    def is_dialled_from_tailnet(self) -> bool:
+        """Whether it is one of the two loopback addresses to which a userspace daemon forwards what peers dial
+        (netstack.acceptTCP)."""
+        return self.host in ("127.0.0.1", "::1")
+
     def overlaps(self, other: ListenAddress) -> bool:
         """Whether both cannot be listened on at once: the same port on the same address, or one on all of them."""
         if self.port != other.port or self.port == 0:

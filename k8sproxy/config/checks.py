@@ -15,7 +15,7 @@ import yaml
 
 from k8sproxy.config.addresses import TAILNET
 from k8sproxy.config.faults import Key
-from k8sproxy.config.models import Admin, Cluster, Listen
+from k8sproxy.config.models import Admin, Cluster, Config, Listen
 
 Found = Iterator[tuple[Key, str]]
 
@@ -45,6 +45,20 @@ def check_listeners(listeners: Mapping[int, Listen], admin: Admin | None, cluste
         elif listen.cluster is None and len(cluster_names) > 1:
             yield here, f"cluster is required where there are several (there are: {', '.join(cluster_names)})"
         yield from _check_tls(listen, (*here, "tls"))
+
+
+def warnings_of(config: Config) -> list[tuple[Key, str]]:
+    """What a sound configuration had better not say: (key, message) pairs."""
+    return [
+        (
+            ("listen", number, "address"),
+            "a PROXY listener takes about five new connections a second here, because tailscaled has to be asked about "
+            "each of them, for 180 ms; on another loopback address, such as 127.0.0.2, nothing has to be asked (the "
+            "Service's TCPForward has to name that address too)",
+        )
+        for number, listen in enumerate(config.listen)
+        if listen.proxy_protocol and listen.address.is_dialled_from_tailnet
+    ]
 
 
 def _check_tls(listen: Listen, here: Key) -> Found:

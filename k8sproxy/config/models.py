@@ -184,7 +184,8 @@ class Listen(Section):
     proxy_protocol: StrictBool = Field(
         default=False,
         description="A PROXY v2 header names the client, as a Tailscale Service sends it. Loopback only, and whoever "
-        "has an account on this machine can then claim to be any peer.",
+        "has an account on this machine can then claim to be any peer. Use 127.0.0.2: on 127.0.0.1 and ::1 tailscaled "
+        "has to be asked about every new connection, which takes 180 ms.",
     )
     service: ServiceName | None = Field(
         default=None,

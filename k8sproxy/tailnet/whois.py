@@ -21,6 +21,11 @@ nothing has changed on the tailnet (see `bus`). After that the daemon is asked, 
 Refusal: an old answer is never used instead. Refusals are not kept. An answer equal to the one before is the same
 object, so that whatever the caller derived from it holds on.
 
+A question about a port is a slow one where the daemon does not know it: it looks for 180 ms, with the lock held that
+every other question needs. So these are put a few at a time, and wait in lanes of their own: SLOW questions whether a
+PROXY listener's direct peer is known, which are nearly always slow, and PORTS questions about connections from
+loopback. A storm of them makes its own connections wait, and no others.
+
 One question per key is in flight; all who want to know wait for it, and it goes on if they leave. A question from
 before a change is no answer to who asks after it: they wait for its end and put their own.
 """
@@ -29,7 +34,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from ipaddress import IPv6Address, ip_address
 from itertools import count
 from typing import NoReturn
@@ -47,6 +53,11 @@ TTL = 10.0  # seconds; how long a withdrawn grant may go on when the bus says no
 # Answers. A few KiB each, so 16 MiB or so: a proxy with more clients than this at once asks again for those it has not
 # heard of for longest. Only addresses that the daemon knows get in, so nobody can fill it from outside.
 MAX_KEPT = 4096
+
+# Questions at once. The daemon answers slow ones one after the other, so more than two would only wait there, in front
+# of everybody else's; about ports that it knows it answers at once, out of memory.
+SLOW = 2
+PORTS = 4
 
 _log = structlog.get_logger(__name__)
 
@@ -121,6 +132,8 @@ class WhoIs:
         self._kept: dict[str, _Kept] = {}
         self._questions: dict[str, _Question] = {}
         self._tasks: set[asyncio.Task[Peer | Refusal]] = set()  # the loop itself keeps tasks by weak references only
+        self._slow = asyncio.Semaphore(SLOW)
+        self._ports = asyncio.Semaphore(PORTS)
 
     def open(self, ip: str, port: int, *, service: str | None = None, destination: str | None = None) -> ClientKey:
         """The key of a new connection from (ip, port), to be given to `close` when the connection is gone.
@@ -185,7 +198,8 @@ class WhoIs:
     async def resolves(self, ip: str, port: int) -> bool:
         """Whether the daemon knows a peer behind the TCP connection from (ip, port); never kept.
 
-        Raises Refusal where it can't say, which has to turn the connection down like a yes.
+        Raises Refusal where it can't say, which has to turn the connection down like a yes. Waits behind others of its
+        kind for as long as the caller does.
 
         This is the defence of a PROXY listener on loopback. What the daemon's serve configuration forwards is not known
         to WhoIs; a connection that a peer has dialled itself is, and the header on it is forged. Ask once the header's
@@ -193,8 +207,9 @@ class WhoIs:
         no byte before it has (wgengine/netstack, forwardTCP), so from then on a "no" is one.
         """
         try:
-            self.misses += 1
-            await self._localapi.whois(join_address(_canonical(ip), port))
+            async with self._slow:
+                self.misses += 1
+                await self._localapi.whois(join_address(_canonical(ip), port))
         except Refusal as refusal:
             if refusal.cause == "peer_unknown":
                 return False
@@ -245,8 +260,12 @@ class WhoIs:
         """Puts the question, and keeps its answer as one of the generation in which it was put."""
         asked = self._clock()
         try:
-            peer = await self._localapi.whois(key.address, service=key.service, destination=key.destination)
-            if not key.shared:
+            if key.shared:
+                peer = await self._localapi.whois(key.address, service=key.service, destination=key.destination)
+            else:
+                async with self._port_lane():
+                    asked = self._clock()
+                    peer = await self._localapi.whois(key.address, service=key.service, destination=key.destination)
                 _pin(key, peer)
         except Refusal as refusal:
             self._failed(refusal)
@@ -266,6 +285,21 @@ class WhoIs:
             if len(self._kept) > self._max_kept:
                 del self._kept[next(iter(self._kept))]
         return peer
+
+    @asynccontextmanager
+    async def _port_lane(self) -> AsyncIterator[None]:
+        """A place among the questions about ports. Raises Refusal where none comes free in the time of an answer."""
+        try:
+            async with asyncio.timeout(self._localapi.timeout):
+                await self._ports.acquire()
+        except TimeoutError:
+            raise Refusal(
+                503, "whois_timeout", "too many connections from loopback wait for tailscaled's answer", retry_after=1
+            ) from None
+        try:
+            yield
+        finally:
+            self._ports.release()
 
     def _failed(self, refusal: Refusal) -> None:
         self.failures[refusal.cause] = self.failures.get(refusal.cause, 0) + 1

@@ -39,7 +39,19 @@ def test_check_is_content(good: Path) -> None:
     result = run("check", str(good))
     assert (result.exit_code, result.stdout, result.stderr) == (0, f"{good}: ok (1 listener, 1 cluster)\n", "")
     result = run("check", "--json", str(good))
-    assert (result.exit_code, json.loads(result.stdout)) == (0, {"ok": True, "faults": []})
+    assert (result.exit_code, json.loads(result.stdout)) == (0, {"ok": True, "faults": [], "warnings": []})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+def test_check_warns_of_a_proxy_listener_where_peers_can_dial(good: Path, address: str) -> None:
+    good.write_text(GOOD.replace("127.0.0.1:0", f"{address}:8080").replace("none}}", "none}, proxyProtocol: true}"))
+    result = run("check", str(good))
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"{good}: warning: listen[0].address: ") and "127.0.0.2" in result.stderr
+    (warning,) = json.loads(run("check", "--json", str(good)).stdout)["warnings"]
+    assert warning["key"] == "listen[0].address"
+    good.write_text(good.read_text().replace(f"{address}:8080", "127.0.0.2:8080"))
+    assert run("check", str(good)).stderr == ""
 
 
 def test_check_says_every_fault(good: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.tailnet.localapi import LocalAPI
-from k8sproxy.tailnet.whois import ClientKey, WhoIs
+from k8sproxy.tailnet.whois import PORTS, SLOW, ClientKey, WhoIs
 from tests.fakes.tailscaled import FakeTailscaled, user_whois
 from tests.tailnet.running import run
 
@@ -677,3 +677,73 @@ def test_over_the_socket(tmp_path: Path) -> None:
             await api.aclose()
 
     run(scene())
+
+
+# --- storms
+
+
+def test_a_storm_of_slow_questions_leaves_room_for_others() -> None:
+    """256 new connections to a PROXY listener on 127.0.0.1: each needs a question that takes the daemon 180 ms."""
+
+    async def script(daemon: Daemon, whois: WhoIs, clock: Clock) -> None:
+        storm = [asyncio.ensure_future(whois.resolves(LOOPBACK, 30000 + number)) for number in range(256)]
+        ports = [whois.open(LOOPBACK, 20000 + number) for number in range(100)]
+        asking = [asyncio.ensure_future(whois.ask(key)) for key in ports]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(daemon.open) == SLOW + PORTS
+        key = whois.open(LAPTOP, 1)
+        peer = asyncio.ensure_future(whois.ask(key))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert daemon.asked[-1] == "100.64.0.7:0"
+        daemon.answer(ANA, len(daemon.open) - 1)
+        assert await peer == ANA and not any(question.done() for question in storm + asking)
+        answered = 0
+        while daemon.open:
+            assert len(daemon.open) <= SLOW + PORTS
+            daemon.answer(UNKNOWN)
+            answered += 1
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert answered == 356
+        assert [await question for question in storm] == [False] * 256
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+        assert {outcome.cause for outcome in outcomes if isinstance(outcome, Refusal)} == {"peer_unknown"}
+
+    play(script)
+
+
+def test_who_leaves_the_lane_takes_no_place_in_it() -> None:
+    async def script(daemon: Daemon, whois: WhoIs, clock: Clock) -> None:
+        storm = [asyncio.ensure_future(whois.resolves(LOOPBACK, 30000 + number)) for number in range(10)]
+        keys = [whois.open(LOOPBACK, 20000 + number) for number in range(10)]
+        asking = [asyncio.ensure_future(whois.ask(key)) for key in keys]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for question in storm:
+            question.cancel()
+        for key in keys:
+            whois.close(key)
+        await asyncio.gather(*storm, *asking, return_exceptions=True)
+        assert not daemon.open
+        daemon.now = ANA
+        assert await whois.resolves(LOOPBACK, 1) is True
+        assert await whois.ask(whois.open(LOOPBACK, 2)) == ANA
+
+    play(script)
+
+
+def test_a_question_that_gets_no_place_is_refused() -> None:
+    async def script(daemon: Daemon, whois: WhoIs, clock: Clock) -> None:
+        daemon.timeout = 0.01  # of the wait for a place; the daemon of this test has no limit of its own
+        asking = [asyncio.ensure_future(whois.ask(whois.open(LOOPBACK, 20000 + number))) for number in range(PORTS + 1)]
+        with pytest.raises(Refusal) as caught:
+            await asking[-1]
+        assert (caught.value.status, caught.value.cause) == (503, "whois_timeout")
+        while daemon.open:
+            daemon.answer(ANA)
+            await asyncio.sleep(0)
+        assert await asyncio.gather(*asking[:-1]) == [ANA] * PORTS
+
+    play(script)
