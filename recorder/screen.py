@@ -14,17 +14,23 @@ Lines gather in segments; a line that a segment has already (`watch`, a redrawn 
 is bounded: characters a line, rows laid aside, characters a session. Escape sequences are parsed by states whose every
 step consumes input, and a parameter string is kept only as far as it can matter, so time is linear in the input
 whatever it holds (ECMA-48 for the sequences; xterm's ctlseqs for what is not in there).
+
+What a terminal would not show (`recorder.unseen`) is gathered beside the lines, with what hid it. Text that is erased
+or drawn over is among it if it stood for less than `_GLANCE` seconds and has a word that is on no line: a progress bar
+repeats its words, and who corrects what they type takes longer.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from k8sproxy.protocol.asciicast import event_of
+from recorder.unseen import INVISIBLE, Ink, Unseen, of_characters, of_string
 
+MARK = "\x1f"  # see unseen_segments
 SEGMENT_CHARACTERS = 8192  # about two full screens: small enough to be looked through for a snippet at once
 SEGMENT_SECONDS = 300.0  # a line that is shown again after that long is worth a hit of its own
 TEXT_LIMIT = 2 * 1024 * 1024  # characters a session: hours of work at a shell; beyond that it is a log, not a session
@@ -35,22 +41,32 @@ CAST_LIMIT = (
 _LINE = 4096  # characters: no screen is that wide; a longer line is output that was never meant to be read, and is cut
 _ROWS = 256  # rows laid aside at once: more than any screen has
 _LAST_ROW = 9999  # no cursor address beyond it is believed
-_PARAMETERS = 64  # characters of a CSI's parameters that are kept; SGR may be longer, and isn't looked at
+_PARAMETERS = 64  # characters of a CSI's parameters that are kept
+_RENDITION = 512  # of those that may turn out to be colours: the thirty numbers that terminals heed
 _STRING = (
     1024 * 1024
 )  # characters of an OSC, DCS, APC, PM or SOS that are skipped: an inline image; then it is text again
+_LOSS = 3  # columns of a row that must be lost for that to be a loss: more than a letter that is corrected
+_GLANCE = 0.1  # seconds that text must have stood to have been seen at all
+UNSEEN_LIMIT = 256 * 1024  # characters of what is not shown, a session
+_UNSEEN_PIECE = 64 * 1024  # characters of one piece of it: of an inline image the beginning is enough
 _STOOD = 1.0  # seconds that a row must have stood before it is drawn over, to count as seen
 _CAST_LINE = 4 * 1024 * 1024  # bytes of one line of a cast; a longer one is skipped
 
 _PRINTABLE = re.compile("[^\x00-\x1f\x7f-\x9f]+")
 _RUN = re.compile("[^\x00-\x1f\x7f-\x9f]*(?:\x1b\\[[0-9;:]{0,48}m[^\x00-\x1f\x7f-\x9f]*)*")
-_COLOURS = re.compile("\x1b\\[[0-9;:]{0,48}m")
+_COLOURS = re.compile("\x1b\\[([0-9;:]{0,48})m")
+_WORD = re.compile(r"[^\W_]{4,}")
+_LETTER = re.compile(r"[^\W\d_]")
+_SHOWS = re.compile(r"[^\W_]")
 _CSI_BODY = re.compile("[ -?]*")
 _STRING_END = re.compile("[\x07\x18\x1a\x1b\x9c]")
 _GAPS = re.compile(" {3,}")
 # Line drawing (DEC special graphics) stands where ` to ~ stand; bytes that were not UTF-8 (see
 # k8sproxy.protocol.asciicast), lone surrogates and characters without width must neither hide nor break a word.
 _DRAWING = dict.fromkeys(range(0x60, 0x7F), " ")
+# Words of letters that no frame is drawn with.
+_DRAWN = re.compile("[a-z]*(?:[b-ioprsyz][a-z]*){3}")
 _ODD = re.compile("[\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]|([\ud800-\udfff\U0010fe80-\U0010feff])")
 
 
@@ -71,11 +87,43 @@ class Segment:
         return "\n".join(line for _, line in self.lines)
 
 
+def unseen_segments(found: Iterable[Unseen]) -> list[Segment]:
+    """The same as lines: what hid it and the text behind it, each behind a MARK, which no line of a screen has."""
+    segments: list[Segment] = []
+    lines: list[tuple[float, str]] = []
+    gathered = 0
+    for piece in sorted(found, key=lambda piece: piece.time):
+        for start in range(0, len(piece.text), _LINE):
+            line = f"{MARK}{piece.kind}{MARK}{piece.text[start : start + _LINE]}"
+            if lines and gathered + len(line) > SEGMENT_CHARACTERS:
+                segments.append(Segment(tuple(lines)))
+                lines, gathered = [], 0
+            lines.append((piece.time, line))
+            gathered += len(line)
+    if lines:
+        segments.append(Segment(tuple(lines)))
+    return segments
+
+
+@dataclass(slots=True)
+class _Loss:
+    """Columns from start to end of a row's text, of which what is from `fresh` on had been written just before."""
+
+    text: str
+    fresh: int
+    start: int
+    end: int
+    time: float
+
+
 @dataclass(slots=True)
 class _Row:
     text: str = ""
     touched: float = 0.0  # the second of its last change
     dirty: bool = False  # it has something that did not go out yet
+    fresh: int = 0  # from this column on, what is there was written
+    since: float = -1.0  # from this second on
+    loss: _Loss | None = None  # what is being drawn over
 
 
 class Screen:
@@ -83,11 +131,24 @@ class Screen:
 
     limit: characters that are kept in all (line feeds count). columns, rows: the terminal's size, 0 without one.
     segments: what is done so far; complete after finish(). full: the limit was reached, and the rest is thrown away.
+    unseen: what a terminal would not have shown, in the order in which it was found; complete after finish().
     """
 
     def __init__(self, *, limit: int = TEXT_LIMIT, columns: int = 0, rows: int = 0) -> None:
         self.segments: list[Segment] = []
+        self.unseen: list[Unseen] = []
         self.full = False
+        self._unseen_left = UNSEEN_LIMIT
+        self._unseen_seen: set[tuple[str, str]] = set()
+        self._ink = Ink()
+        self._hides = ""  # what the ink does
+        self._veiled: dict[str, str] = {}  # what hides -> the text, until text that it does not hide, or a line feed
+        self._lost: list[Unseen] = []  # erased at once
+        self._stood: set[str] = set()  # words that were erased after they had been seen
+        self._held_back = False  # synchronized output: nothing is shown until its end
+        self._wraps = True
+        self._string_of = ""
+        self._string_body: list[str] = []
         self._left = limit
         self._lines: list[tuple[float, str]] = []
         self._seen: set[str] = set()
@@ -96,6 +157,7 @@ class Screen:
         self._now = 0.0
         self._state: Callable[[str, int], int] = self._ground
         self._parameters = ""
+        self._rendition = ""
         self._skipped = 0
         self._intermediate = ""
         self._drawing = [False, False]  # G0, G1
@@ -127,7 +189,9 @@ class Screen:
             position = _RUN.match(text, start).end()  # type: ignore[union-attr]  # it matches nothing too
             if position > start:
                 run = text[start:position]
-                if run := _COLOURS.sub("", run) if "\x1b" in run else run:
+                if "\x1b" in run:
+                    self._write_coloured(run)
+                else:
                     self._write(run)
             if text.startswith("\r\n", position):
                 self._line_feed()
@@ -137,8 +201,12 @@ class Screen:
 
     def finish(self) -> None:
         """The end of the output: what is open goes out."""
+        if self._state == self._string:
+            self._end_string()
+        self._unveil(self._veiled)
         self._clear()
         self._cut()
+        self._tell_lost()
 
     # --- states: each takes the text and a position, consumes at least one character and tells where it stopped
 
@@ -193,10 +261,11 @@ class Screen:
     def _introduce(self, character: str) -> None:
         """The C1 controls that begin something (ECMA-48, 5.3), as themselves or as ESC and a letter."""
         if character == "\x9b":
-            self._parameters = ""
+            self._parameters = self._rendition = ""
             self._state = self._csi
         elif character in "\x90\x98\x9d\x9e\x9f":
             self._skipped = 0
+            self._string_of, self._string_body = character, []
             self._state = self._string
 
     def _csi(self, text: str, position: int) -> int:
@@ -204,6 +273,8 @@ class Screen:
         if body and body.end() > position:
             room = _PARAMETERS - len(self._parameters)
             self._parameters += text[position : min(body.end(), position + room)]
+            room = _RENDITION - len(self._rendition)
+            self._rendition += text[position : min(body.end(), position + room)]
             return body.end()
         self._state = self._ground
         character = text[position]
@@ -218,12 +289,16 @@ class Screen:
 
     def _string(self, text: str, position: int) -> int:
         end = _STRING_END.search(text, position)
+        if self._skipped < _UNSEEN_PIECE:
+            self._string_body.append(text[position : end.start() if end else len(text)])
         self._skipped += (end.start() if end else len(text)) - position
         if end is None:
             if self._skipped > _STRING:
                 self._state = self._ground
+                self._end_string()
             return len(text)
         self._state = self._ground
+        self._end_string()
         if text[end.start()] == "\x1b":  # the start of ST, or of another sequence
             self._intermediate = ""
             self._state = self._escape
@@ -232,11 +307,12 @@ class Screen:
     # --- what the sequences do
 
     def _control(self, final: str, parameters: str) -> None:
-        if final == "m":
-            return
         if parameters[:1] in ("?", ">", "<", "="):
-            if final in "hl" and any(mode in ("47", "1047", "1049") for mode in parameters[1:].split(";")):
-                self._clear()  # the other screen
+            if final in "hl" and parameters[0] == "?":
+                self._mode(parameters[1:].split(";"), final == "h")
+            return
+        if final == "m":
+            self._colour(self._rendition)
             return
         numbers = parameters.split(";")
         first = _number(numbers[0])
@@ -263,18 +339,34 @@ class Screen:
         elif final in "P@X":
             self._edit(final, min(count, _LINE))
 
+    def _mode(self, modes: list[str], on: bool) -> None:
+        if any(mode in ("47", "1047", "1049") for mode in modes):
+            self._clear()  # the other screen
+        if "7" in modes:
+            self._wraps = on
+        if "2026" in modes:
+            self._held_back = on
+
+    def _colour(self, parameters: str) -> None:
+        self._ink.set(parameters)
+        self._hides = self._ink.hides
+
     def _erase_in_line(self, what: int) -> None:
         row, column = self._row, self._column
         if what == 0:
+            self._lose(row, column, len(row.text))
             row.text = row.text[:column]
         elif what == 1:
+            self._lose(row, 0, column + 1)
             row.text = " " * min(column + 1, len(row.text)) + row.text[column + 1 :]
         elif what == 2:
+            self._lose(row, 0, len(row.text))
             row.text = ""
 
     def _erase_in_display(self, what: int) -> None:
         if what == 0 and (self._number > self._top or self._column):
             # The usual redraw of a prompt; what is below goes out, as it was seen.
+            self._lose(self._row, self._column, len(self._row.text))
             self._row.text = self._row.text[: self._column]
             for number in sorted(number for number in self._aside if number > self._number):
                 self._out(self._aside.pop(number))
@@ -287,6 +379,8 @@ class Screen:
         row, column = self._row, self._column
         if column >= len(row.text):
             return
+        if final != "@":
+            self._lose(row, column, column + count)
         if final == "P":
             row.text = row.text[:column] + row.text[column + count :]
         elif final == "@":
@@ -294,10 +388,27 @@ class Screen:
         else:
             row.text = row.text[:column] + " " * min(count, len(row.text) - column) + row.text[column + count :]
 
+    def _write_coloured(self, run: str) -> None:
+        """Text with colours in between."""
+        at = 0
+        for match in _COLOURS.finditer(run):
+            if match.start() > at:
+                self._write(run[at : match.start()])
+            self._colour(match[1])
+            at = match.end()
+        if at < len(run):
+            self._write(run[at:])
+
     def _write(self, run: str) -> None:
-        if self._drawing[self._shift]:
-            run = run.translate(_DRAWING)
+        if self._hides or self._veiled or self._drawing[self._shift] or not self._wraps or not run.isascii():
+            self._veil(run)
+            if self._drawing[self._shift]:
+                run = run.translate(_DRAWING)
         row = self._row
+        if self._now - row.since > _GLANCE and not self._held_back:
+            row.fresh, row.since = self._column, self._now
+        elif self._column < row.fresh:
+            row.fresh = self._column
         if self._column == len(row.text) and self._column + len(run) <= _LINE:  # nearly always
             row.text += run
             row.touched = self._now
@@ -319,17 +430,103 @@ class Screen:
             elif column > length:
                 row.text += " " * (column - length) + piece
             else:
+                self._lose(row, column, column + len(piece))
                 row.text = row.text[:column] + piece + row.text[column + len(piece) :]
             row.touched = self._now
             row.dirty = True
             self._column = column + len(piece)
 
+    # --- what is not shown
+
+    def _see_nothing(self, kind: str, text: str, time: float | None = None) -> None:
+        """Keep a piece of it; the same one is kept once."""
+        text = _ODD.sub(lambda match: "\ufffd" if match[1] else "", text).strip()[:_UNSEEN_PIECE]
+        if not _SHOWS.search(text) or (kind, text) in self._unseen_seen:
+            return
+        if len(text) > self._unseen_left:
+            self.full = True
+            return
+        self._unseen_left -= len(text)
+        self._unseen_seen.add((kind, text))
+        self.unseen.append(Unseen(self._now if time is None else time, kind, text))
+
+    def _end_string(self) -> None:
+        if told := of_string(self._string_of, "".join(self._string_body)):
+            self._see_nothing(*told)
+        self._string_body = []
+
+    def _veil(self, run: str) -> None:
+        """Look at what is written, as it was sent."""
+        hidden: dict[str, str] = {}
+        if self._hides:
+            hidden[self._hides] = run
+        if self._drawing[self._shift]:
+            hidden["drawing characters"] = run
+        if not run.isascii() and (shapeless := "".join(INVISIBLE.findall(run))):
+            hidden["characters without a shape"] = shapeless
+        if not self._wraps and self._column + len(run) > self._width:
+            hidden["beyond the edge"] = run[max(0, self._width - self._column) :]
+        if self._veiled:
+            self._unveil(self._veiled.keys() - hidden.keys())
+        for kind, text in hidden.items():
+            before = self._veiled.get(kind, "")
+            if len(before) < _UNSEEN_PIECE:
+                self._veiled[kind] = before + text
+
+    def _unveil(self, kinds: Iterable[str]) -> None:
+        for kind in tuple(kinds):
+            text = self._veiled.pop(kind)
+            if kind == "drawing characters":
+                text = text if _DRAWN.search(text) else ""
+            elif kind == "characters without a shape":
+                text = of_characters(text)
+            self._see_nothing(kind, text)
+
+    def _lose(self, row: _Row, start: int, end: int) -> None:
+        """These columns are erased or drawn over."""
+        if start >= len(row.text):
+            return
+        loss = row.loss
+        if loss is not None and (start == loss.end or end == loss.start):
+            # One after the other, to the right or to the left: what was there at its beginning is what is lost.
+            loss.start, loss.end = min(start, loss.start), max(end, loss.end)
+            return
+        self._end_loss(row)
+        if self._now - row.since <= _GLANCE or self._held_back:
+            row.loss = _Loss(row.text, row.fresh, start, end, self._now)
+        elif len(self._stood) < _LINE:
+            self._stood.update(_WORD.findall(row.text[start:end]))
+
+    def _end_loss(self, row: _Row) -> None:
+        loss, row.loss = row.loss, None
+        if loss is None or len(self._lost) >= _LINE:
+            return
+        text, start, end = loss.text, max(loss.start, loss.fresh), min(loss.end, len(loss.text))
+        if end - start < _LOSS:
+            return
+        while start > loss.fresh and text[start - 1].isalnum():
+            start -= 1
+        while end < len(text) and text[end].isalnum():
+            end += 1
+        self._lost.append(Unseen(loss.time, "erased at once", text[start:end]))
+
+    def _tell_lost(self) -> None:
+        if not self._lost:
+            return
+        shown = self._stood.union(*(_WORD.findall(segment.text) for segment in self.segments))
+        for piece in self._lost:
+            if any(word not in shown and _LETTER.search(word) for word in _WORD.findall(piece.text)):
+                self._see_nothing(piece.kind, piece.text, piece.time)
+
     def _line_feed(self) -> None:
+        if self._veiled:
+            self._unveil(self._veiled)
         self._out(self._row)
         if self._aside:
             self._go(self._number + 1, 0)
         else:
             self._row.text = ""
+            self._row.since = -1.0
             self._number += 1
             self._column = 0
         if self._number >= self._top + self._height:
@@ -370,6 +567,8 @@ class Screen:
         self._number, self._column = self._top, 0
 
     def _out(self, row: _Row) -> None:
+        if row.loss is not None:
+            self._end_loss(row)
         if not row.dirty:
             return
         row.dirty = False
@@ -410,6 +609,7 @@ class CastText:
     """The same out of a cast's bytes, in any pieces: the header line gives the size, "o" and "e" events the output.
 
     limit: characters kept. cast_limit: bytes read. truncated: one of the two was reached; done: no more need be fed.
+    unseen: what a terminal would not have shown.
     A line that is not an event is skipped: the index finds what it can, the store keeps all.
     """
 
@@ -424,6 +624,11 @@ class CastText:
 
     def __post_init__(self) -> None:
         self.screen = Screen(limit=self.limit)
+
+    @property
+    def unseen(self) -> list[Unseen]:
+        """See Screen."""
+        return self.screen.unseen
 
     @property
     def done(self) -> bool:
@@ -452,13 +657,13 @@ class CastText:
         self.truncated = self.screen.full or self._read > self.cast_limit
 
     def finish(self) -> list[Segment]:
-        """The end of the cast: all segments."""
+        """The end of the cast: all segments, those of what is not shown (`unseen_segments`) behind the others."""
         if self._rest and not self._skipping:
             self._line(bytes(self._rest))
         self._rest = bytearray()
         self.screen.finish()
         self.truncated = self.truncated or self.screen.full
-        return self.screen.segments
+        return [*self.screen.segments, *unseen_segments(self.screen.unseen)]
 
     def _line(self, line: bytes) -> None:
         match event_of(line):

@@ -22,7 +22,7 @@ from pathlib import Path
 from recorder.index import EventFilter, Filter, Index
 from recorder.index.database import Change, Writing
 from recorder.index.filters import EVERYTHING, Everywhere, Scope
-from recorder.index.records import put_events, put_recordings, put_text
+from recorder.index.records import Extract, put_events, put_recordings, put_text
 from recorder.model import ApiEvent, End, Recording, Source, new_id
 from recorder.screen import Segment
 
@@ -128,7 +128,7 @@ async def fill(index: Index, writer: Writer, total: int) -> None:
                 lines = writer.lines(min(2000, int(dice.paretovariate(1.1) * 8)), one.duration)
                 characters += sum(len(line) for _, line in lines)
                 segments = [Segment(tuple(lines[at : at + 160])) for at in range(0, len(lines), 160)]
-                changes += await put_text(fresh, one, segments, truncated=False)
+                changes += await put_text(fresh, one, Extract(segments, truncated=False, unseen=False))
             await fresh.write(changes)
             await fill_events(fresh, dice, first, len(batch), total)
             if first % 10_000 == 0:

@@ -79,7 +79,7 @@ def _row(session: Mapping[str, Any]) -> tuple[str, ...]:
         str(session["started"])[:19].replace("T", " "),
         length(float(session["duration"])),
         size(int(session["size"])),
-        str(session["state"]) + ("!" if session["damaged"] else ""),
+        str(session["state"]) + ("!" if session["damaged"] else "") + ("*" if session.get("unseen") else ""),
         str(session["user"] or session["node"]),
         str(session["type"]),
         place(session),

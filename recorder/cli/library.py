@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -20,14 +20,15 @@ from recorder.crypt import EncryptedBlobs, is_encrypted
 from recorder.index import Index, IndexFailure
 from recorder.index.filters import EVERYTHING, Filter
 from recorder.index.records import command_segments
-from recorder.index.rows import Hit, RecordingRow
+from recorder.index.rows import RecordingRow
 from recorder.index.words import hits as find_hits
 from recorder.index.words import pack, terms
 from recorder.model import Recording, Source, is_id
 from recorder.proof.documents import is_day
-from recorder.screen import CastText
+from recorder.screen import CastText, Segment
 from recorder.store.manifest import chunk_key
 from recorder.store.store import Store
+from recorder.unseen import Unseen
 from recorder.web import values, windows
 from recorder.web.words import rfc3339
 
@@ -45,6 +46,14 @@ _NEEDED = tuple(values.session(Recording("", {}, Source("", ""), 0.0)))
 _HITS = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Unseens:
+    """Output that a terminal does not show. complete: all of it."""
+
+    items: tuple[Unseen, ...]
+    complete: bool
+
+
 class Library(Protocol):
     """All of it raises Failed where it can't, with what is to be said."""
 
@@ -56,6 +65,9 @@ class Library(Protocol):
 
     async def events(self, identifier: str) -> list[Values] | None:
         """The API events beside it, oldest first; None where that can't be told."""
+
+    async def unseen(self, identifier: str) -> Unseens:
+        """What it holds that a terminal does not show."""
 
     def cast(self, identifier: str) -> AsyncGenerator[bytes, None]:
         """All of it, in pieces."""
@@ -169,7 +181,7 @@ class StoreLibrary:
                     searched = await self._search(recording, wanted.text)
                     if searched is None:
                         continue
-                    row = replace(row, hits=searched)
+                    row = searched
                 found.append(values.row(row))
                 if len(found) >= limit:
                     break
@@ -188,23 +200,37 @@ class StoreLibrary:
                 break
         return rows
 
-    async def _search(self, recording: Recording, text: str) -> tuple[Hit, ...] | None:
+    async def _search(self, recording: Recording, text: str) -> RecordingRow | None:
+        cast, segments = await self._text(recording)
+        bodies = [pack(segment) for segment in (*command_segments(recording), *segments)]
+        asked = terms(text)
+        if not all(find_hits(bodies, (term,), 1) for term in asked):
+            return None
+        hidden = any(piece.marks for piece in cast.unseen)
+        return RecordingRow(recording, recording.size, cast.truncated, hidden, find_hits(bodies, asked, _HITS))
+
+    async def _text(self, recording: Recording) -> tuple[CastText, list[Segment]]:
         cast = CastText()
         async with aclosing(self._store.cast(recording.id)) as pieces:
             async for piece in pieces:
                 cast.feed(piece)
                 if cast.done:
                     break
-        bodies = [pack(segment) for segment in (*command_segments(recording), *cast.finish())]
-        asked = terms(text)
-        if not all(find_hits(bodies, (term,), 1) for term in asked):
-            return None
-        return find_hits(bodies, asked, _HITS)
+        return cast, cast.finish()
+
+    async def unseen(self, identifier: str) -> Unseens:
+        """See Library."""
+        cast, _ = await self._text(await self._get(identifier))
+        return Unseens(tuple(sorted(cast.unseen, key=lambda piece: piece.time)), complete=not cast.truncated)
 
     async def session(self, identifier: str) -> Values:
         """See Library."""
         recording = await self._get(identifier)
-        return values.session(recording) | {"header": values.header(recording.header)}
+        known: RecordingRow | None = None
+        if (index := await self._index.get()) is not None:
+            with suppress(KeyError):
+                known = await index.get(identifier, EVERYTHING)
+        return values.session(recording) | values.text(known) | {"header": values.header(recording.header)}
 
     async def events(self, identifier: str) -> list[Values] | None:
         """See Library."""
@@ -269,6 +295,16 @@ class ApiLibrary:
     async def events(self, identifier: str) -> list[Values] | None:
         """See Library."""
         return self._items(await self._json(f"{_path(identifier)}/events"))
+
+    async def unseen(self, identifier: str) -> Unseens:
+        """See Library."""
+        answer = await self._json(f"{_path(identifier)}/unseen", None, "complete")
+        items = self._items(answer, ("time", "kind", "text"))
+        try:
+            found = tuple(Unseen(float(item["time"]), str(item["kind"]), str(item["text"])) for item in items)
+        except (TypeError, ValueError):
+            raise self._stranger() from None
+        return Unseens(found, complete=bool(answer["complete"]))
 
     async def cast(self, identifier: str) -> AsyncGenerator[bytes, None]:
         """See Library."""

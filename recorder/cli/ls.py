@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @filter_options
 @json_option
 def command(where: Where, wanted: Filter, limit: int, as_json: bool) -> None:
-    """List sessions, newest first. Times are UTC; a state with ! is of a session that is damaged. Exit code 1 if no
+    """List sessions, newest first. Times are UTC; a state with ! is of a session that is damaged, one
+    with * of a session that holds output that a terminal does not show (as far as an index has told). Exit code 1 if no
     session fits."""
     found = execute(_find(where, wanted, limit))
     if as_json:

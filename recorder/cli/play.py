@@ -71,6 +71,11 @@ async def _play(where: Where, identifier: str, speed: float, idle_limit: float |
                 library, identifier, wait=keys.wait, write=_write, speed=speed, idle_limit=idle_limit, raw=raw
             )
             await _run(player, start)
+        if player.unseen:
+            click.echo(
+                f"recorder: it holds output that a terminal does not show: recorder show {identifier} --unseen",
+                err=True,
+            )
 
 
 async def _run(player: Player, start: float) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from k8sproxy.protocol.asciicast import decode_output, event_of
 from recorder.cli.library import Library
 from recorder.cli.tame import CLEAR, Tame
+from recorder.screen import Screen
 
 # Seconds that an arrow key moves by.
 STEP = 5.0
@@ -35,7 +36,8 @@ class _Event:
 
 class Player:
     """wait: see Wait. write: takes output, as bytes for the terminal. speed: seconds of the recording a second.
-    idle_limit: seconds of the recording, of a pause. raw: the recording's own bytes. position: seconds, where it is."""
+    idle_limit: seconds of the recording, of a pause. raw: the recording's own bytes. position: seconds, where it is.
+    unseen: whether what was played so far has output that a terminal does not show."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Player:
         self._idle_limit = idle_limit
         self._raw = raw
         self._tame = Tame()
+        self._screen = Screen()
         self._target: float | None = None
         self._over = False
 
@@ -121,9 +124,16 @@ class Player:
         elif key in ("faster", "slower"):
             self.speed = min(64.0, max(1 / 16, self.speed * (2.0 if key == "faster" else 0.5)))
 
+    @property
+    def unseen(self) -> bool:
+        """See the class. To be asked at the end."""
+        self._screen.finish()
+        return any(piece.marks for piece in self._screen.unseen)
+
     def _show(self, event: _Event) -> None:
         if event.code not in ("o", "e"):
             return
+        self._screen.feed(event.time, event.text)
         if self._raw:
             self._write(decode_output(event.text))
         else:

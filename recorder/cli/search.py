@@ -44,7 +44,8 @@ def command(where: Where, wanted: Filter, text: str, limit: int, as_json: bool) 
         line = f"{session['id']}  {str(session['started'])[:19]}  {who}  {place(session)}  {session['command']}"
         click.echo(printable(line, 500))
         for hit in session["hits"]:
-            click.echo(f"    {_clock(hit)}  {_snippet(hit)}")
+            hidden = f"(not shown: {printable(str(hit['unseen']))}) " if hit.get("unseen") else ""
+            click.echo(f"    {_clock(hit)}  {hidden}{_snippet(hit)}")
     if not found:
         if not as_json:
             click.echo("nothing was found", err=True)

@@ -11,15 +11,27 @@ from recorder.cli.common import Where, execute, json_option, place_options, prin
 from recorder.cli.filters import place
 
 if TYPE_CHECKING:
-    from recorder.cli.library import Values
+    from recorder.cli.library import Unseens, Values
+
+
+# Characters of a line of what is not shown.
+_LINE = 200
 
 
 @click.command("show", short_help="Show what is known of a session.")
 @click.argument("identifier", metavar="ID")
 @place_options()
+@click.option("--unseen", is_flag=True, help="List the output that a terminal does not show instead.")
 @json_option
-def command(where: Where, identifier: str, as_json: bool) -> None:
-    """Show the session ID: who, where, when, how it ended, and the API events beside it."""
+def command(where: Where, identifier: str, unseen: bool, as_json: bool) -> None:
+    """Show the session ID: who, where, when, how it ended, and the API events beside it.
+
+    With --unseen: output that a terminal does not show (in strings such as APC, concealed, in the colour of what is
+    behind it, erased in the instant in which it was written), with its time and what hid it.
+    """
+    if unseen:
+        _show_unseen(where, identifier, as_json)
+        return
     session, events = execute(_show(where, identifier))
     if as_json:
         print_json(session | {"related": events})
@@ -42,6 +54,31 @@ async def _show(where: Where, identifier: str) -> tuple[Values, list[Values] | N
         return await library.session(identifier), await library.events(identifier)
 
 
+def _show_unseen(where: Where, identifier: str, as_json: bool) -> None:
+    found = execute(_unseen(where, identifier))
+    if as_json:
+        print_json([{"time": piece.time, "kind": piece.kind, "text": piece.text} for piece in found.items])
+    elif found.items:
+        rows = [(f"{piece.time:.3f}", piece.kind, line) for piece in found.items for line in _folded(piece.text)]
+        print_table(("SECONDS", "HIDDEN AS", "TEXT"), rows)
+    else:
+        click.echo("nothing was found that a terminal does not show", err=True)
+    if not found.complete:
+        click.echo("recorder: the session has more text than was looked at for this", err=True)
+
+
+def _folded(text: str) -> list[str]:
+    """In lines of what a table's last column takes."""
+    return [text[start : start + _LINE] for start in range(0, len(text), _LINE)]
+
+
+async def _unseen(where: Where, identifier: str) -> Unseens:
+    from recorder.cli.library import open_library
+
+    async with open_library(where) as library:
+        return await library.unseen(identifier)
+
+
 def _lines(session: Mapping[str, Any]) -> list[tuple[str, str]]:
     from recorder.web.words import length, size
 
@@ -51,6 +88,7 @@ def _lines(session: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("id", str(session["id"])),
         ("state", state),
+        ("unseen", "it holds output that a terminal does not show: see --unseen" if session.get("unseen") else ""),
         ("started", str(session["started"])),
         ("ended", str(session["ended"] or "")),
         ("length", f"{length(float(session['duration']))}, {session['events']} events, {size(int(session['size']))}"),

@@ -142,16 +142,14 @@ async def _rebuild_some(
     gathered = 0
     for recording in recordings:
         try:
-            segments, truncated = await extract(
-                store, recording.id, text_limit=text_limit, cast_limit=cast_limit, rest=False
-            )
+            text = await extract(store, recording.id, text_limit=text_limit, cast_limit=cast_limit, rest=False)
         except KeyError:  # removed meanwhile; the intake was told so
             continue
         except UnreadableError as error:  # it is found by who and where, and by nothing on its screen
             _log.error("index_text_failed", id=recording.id, error=str(error))
             continue
-        changes += await put_text(fresh, recording, segments, truncated=truncated)
-        gathered += sum(len(line) for segment in segments for _, line in segment.lines)
+        changes += await put_text(fresh, recording, text)
+        gathered += sum(len(line) for segment in text.segments for _, line in segment.lines)
         if gathered > _TEXTS:
             await fresh.write(changes)
             changes, gathered = [], 0

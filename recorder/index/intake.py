@@ -26,9 +26,9 @@ from typing import Protocol
 import structlog
 
 from recorder.index.database import Change, Database, IndexFailure, Writing
-from recorder.index.records import put_events, put_recordings, put_text, take_out
+from recorder.index.records import Extract, put_events, put_recordings, put_text, take_out
 from recorder.model import ApiEvent, End, Recording
-from recorder.screen import CAST_LIMIT, TEXT_LIMIT, CastText, Segment
+from recorder.screen import CAST_LIMIT, TEXT_LIMIT, CastText
 
 WAITING = 20_000  # recordings, and as many events, that wait for the database: some ten MB
 _BATCH = 500  # rows in a transaction: a search of PostgreSQL or another write waits a few milliseconds at most
@@ -310,7 +310,7 @@ class Intake:
         assert self._store is not None  # noqa: S101  # start() sets it before there are tasks
         try:
             recording = await self._store.get(identifier)
-            segments, truncated = await extract(
+            cast = await extract(
                 self._store, identifier, text_limit=self._text_limit, cast_limit=self._cast_limit, rest=True
             )
         except KeyError:
@@ -329,10 +329,10 @@ class Intake:
             if identifier in self._recordings:  # its row is still to come, or failed just now
                 self._texts.setdefault(identifier, asyncio.get_running_loop().time())
                 return
-            await self._database.write(await put_text(self._database, recording, segments, truncated=truncated))
+            await self._database.write(await put_text(self._database, recording, cast))
         if recording.end is End.RUNNING:
             # One that is beyond the limits has all the text that it will ever have.
-            self._made[identifier] = 1 << 62 if truncated else max(1, recording.size)
+            self._made[identifier] = 1 << 62 if cast.truncated else max(1, recording.size)
 
 
 def resting(spent: float, arriving: float) -> float:
@@ -340,10 +340,8 @@ def resting(spent: float, arriving: float) -> float:
     return spent * min(max(1.0, arriving / _BUSY), _MOST_REST)
 
 
-async def extract(
-    store: Readable, identifier: str, *, text_limit: int, cast_limit: int, rest: bool
-) -> tuple[list[Segment], bool]:
-    """A recording's text and whether it is cut short, made in a thread. rest: take breaks (`resting`)."""
+async def extract(store: Readable, identifier: str, *, text_limit: int, cast_limit: int, rest: bool) -> Extract:
+    """A recording's text, made in a thread. rest: take breaks (`resting`)."""
     loop = asyncio.get_running_loop()
     cast = CastText(limit=text_limit, cast_limit=cast_limit)
     async with aclosing(store.cast(identifier)) as pieces:
@@ -356,7 +354,7 @@ async def extract(
             if cast.done:
                 break
     segments = await asyncio.to_thread(cast.finish)
-    return segments, cast.truncated
+    return Extract(segments, cast.truncated, any(piece.marks for piece in cast.unseen))
 
 
 async def _changes(

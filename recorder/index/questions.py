@@ -19,7 +19,8 @@ from recorder.index.records import (
 )
 from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
 from recorder.index.where import Where, moment
-from recorder.index.words import Term, terms
+from recorder.index.words import Term, terms, unseen
+from recorder.unseen import Unseen
 
 MOST_ROWS = 1000  # in one page
 MOST_BUCKETS = 2000  # more than a plot has pixels
@@ -84,7 +85,14 @@ class Questions:
         if not searched:
             return ()
         number: int = row[0]
-        return (await self.database.hits([number], searched, most)).get(number, ())
+        found = (await self.database.hits([number], searched, most)).get(number, ())
+        return tuple(sorted(found, key=lambda hit: hit.time))
+
+    async def unseen(self, identifier: str, scope: Scope, *, most: int = _ALL_HITS) -> tuple[Unseen, ...]:
+        """What a recording holds that a terminal does not show, in order of time. Raises KeyError."""
+        row = await self._one(identifier, scope)
+        bodies = await self.database.fetch("SELECT body FROM segments WHERE number = $1 ORDER BY place", (row[0],))
+        return tuple(unseen((body for (body,) in bodies), most))
 
     async def events(
         self, asked: EventFilter, scope: Scope, *, limit: int = 50, cursor: str | None = None

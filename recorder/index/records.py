@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from recorder.index.database import Change, Statement, Text, Writing
@@ -37,16 +38,26 @@ _LOOK = ("number", "id", "at", "kind", "recording", "user_name", "node", "tags",
 RECORDING_COLUMNS = ", ".join(
     (
         *("r.number", "r.id", "r.started", "r.ended", "r.duration", "r.size", "r.events", "r.state", "r.damaged"),
-        *("r.indexed", "r.text_truncated", "d.header", "d.source"),
+        *("r.indexed", "r.text_truncated", "r.unseen", "d.header", "d.source"),
     )
 )
 EVENT_COLUMNS = ", ".join([*(f"e.{column}" for column in _EVENT), "d.document"])
 LOOK_COLUMNS = ", ".join(f"l.{column}" for column in _LOOK)
 
 
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """The text of a recording. truncated: not all of it. unseen: a terminal does not show some of it."""
+
+    segments: Sequence[Segment]
+    truncated: bool
+    unseen: bool
+
+
 def recording_row(row: Sequence[Any]) -> RecordingRow:
     """Of RECORDING_COLUMNS."""
-    _, identifier, started, ended, duration, size, events, state, damaged, indexed, truncated, header, source = row
+    _, identifier, started, ended, duration, size, events, state, damaged, *text, header, source = row
+    indexed, truncated, unseen = text
     recording = Recording(
         id=identifier,
         header=json.loads(header),
@@ -59,7 +70,7 @@ def recording_row(row: Sequence[Any]) -> RecordingRow:
         events=events,
         damaged=bool(damaged),
     )
-    return RecordingRow(recording, indexed, bool(truncated))
+    return RecordingRow(recording, indexed, bool(truncated), bool(unseen) if indexed >= 0 else None)
 
 
 def event_row(row: Sequence[Any]) -> EventRow:
@@ -136,19 +147,17 @@ async def take_out(database: Writing, identifier: str) -> list[Change]:
     ]
 
 
-async def put_text(
-    database: Writing, recording: Recording, segments: Sequence[Segment], *, truncated: bool
-) -> list[Change]:
+async def put_text(database: Writing, recording: Recording, text: Extract) -> list[Change]:
     """What makes this the recording's text; nothing where it has no row (any more)."""
     rows = await database.known("SELECT number FROM recordings WHERE id = $1", (recording.id,))
     return [
         change
         for (number,) in rows
         for change in (
-            Text(number, (*command_segments(recording), *segments)),
+            Text(number, (*command_segments(recording), *text.segments)),
             Statement(
-                "UPDATE recordings SET indexed = $1, text_truncated = $2 WHERE number = $3",
-                ((recording.size, int(truncated), number),),
+                "UPDATE recordings SET indexed = $1, text_truncated = $2, unseen = $3 WHERE number = $4",
+                ((recording.size, int(text.truncated), int(text.unseen), number),),
             ),
         )
     ]

@@ -23,21 +23,30 @@ class Page(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A line of the screen with a searched word. time: seconds of the cast. snippet: the text around it, in pieces of
-    (text, whether it is what was searched). It is what a session showed: hostile input to whatever prints it."""
+    (text, whether it is what was searched). It is what a session showed: hostile input to whatever prints it. unseen:
+    what kept a terminal from showing it (see recorder.unseen), "" for what was on the screen."""
 
     time: float
     snippet: tuple[tuple[str, bool], ...]
+    unseen: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingRow:
     """A recording, as the index last heard of it. indexed: bytes of cast its text was made of, -1 before the first
-    time. text_truncated: its text went beyond the limits, and its end is not searchable. hits: the first ones."""
+    time. text_truncated: its text went beyond the limits, and its end is not searchable. unseen: it holds output that a
+    terminal does not show, None where its text has not been read. hits: the first ones."""
 
     recording: Recording
     indexed: int = -1
     text_truncated: bool = False
+    unseen: bool | None = None
     hits: tuple[Hit, ...] = ()
+
+    @property
+    def searchable(self) -> bool:
+        """Whether all of its text that was kept is searched."""
+        return self.indexed == self.recording.size and not self.text_truncated
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,24 @@ CREATE TABLE segments (
 CREATE INDEX segments_words ON segments USING gin (words) WITH (fastupdate = off)
 """
 
-MIGRATIONS: tuple[tuple[str, str], ...] = ((_FIRST + ";" + _FIRST_SQLITE, _FIRST + ";" + _FIRST_POSTGRES),)
+# Words are folded without accents, and what a terminal does not show is among them: texts are made again, from the
+# store. What is not made yet is known (`indexed`).
+_SECOND = """
+ALTER TABLE recordings ADD COLUMN unseen INTEGER NOT NULL DEFAULT 0;
+UPDATE recordings SET indexed = -1, text_truncated = 0;
+DELETE FROM segments
+"""
+_SECOND_SQLITE = """
+DROP TABLE found;
+CREATE VIRTUAL TABLE found USING fts5(
+    words, content='', columnsize=0, prefix='3 5', tokenize="ascii tokenchars '_'"
+)
+"""
+
+MIGRATIONS: tuple[tuple[str, str], ...] = (
+    (_FIRST + ";" + _FIRST_SQLITE, _FIRST + ";" + _FIRST_POSTGRES),
+    (_SECOND + ";" + _SECOND_SQLITE, _SECOND),
+)
 VERSION = len(MIGRATIONS)
 # What is made again by a rebuild; looks are not.
 DERIVED = ("recordings", "recording_documents", "events", "event_documents", "segments")

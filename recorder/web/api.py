@@ -118,6 +118,7 @@ async def session(request: web.Request) -> web.Response:
     hits = await asked.find_hits(request, recording, wanted)
     return answer(
         values.session(recording)
+        | values.text(await asked.find_row(request, recording))
         | {
             "header": values.header(recording.header),
             "hits": values.hits(hits),
@@ -199,6 +200,15 @@ async def watch(request: web.Request) -> web.StreamResponse:
         _log.exception("watch_failed", recording=recording.id)
         cut(request)
     return response
+
+
+async def unseen(request: web.Request) -> web.Response:
+    queries.values(request.query, ())
+    recording = await asked.readable(request)
+    await request.app[SITE].look(granted_to(request), "view", recording)
+    row = await asked.find_row(request, recording)
+    found = await asked.find_unseen(request, recording)
+    return answer({"items": values.unseen(found), "complete": row is not None and row.searchable})
 
 
 async def session_events(request: web.Request) -> web.Response:
@@ -367,6 +377,15 @@ ROUTES: tuple[Route, ...] = (
         watch,
         # No type: some read it as that of the whole stream, some as that of one message.
         {"text/event-stream": {"description": "messages of cast lines"}, "application/x-ndjson": _TEXT},
+        (),
+        (404,),
+    ),
+    _route(
+        "/sessions/{id}/unseen",
+        "unseen",
+        "Output that a terminal does not show, in order of time",
+        unseen,
+        "UnseenList",
         (),
         (404,),
     ),

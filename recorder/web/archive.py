@@ -12,6 +12,7 @@ from typing import Protocol
 from k8sproxy.peer import Peer
 from recorder.index.filters import EventFilter, Filter, LookFilter, Scope
 from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
+from recorder.unseen import Unseen
 
 Facets = Mapping[str, Sequence[tuple[str, int]]]  # field -> its commonest values with their counts
 
@@ -32,6 +33,12 @@ class Archive(Protocol):
 
     async def hits(self, identifier: str, text: str, scope: Scope) -> Sequence[Hit]:
         """Where words are in one recording. Raises KeyError, also where it is out of scope."""
+
+    async def get(self, identifier: str, scope: Scope) -> RecordingRow:
+        """What the index knows of one. Raises KeyError, also where it is out of scope."""
+
+    async def unseen(self, identifier: str, scope: Scope) -> Sequence[Unseen]:
+        """What one holds that a terminal does not show. Raises KeyError, also where it is out of scope."""
 
     async def events(
         self, asked: EventFilter, scope: Scope, *, limit: int = 50, cursor: str | None = None

@@ -9,6 +9,7 @@ from aiohttp import web
 from recorder.access import Access, Action
 from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
 from recorder.model import Recording
+from recorder.unseen import Unseen
 from recorder.web import queries
 from recorder.web.archive import Facets
 from recorder.web.site import SITE, audit_scope, granted_to
@@ -38,6 +39,25 @@ async def find_hits(request: web.Request, recording: Recording, text: str) -> Se
     try:
         return await site.archive.hits(recording.id, text, granted.scope())
     except KeyError:  # the index has not heard of it yet
+        return ()
+
+
+async def find_row(request: web.Request, recording: Recording) -> RecordingRow | None:
+    """What the index knows of a recording, None where it has not heard of it yet."""
+    try:
+        return await request.app[SITE].archive.get(recording.id, granted_to(request).scope())
+    except KeyError:
+        return None
+
+
+async def find_unseen(request: web.Request, recording: Recording) -> Sequence[Unseen]:
+    """What it holds that a terminal does not show, for whoever may read it."""
+    site, granted = request.app[SITE], granted_to(request)
+    if not site.may_read(granted, recording):
+        return ()
+    try:
+        return await site.archive.unseen(recording.id, granted.scope())
+    except KeyError:
         return ()
 
 

@@ -64,6 +64,16 @@ _SESSION = _object(
     source=ref("Source"),
 )
 _HITS: Schema = {"type": "array", "items": ref("Hit")}
+_TEXT: dict[str, Schema] = {
+    "searchable": {
+        "type": "boolean",
+        "description": "whether all of its text is searched: it is not indexed to its end yet, or was too long",
+    },
+    "unseen": {
+        "type": ["boolean", "null"],
+        "description": "it holds output that a terminal does not show; null: its text is not indexed yet",
+    },
+}
 _EVENT = _object(
     id=_STRING,
     received=_TIME,
@@ -94,13 +104,17 @@ SCHEMAS: dict[str, Any] = {
         sha256={"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "of the whole of it"},
     ),
     "Source": _object(node=_STRING, address=_STRING, user=_STRING, tags=_STRINGS),
-    "Hit": _object(time=_NUMBER, snippet={"type": "array", "items": _object(text=_STRING, match=_SWITCH)}),
-    "Session": _extended(
-        _SESSION, hits=_HITS, searchable={"type": "boolean", "description": "false: its text was too long"}
+    "Hit": _object(
+        time=_NUMBER,
+        snippet={"type": "array", "items": _object(text=_STRING, match=_SWITCH)},
+        unseen={"type": ["string", "null"], "description": "what kept a terminal from showing it; null: it was shown"},
     ),
+    "Session": _extended(_SESSION, hits=_HITS, **_TEXT),
     "Sessions": _list("Session"),
-    "SessionDetail": _extended(_SESSION, header=_ANY, hits=_HITS, rights=ref("Rights")),
+    "SessionDetail": _extended(_SESSION, **_TEXT, header=_ANY, hits=_HITS, rights=ref("Rights")),
     "Export": _object(session=_SESSION, header=_ANY, events={"type": "array", "items": {"type": "array"}}),
+    "Unseen": _object(time=_NUMBER, kind=_STRING, text=_STRING),
+    "UnseenList": _object(items={"type": "array", "items": ref("Unseen")}, complete=_SWITCH),
     "Event": _EVENT,
     "Events": _list("Event"),
     "EventList": _list("Event", cursor=False),

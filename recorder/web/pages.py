@@ -93,6 +93,7 @@ async def session(request: web.Request) -> web.Response:
         "recording": recording,
         "running": running,
         "readable": readable,
+        "unseen": await asked.find_unseen(request, recording),
         "at": min(at, recording.duration),
         "text": text,
         "hits": hits,

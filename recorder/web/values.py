@@ -8,6 +8,7 @@ from typing import Any
 from recorder.access import Access
 from recorder.index.rows import Bucket, EventRow, Hit, Look, RecordingRow
 from recorder.model import Recording
+from recorder.unseen import Unseen
 from recorder.web.words import rfc3339
 
 Values = dict[str, Any]
@@ -44,13 +45,30 @@ def session(recording: Recording) -> Values:
 def hits(found: Iterable[Hit]) -> list[Values]:
     """Where searched words were."""
     return [
-        {"time": hit.time, "snippet": [{"text": text, "match": match} for text, match in hit.snippet]} for hit in found
+        {
+            "time": hit.time,
+            "snippet": [{"text": text, "match": match} for text, match in hit.snippet],
+            "unseen": hit.unseen or None,
+        }
+        for hit in found
     ]
 
 
 def row(found: RecordingRow) -> Values:
     """A session of a list."""
-    return session(found.recording) | {"hits": hits(found.hits), "searchable": not found.text_truncated}
+    return session(found.recording) | text(found) | {"hits": hits(found.hits)}
+
+
+def text(found: RecordingRow | None) -> Values:
+    """What the index knows of a session's text; None where it does not know the session yet."""
+    if found is None:
+        return {"searchable": False, "unseen": None}
+    return {"searchable": found.searchable, "unseen": found.unseen}
+
+
+def unseen(found: Iterable[Unseen]) -> list[Values]:
+    """Output that a terminal does not show."""
+    return [{"time": piece.time, "kind": piece.kind, "text": piece.text} for piece in found]
 
 
 def header(document: Mapping[str, Any]) -> Values:

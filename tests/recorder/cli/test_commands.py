@@ -400,3 +400,30 @@ def test_help_names_all_commands() -> None:
     for name in ("ls", "search", "show", "play", "export", "verify", "rebuild", "prune", "completion"):
         assert f"\n  {name} " in text
         assert invoke(name, "--help").exit_code == 0
+
+
+async def _hide(stage: Stage) -> str:
+    async with stage.store() as store:
+        body = b'[1.0,"o","well\\u001b_stolen s\xc3\xa9cret\\u001b\\\\\\r\\n"]\n'
+        identifier = await stage.record(store, body, header())
+        await stage.settled(store)
+    return identifier
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_output_that_a_terminal_does_not_show(own: Folder, indexed: bool) -> None:
+    identifier = run(_hide(own.stage))
+    if indexed:
+        own("rebuild")
+        assert "--unseen" in own("show", identifier).stdout and "--unseen" not in own("show", own.ids[0]).stdout
+    assert own("show", identifier, "--unseen").stdout.split() == [
+        *("SECONDS", "HIDDEN", "AS", "TEXT"),
+        *("1.000", "APC", "stolen", "sécret"),
+    ]
+    assert own.json("show", identifier, "--unseen") == [{"time": 1.0, "kind": "APC", "text": "stolen sécret"}]
+    assert "nothing was found" in own("show", own.ids[0], "--unseen").stderr
+    (found,) = own.json("search", "secret")
+    assert found["id"] == identifier and found["unseen"] and found["hits"][0]["unseen"] == "APC"
+    assert "(not shown: APC) stolen sécret" in own("search", "secret").stdout
+    assert "does not show" in own("play", identifier, "--raw", "--speed", "64").stderr
+    assert "does not show" not in own("play", own.ids[0], "--raw", "--speed", "64", "--idle-limit", "0.01").stderr

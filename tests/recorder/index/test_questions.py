@@ -12,7 +12,9 @@ from k8sproxy.peer import Peer
 from recorder.access import Place as AccessPlace
 from recorder.index import EventFilter, Filter, Index, LookFilter, Scope
 from recorder.index.rows import Hit
+from recorder.index.words import fold
 from recorder.model import End
+from recorder.unseen import Unseen
 from tests.recorder.index.library import ALL, START, Library, Place, api_event, opened, recording
 
 
@@ -61,7 +63,11 @@ SEARCHES = [
     ("10.0.3", "c"),
     ("0.3.17:8443", "c"),
     ("ZÜRICH", "c"),
-    ("zurich", ""),
+    ("zurich", "c"),  # without its accents
+    ("zu\u0308rich", "c"),  # in another form of Unicode
+    ("zuri", "c"),
+    ("páyment-ápi", "a"),  # with accents that are not there
+    ("ﬀ", ""),
     ("語", "c"),
     ("日本", "c"),
     ("本日", ""),
@@ -83,6 +89,64 @@ def test_searches(url: str) -> None:
         await index.settled()
         for text, found in SEARCHES:
             assert (text, "".join(await pods(index, text))) == (text, found)
+
+    run(url, test)
+
+
+ACCENTS = [
+    ("Müller ging", "muller", "Müller"),
+    ("Müller ging", '"muller ging"', "Müller ging"),
+    ("Mu\u0308ller", "müller", "Müller"),
+    ("Muller", "müller", "Muller"),
+    ("die STRASSE", "straße", "STRASSE"),
+    ("die Straße dort", "strasse", "Straße"),
+    ("Ærøskøbing Đà Nẵng Łódź", "aeroskobing da nang lodz", "Ærøskøbing"),
+    ("x\u0304y\u0304 z", "xy", "x\u0304\u0233"),
+    ("ἈΘΗΝΑ Οδός", "αθηνα οδος", "ἈΘΗΝΑ"),
+    ("İstanbul ısı", "istanbul isi", "İstanbul"),
+    ("ёлка й", "елка", "ёлка"),
+    ("résumé.pdf and naïve", "resume.pdf naive", "résumé.pdf"),
+    ("カ\u3099ム ガム", "ガム", "ガム"),
+    ("한국어", "한국", "한국"),
+    ("deployed 🚀 now", "🚀", "🚀"),
+    ("deployed 🚀🎉 now", "🎉", "🎉"),
+    ("flag 🇩🇪", "🇩🇪", "🇩🇪"),
+    ("प्रणाली", "प्रणाली", "प्रणाल"),
+]
+
+
+@pytest.mark.parametrize(("line", "asked", "first"), ACCENTS)
+def test_accents_are_nothing_to_a_search(url: str, line: str, asked: str, first: str) -> None:
+    async def test(index: Index, library: Library) -> None:
+        library.put(recording(pod="a"), (1.0, f"before {line} behind"))
+        library.put(recording(pod="b"), (1.0, "others"))
+        assert await pods(index, asked) == ["a"]
+        (hit,) = (await index.recordings(Filter(text=asked), ALL)).items[0].hits
+        assert next(text for text, match in hit.snippet if match) == first
+        assert await pods(index, fold(asked).upper()) == ["a"]
+
+    run(url, test)
+
+
+def test_what_a_terminal_does_not_show_is_found_and_told(url: str) -> None:
+    async def test(index: Index, library: Library) -> None:
+        hides = library.put(recording(pod="hides"), (1.0, "all is well"), (2.0, "\x1b_stolen Sécret\x1b\\ as ever"))
+        title = library.put(recording(pod="title"), (1.0, "\x1b]0;ana@web-0\x07$ "))
+        plain = library.put(recording(pod="plain"), (1.0, "all is well"))
+        await index.settled()
+        assert [(await index.get(one.id, ALL)).unseen for one in (hides, title, plain)] == [True, False, False]
+        assert await pods(index, "stolen secret") == ["hides"]
+        assert await pods(index, "ana") == ["title"]
+        assert await pods(index, "APC") == []  # of what hid it nothing is text
+        assert await index.hits(hides.id, "secret ever", ALL) == (
+            Hit(2.0, (("as ", False), ("ever", True))),
+            Hit(2.0, (("stolen ", False), ("Sécret", True)), "APC"),
+        )
+        assert await index.unseen(hides.id, ALL) == (Unseen(2.0, "APC", "stolen Sécret"),)
+        assert await index.unseen(title.id, ALL) == (Unseen(1.0, "title", "ana@web-0"),)
+        assert await index.unseen(plain.id, ALL) == ()
+        with pytest.raises(KeyError):
+            await index.unseen(hides.id, ())
 
     run(url, test)
 

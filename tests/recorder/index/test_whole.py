@@ -13,6 +13,8 @@ import pytest
 
 from k8sproxy.peer import Peer
 from recorder.index import EventFilter, Filter, Index, IndexFailure, LookFilter, schema
+from recorder.index.database import Statement, Text
+from recorder.screen import Segment
 from tests.recorder.index import postgres
 from tests.recorder.index.library import ALL, START, Library, api_event, opened, recording
 
@@ -197,6 +199,47 @@ def test_migrations_go_on_from_where_it_is(url: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("CREATE TABLE later (a {key})",) * 2))
     assert asyncio.run(opening("later")) == 0
     assert asyncio.run(opening("later")) == 0
+
+
+def test_the_second_schema_has_texts_made_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of before are words with accents; an index that kept them would find some of a word's sessions."""
+    library = Library()
+
+    async def make(version: int) -> None:
+        monkeypatch.setattr(schema, "VERSION", version)
+        monkeypatch.setattr(schema, "MIGRATIONS", migrations[:version])
+        index = Index(url)
+        await index.open()
+        await index.aclose()
+
+    async def main() -> None:
+        await make(1)
+        index = Index(url)
+        await index.open()
+        old = recording(pod="old", command="psql")
+        await index.database.write(
+            [
+                Statement(
+                    "INSERT INTO recordings (number, id, user_name, node, tags, cluster, namespace, pod, container,"
+                    " command, session_type, session_id, started, duration, size, events, state, damaged, indexed,"
+                    " text_truncated) VALUES (1, $1, '', '', '', '', '', 'old', '', 'psql', '', '', $2, 1.0, $3, 1,"
+                    " 'clean', 0, $3, 0)",
+                    ((old.id, old.started, library.put(old, (1.0, "Zürich")).size),),
+                ),
+                Statement("INSERT INTO recording_documents (number, header, source) VALUES (1, '{}', '{}')"),
+                Text(1, (Segment(((1.0, "Zürich"),)),)),
+            ]
+        )
+        await index.aclose()
+        await make(2)
+        async with opened(url, library) as (index, _):
+            assert not (await index.get(old.id, ALL)).searchable
+            await index.catch_up(library)
+            await index.settled()
+            assert len(await found(index, "zurich")) == 1 and (await index.get(old.id, ALL)).searchable
+
+    migrations = schema.MIGRATIONS
+    asyncio.run(main())
 
 
 def test_a_migration_that_fails_leaves_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,43 @@ def test_damage_is_told_alike_wherever_a_session_is_told(tmp_path: Path, last: b
     asyncio.run(ask())
 
 
+HIDES: list[object] = [[0.5, "o", "all is well\r\n"], [2.0, "o", "\x1b_stolen sécret\x1b\\\x1b[8mneedle\x1b[0m\r\n"]]
+
+
+def test_output_that_a_terminal_does_not_show_is_told(tmp_path: Path) -> None:
+    async def ask() -> None:
+        async with Stage(tmp_path) as stage:
+            hides = await stage.record(cast_header(), HIDES)
+            plain = await stage.record(cast_header(), [[0.5, "o", "\x1b]0;a title\x07all is well\r\n"]])
+            for identifier, unseen in ((hides, True), (plain, False)):
+                detail = (await stage.get(f"{BASE}/sessions/{identifier}")).json()
+                assert (detail["unseen"], detail["searchable"]) == (unseen, True)
+            items = (await stage.get(f"{BASE}/sessions?q=well")).json()["items"]
+            assert {item["id"]: item["unseen"] for item in items} == {hides: True, plain: False}
+            (item,) = (await stage.get(f"{BASE}/sessions?q=secret")).json()["items"]
+            assert item["id"] == hides and item["hits"][0]["unseen"] == "APC"
+            assert (await stage.get(f"{BASE}/sessions/{hides}/unseen")).json() == {
+                "items": [
+                    {"time": 2.0, "kind": "APC", "text": "stolen sécret"},
+                    {"time": 2.0, "kind": "concealed", "text": "needle"},
+                ],
+                "complete": True,
+            }
+            page = (await stage.get(f"/sessions/{hides}")).text
+            assert "Output that a terminal does not show" in page and "stolen sécret" in page
+            assert "unseen output" in page and "unseen output" not in (await stage.get(f"/sessions/{plain}")).text
+            assert (await stage.get("/sessions")).text.count("unseen output") == 1
+            assert "not shown: APC" in (await stage.get("/sessions?q=secret")).text
+            running = await stage.record(cast_header(), HIDES, end=None)
+            stage.peer = person("ann@example.com", {"view": True})
+            assert (await stage.get(f"{BASE}/sessions/{running}/unseen")).status == 403
+            stage.peer = person("eve@example.com", {"own": True})
+            assert (await stage.get(f"{BASE}/sessions/{hides}/unseen")).status == 404
+            await stage.writer.finish(End.CLEAN)
+
+    asyncio.run(ask())
+
+
 def test_refusals_are_problems(tmp_path: Path) -> None:
     async def ask() -> None:
         async with Stage(tmp_path) as stage:

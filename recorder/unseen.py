@@ -1,0 +1,199 @@
+"""Output that a terminal does not show: what it is, and how colours and invisible characters hide it. A leaf.
+
+A terminal swallows strings (APC, PM, SOS, DCS and most OSC), draws text concealed or in the colour of what is behind
+it, draws lines where letters were sent, has characters without a shape, and shows nobody what is erased in the instant
+in which it was written. All of it is output, and somebody who reads or copies the stream has it. `recorder.screen`
+finds it while it makes a session's text.
+
+A title (OSC 0, 1, 2) and a working directory (OSC 7) stand in a terminal's frame. They are found by words too, and are
+no reason for a mark; so are the questions that editors ask a terminal when they start.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+# What stands in a terminal's frame; see above.
+FRAME_KINDS = frozenset(("title", "directory"))
+
+# Strings that hold nothing but a question or a setting: colours, the prompt's marks, progress, a capability's name.
+_HARMLESS_OSC = re.compile(
+    r"(?:4|5|1[0-9]|21)(?:;(?:[0-9]{1,3}|\?|rgba?:[0-9a-fA-F/]{1,24}|#[0-9a-fA-F]{3,12}))*"
+    r"|10[45](?:;[0-9]{1,3})*|11[0-9]|133;[A-DLNP](?:;[0-9]{1,3})?|9;4;[0-4](?:;[0-9]{1,3})?|22;[a-z_-]{0,24}|"
+)
+_HARMLESS_DCS = re.compile(r"\$q[ \"'$]?[a-zA-Z]|\+q(?:[0-9a-fA-F]{2}){1,8}(?:;(?:[0-9a-fA-F]{2}){1,8})*|")
+_SPACES = re.compile(r"[\x00-\x20\x7f-\x9f]+")
+# Tags (U+E0020 to U+E007E) are ASCII again, selectors (U+E0100 to U+E01EF) bytes from 16 on.
+INVISIBLE = re.compile("[\U000e0020-\U000e007e]+|[\U000e0100-\U000e01ef]+")
+_STRINGS = {"\x90": "DCS", "\x98": "SOS", "\x9d": "OSC", "\x9e": "PM", "\x9f": "APC"}
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """A piece of it. time: seconds. kind: what hid it, in a word or two."""
+
+    time: float
+    kind: str
+    text: str
+
+    @property
+    def marks(self) -> bool:
+        """Whether a session is marked for it."""
+        return self.kind not in FRAME_KINDS
+
+
+def of_string(introducer: str, body: str) -> tuple[str, str] | None:
+    """The kind and the text of a string sequence; None where it tells nothing. introducer: the C1 control."""
+    kind = _STRINGS[introducer]
+    text = _SPACES.sub(" ", body).strip()
+    if kind == "OSC":
+        if _HARMLESS_OSC.fullmatch(text):
+            return None
+        number, _, rest = text.partition(";")
+        if number in ("0", "1", "2", "7"):
+            return ("directory" if number == "7" else "title", rest) if rest.strip() else None
+        if number == "8" and text.endswith(";"):
+            return None  # the end of a link
+        kind = "link" if number == "8" else kind
+    elif kind == "DCS" and _HARMLESS_DCS.fullmatch(text):
+        return None
+    return (kind, text) if text else None
+
+
+def of_characters(run: str) -> str:
+    """What characters without a shape say, "" where there are none."""
+    if run.isascii():
+        return ""
+    parts: list[str] = []
+    for match in INVISIBLE.finditer(run):
+        codes = [ord(character) for character in match[0]]
+        if codes[0] < 0xE0100:
+            parts.append("".join(chr(code - 0xE0000) for code in codes))
+        elif len(codes) > 1:  # one alone chooses between the shapes of an ideograph
+            parts.append(bytes(code - 0xE0100 + 16 for code in codes).decode("utf-8", "replace"))
+    return _SPACES.sub(" ", " ".join(parts)).strip()
+
+
+# -- colours
+
+Rgb = tuple[int, int, int]
+# Of each part of a colour: how far apart two may be for an eye not to tell them apart.
+_NEAR = 8
+_CUBE = (0, 95, 135, 175, 215, 255)
+
+
+@dataclass(slots=True)
+class Ink:
+    """What the next characters are drawn with. fore, back: an index below 16 of the palette, a colour, None for the
+    terminal's own."""
+
+    concealed: bool = False
+    bold: bool = False
+    fore: int | Rgb | None = None
+    back: int | Rgb | None = None
+
+    def set(self, parameters: str) -> None:
+        """Select graphic rendition (ECMA-48, 8.3.117; xterm's ctlseqs for colours)."""
+        for name, value in _steps(parameters):
+            if name == "reset":
+                self.concealed, self.bold, self.fore, self.back = False, False, None, None
+            elif name == "concealed":
+                self.concealed = bool(value)
+            elif name == "bold":
+                self.bold = bool(value)
+            elif name == "fore":
+                self.fore = value
+            else:
+                self.back = value
+
+    @property
+    def hides(self) -> str:
+        """What keeps it from being seen, "" where nothing does."""
+        if self.concealed:
+            return "concealed"
+        fore, back = self.fore, self.back
+        if fore is None or back is None:
+            return ""
+        if isinstance(fore, int) and isinstance(back, int):
+            # Bold text in one of the first eight colours is drawn in the bright one.
+            same = (fore + 8 if self.bold and fore < 8 else fore) == back
+        else:
+            one, other = _rgb(fore), _rgb(back)
+            same = (
+                one is not None
+                and other is not None
+                and all(abs(a - b) <= _NEAR for a, b in zip(one, other, strict=True))
+            )
+        return "same colour" if same else ""
+
+
+def _rgb(colour: int | Rgb) -> Rgb | None:
+    """A colour; of the palette only black and white are the same everywhere."""
+    if isinstance(colour, tuple):
+        return colour
+    return {0: (0, 0, 0), 15: (255, 255, 255)}.get(colour)
+
+
+def _indexed(index: int) -> int | Rgb | None:
+    if index < 16:
+        return index
+    if index < 232:
+        index -= 16
+        return _CUBE[index // 36], _CUBE[index // 6 % 6], _CUBE[index % 6]
+    if index < 256:
+        grey = 8 + 10 * (index - 232)
+        return grey, grey, grey
+    return None
+
+
+Step = tuple[str, int | Rgb | None]
+
+
+@lru_cache(maxsize=4096)
+def _steps(parameters: str) -> tuple[Step, ...]:
+    """What a sequence sets, in order."""
+    steps: list[Step] = []
+    fields = parameters.split(";")
+    position = 0
+    while position < len(fields):
+        parts = fields[position].split(":")
+        position += 1
+        number = _number(parts[0])
+        if number == 0:
+            steps.append(("reset", None))
+        elif number == 1 or number == 22:
+            steps.append(("bold", int(number == 1)))
+        elif number == 8 or number == 28:
+            steps.append(("concealed", int(number == 8)))
+        elif 30 <= number <= 37 or 90 <= number <= 97:
+            steps.append(("fore", number - 30 if number < 40 else number - 82))
+        elif 40 <= number <= 47 or 100 <= number <= 107:
+            steps.append(("back", number - 40 if number < 50 else number - 92))
+        elif number == 39 or number == 49:
+            steps.append(("fore" if number == 39 else "back", None))
+        elif number in (38, 48, 58):
+            values = [_number(part) for part in parts[1:]]
+            if not values:  # the values stand in fields of their own
+                count = {5: 2, 2: 4}.get(_number(fields[position]) if position < len(fields) else 0, 0)
+                values = [_number(field) for field in fields[position : position + count]]
+                position += count
+            if number != 58 and (colour := _colour(values)) is not None:
+                steps.append(("fore" if number == 38 else "back", colour))
+    return tuple(steps)
+
+
+def _colour(values: list[int]) -> int | Rgb | None:
+    if len(values) >= 2 and values[0] == 5:
+        return _indexed(values[1])
+    if len(values) >= 4 and values[0] == 2:
+        # With colons a colour space may stand before the three.
+        red, green, blue = values[2:5] if len(values) >= 5 else values[1:4]
+        return min(red, 255), min(green, 255), min(blue, 255)
+    return None
+
+
+def _number(text: str) -> int:
+    text = text.lstrip("0")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
