@@ -2,6 +2,10 @@
 
 kubectl asks for a name and a password on the terminal where a user has no credentials at all and the server is https,
 so the user gets the word "none" for a token; the proxy takes it off every request.
+
+kubectl merges the files of KUBECONFIG entry by entry, and of two entries with one name it takes the first without a
+word. So by default each entry is named for all that leads to this server, its host, port and path: files for two
+servers never become one, and neither do the user of such a file and one with credentials.
 """
 
 from __future__ import annotations
@@ -25,8 +29,8 @@ _NOTE = (
 @click.option("--ca", type=click.Path(path_type=Path), metavar="FILE", help="The CA of the proxy's certificate, PEM.")
 @click.option("--fetch-ca", is_flag=True, help="Get the CA from the proxy (tls.source: generated), unverified.")
 @click.option("--ca-sha256", metavar="HEX", help="With --fetch-ca: refuse any CA but the one with this fingerprint.")
-@click.option("--context-name", metavar="NAME", help="The context's name (default: the host's first label).")
-@click.option("--user-name", metavar="NAME", default="k8sproxy", show_default=True, help="The user entry's name.")
+@click.option("--context-name", metavar="NAME", help="The names of context and cluster (default: HOST:PORT).")
+@click.option("--user-name", metavar="NAME", help="The user entry's name (default: HOST:PORT).")
 @click.option("--namespace", metavar="NAME", help="The context's namespace.")
 @click.option(
     "--proxy-url", metavar="URL", help="How kubectl gets there: socks5://HOST:PORT of a userspace tailscaled."
@@ -37,7 +41,7 @@ def command(
     fetch_ca: bool,
     ca_sha256: str | None,
     context_name: str | None,
-    user_name: str,
+    user_name: str | None,
     namespace: str | None,
     proxy_url: str | None,
 ) -> None:
@@ -66,15 +70,15 @@ def render(
     url: SplitResult,
     ca_pem: bytes | None,
     context_name: str | None = None,
-    user_name: str = "k8sproxy",
+    user_name: str | None = None,
     namespace: str | None = None,
     proxy_url: str | None = None,
 ) -> str:
     """The kubeconfig as YAML."""
     import yaml
 
-    host = url.hostname or ""
-    name = context_name or (host if ":" in host or host.replace(".", "").isdigit() else host.split(".")[0])
+    default = default_name(url)
+    name, user_name = context_name or default, user_name or default
     cluster = {"server": url.geturl().rstrip("/")}
     if ca_pem is not None:
         cluster["certificate-authority-data"] = base64.b64encode(ca_pem).decode()
@@ -95,6 +99,13 @@ def render(
         sort_keys=False,
     )
     return f"{_NOTE}{text}"
+
+
+def default_name(url: SplitResult) -> str:
+    """The name of a server's entries: HOST:PORT, and the path of a URL that has one."""
+    host = url.hostname or ""
+    port = url.port or (443 if url.scheme == "https" else 80)
+    return f"{f'[{host}]' if ':' in host else host}:{port}{url.path.rstrip('/')}"
 
 
 def split_url(text: str) -> SplitResult:

