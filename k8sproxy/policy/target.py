@@ -6,9 +6,12 @@ that has more than one reading is refused instead of repaired:
 
 - the path starts with `/` and has no empty and no dot segments (a slash at its end is judged by requestinfo);
 - raw characters are those of RFC 3986, 3.3 (`pchar`), so no backslash, `#`, blank, control or non-ASCII character;
-- an escape is whole, and stands for a character that needs one there: never for an unreserved character (`%65xec`
-  is exec to the API server), a dot, a slash, a backslash, a percent sign (no object's name may hold one: apimachinery
-  api/validation/path) or a control character. Reserved characters may be escaped: `system%3Anode`.
+- an escape is whole, and never stands for a slash, a backslash, a percent sign (no object's name may hold one:
+  apimachinery api/validation/path) or a control character. Reserved characters may be escaped: `system%3Anode`;
+- a word that something is decided by (api, a group, a resource, a subresource, whatever names no resource) holds no
+  escape of an unreserved character either: `%65xec` is exec to the API server. The name of a namespace or of an object
+  may, since such an escape means the character itself to every reader (RFC 3986, 6.2.2.2), and clients write them:
+  `users/%7E`. But no name is a dot segment, however it is written.
 
 What stands behind pods/NAME/proxy, services/NAME/proxy and nodes/NAME/proxy is an application's own path, which it
 may spell as it likes. There only what no HTTP path can hold is refused (controls, broken escapes), and dot segments
@@ -35,7 +38,13 @@ _VISIBLE = re.compile(r"[!\"$-~]*")  # every visible ASCII character but "#"
 _CANONICAL = re.compile(rf"[{_PCHAR}/%]*")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
 _C1 = re.compile(r"[\x80-\x9f]")
-_UNESCAPABLE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/\\%")
+_NEVER = frozenset(b"/\\%")
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+# Where the names stand in a resource's path, as requestinfo reads it; the other segments are words.
+_NAMES = re.compile(
+    r"/(?:api/[^/]+|apis/[^/]+/[^/]+)/(?:(?:watch|proxy)/)?+"
+    r"(?:namespaces/([^/]+)(?:/(?!(?:status|finalize)(?:/|\Z))[^/]+(?:/([^/]+))?)?|[^/]+/([^/]+))"
+)
 _APPLICATION = re.compile(r"/api/v1/(?:namespaces/[^/]+/(?:pods|services)|nodes)/[^/]+/proxy(?=/|\Z)")
 
 
@@ -79,8 +88,9 @@ def _decode_canonical(path: str) -> str:
     if _CANONICAL.fullmatch(path) is None:
         raise ProtocolError("the path has a character that must be percent-encoded")
     for byte in _escaped_bytes(path):
-        if byte in _UNESCAPABLE:
+        if byte in _NEVER:
             raise ProtocolError(f"the path has {chr(byte)!r} percent-encoded")
+    _check_words(path)
     try:
         decoded = unquote_to_bytes(path).decode()
     except UnicodeDecodeError:
@@ -88,6 +98,20 @@ def _decode_canonical(path: str) -> str:
     if _C1.search(decoded) is not None:
         raise ProtocolError("the path has a control character")
     return decoded
+
+
+def _check_words(path: str) -> None:
+    """No escape of an unreserved character outside names, and no name that is a dot segment. Raises ProtocolError."""
+    words, at = [], 0
+    if (names := _NAMES.match(path)) is not None:
+        for start, end in (names.span(number) for number in (1, 2, 3) if names[number] is not None):
+            if unquote_to_bytes(path[start:end]) in (b".", b".."):
+                raise ProtocolError("the path has a dot segment")
+            words.append(path[at:start])
+            at = end
+    for byte in _escaped_bytes("/".join((*words, path[at:]))):
+        if byte in _UNRESERVED:
+            raise ProtocolError(f"the path has {chr(byte)!r} percent-encoded where it names no object")
 
 
 def _decode_application(path: str) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from k8sproxy.errors import ProtocolError
+from k8sproxy.policy.classify import SessionKind
+from k8sproxy.policy.requestinfo import request_info
 from k8sproxy.policy.target import MAX_PATH, MAX_TARGET, split_target
 
 POD = "/api/v1/namespaces/d/pods/web"
@@ -112,6 +116,71 @@ def test_anything_with_two_readings_is_refused(target: str) -> None:
     with pytest.raises(ProtocolError) as caught:
         split_target(target)
     assert caught.value.status == 400
+
+
+# A name stands for NAME; each path holds one or two.
+NAMED = [
+    *("/api/v1/namespaces/NAME", "/api/v1/nodes/NAME", "/api/v1/watch/nodes/NAME", "/api/v1/namespaces/NAME/status"),
+    *("/apis/user.openshift.io/v1/users/NAME", "/apis/apps/v1/namespaces/NAME/deployments/NAME/scale"),
+    *("/api/v1/namespaces/NAME/pods", f"{POD[:-3]}NAME", f"{POD[:-3]}NAME/exec", "/api/v1/nodes/NAME/proxy/metrics"),
+    *("/api/v1/watch/namespaces/NAME/pods/NAME", "/apis/apps/v1/proxy/namespaces/NAME/deployments/NAME"),
+]
+
+
+@pytest.mark.parametrize("path", NAMED)
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("%7E", "~"), ("%7e", "~"), ("web%2D0", "web-0"), ("w%65b", "web"), ("a%2Eb%5Fc", "a.b_c"), ("%65xec", "exec")],
+)
+def test_names_may_hold_escaped_characters_that_mean_themselves(path: str, written: str, name: str) -> None:
+    """urllib3 writes users/~ as users/%7E, which was a 400."""
+    assert split_target(path.replace("NAME", written)) == (path.replace("NAME", name), "", False)
+
+
+@pytest.mark.parametrize("path", NAMED)
+@pytest.mark.parametrize(
+    "written", ["%2E", "%2e%2e", ".%2e", "a%2Fb", "a%5Cb", "a%25b", "%2565", "a%00", "a%7F", "a%", "a%zz", "a%FF"]
+)
+def test_no_name_is_a_dot_segment_or_holds_what_it_can_not(path: str, written: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        split_target(path.replace("NAME", written))
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("path", [*NAMED, "/version", "/api/v1", "/apis/apps/v1", "/api/v1/pods", "/healthz/etcd"])
+def test_words_hold_no_escape_of_an_unreserved_character(path: str) -> None:
+    for number, segment in enumerate(path.split("/")[1:], 1):
+        if segment in ("NAME", "web", "d") or (number > 4 and "/proxy/" in path and path.split("/")[4] != "namespaces"):
+            continue
+        segments = path.replace("NAME", "n").split("/")
+        for place in range(len(segment)):
+            segments[number] = f"{segment[:place]}%{ord(segment[place]):02x}{segment[place + 1 :]}"
+            if segment[place] in "/:":
+                continue
+            with pytest.raises(ProtocolError, match="percent-encoded"):
+                split_target("/".join(segments))
+
+
+@given(st.data())
+def test_whatever_is_escaped_the_request_is_the_same_or_refused(data: st.DataObject) -> None:
+    """Of unreserved characters; and never where a resource, a subresource or a verb is told by them."""
+    path = data.draw(st.sampled_from(NAMED)).replace(
+        "NAME", data.draw(st.sampled_from(["web", "a.b", "exec", "watch"]))
+    )
+    places = data.draw(st.sets(st.integers(1, len(path) - 1), max_size=3))
+    written = "".join(
+        f"%{ord(character):02X}" if place in places and character != "/" else character
+        for place, character in enumerate(path)
+    )
+    try:
+        info = request_info("GET", written)
+    except ProtocolError:
+        return
+    wanted = request_info("GET", path)
+    if wanted.subresource == "proxy" and info != wanted:
+        assert info.session is SessionKind.NODE_PROXY_COMMAND
+        return
+    assert info == wanted
 
 
 def test_lengths() -> None:

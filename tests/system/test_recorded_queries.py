@@ -50,6 +50,15 @@ def test_the_command_that_ran(record: Record, sink: Sink, bed: Bed, shared_proxy
     assert (header["command"], header["kubernetes"]["Container"]) == ("printf %s\\n a;b c", "main")
 
 
+def test_a_name_with_an_escape(record: Record, sink: Sink, bed: Bed, shared_proxy: Proxy, web: str) -> None:
+    """urllib3 writes users/~ so. It is the same pod to the API server, and the same in the recording."""
+    record(sink.address, enforce=True)
+    path = path_of(web).replace(f"/{web}/", f"/%{ord(web[0]):02x}{web[1:]}/")
+    assert ask(bed, shared_proxy, f"{path}command=echo&command=ok&container=main") == (101, b"ok\n")
+    assert sink.ended().cast.header["kubernetes"]["PodName"] == web
+    assert ask(bed, shared_proxy, f"{path.replace('exec', '%65xec')}command=echo")[0] == 400
+
+
 @pytest.mark.parametrize("character", ["%01", "%22", "%F0%9F%98%80"])
 def test_a_container_that_is_none(
     record: Record, sink: Sink, bed: Bed, shared_proxy: Proxy, web: str, character: str
