@@ -241,7 +241,7 @@ class App:
                 names = [name, name.partition(".")[0]]
             except Refusal as refusal:
                 _log.warning("web_without_names", why=refusal.message)
-        self._web = WebServer(config, store, self._finding.index, self._whois, list(filter(None, names)))
+        self._web = WebServer(config, store, self._finding.index, self._whois, list(filter(None, names)), self._keeping)
         sockets = await self._sockets(config.web.listen)
         self.web_addresses = [_name(sock) for sock in sockets]
         await self._web.start(sockets)

@@ -21,6 +21,7 @@ from recorder.index import Index, IndexFailure
 from recorder.store import Store, StoreError
 from recorder.web.app import make_app
 from recorder.web.guard import whois_finder
+from recorder.web.kept import Keeps
 from recorder.web.site import Find, WebConfig
 
 _log = structlog.get_logger(__name__)
@@ -97,12 +98,22 @@ class Finding:
 class WebServer:
     """The site, on its own sockets."""
 
-    def __init__(self, config: Config, store: Store, index: Index, whois: WhoIs, names: Sequence[str]) -> None:
-        """names: of this node, where no hosts are configured."""
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        index: Index,
+        whois: WhoIs,
+        names: Sequence[str],
+        keeps: Keeps | None = None,
+    ) -> None:
+        """names: of this node, where no hosts are configured. keeps: the holds and acts."""
         domain = config.tailnet.capability_domain
         site = WebConfig(domain=domain, hosts=config.web.hosts or tuple(names), title=config.web.title)
         find = _finder(whois, config.web.insecure_allow, domain)
-        self._runner = web.AppRunner(make_app(store, index, find, site), access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            make_app(store, index, find, site, keeps=keeps), access_log=None, shutdown_timeout=1.0
+        )
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Serve on listening sockets."""

@@ -6,7 +6,7 @@ Both work beside what comes in and may fail without harm to it; their faults are
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import structlog
 from prometheus_client.metrics_core import Metric
@@ -14,8 +14,9 @@ from prometheus_client.metrics_core import Metric
 from recorder.config import Config
 from recorder.config import Retention as Settings
 from recorder.crypt import KeyFileError, Keyring, read_keys
-from recorder.holds import Holds, Match
+from recorder.holds import Hold, Holds, Match
 from recorder.proof.actlog import ActLog
+from recorder.proof.acts import Acts
 from recorder.proof.keys import KeyFault, PublicKeys, Signer, read_public_key
 from recorder.proof.sealer import Sealer
 from recorder.retention import Pruner, Rule, Rules
@@ -114,6 +115,21 @@ class Keeping:
     def reload(self, config: Config) -> None:
         """Take over the rules; the keys need a restart."""
         self.pruner.rules = rules(config.retention)
+
+    # What the web site tells of it: see recorder/web/kept.py.
+
+    @property
+    def fault(self) -> str | None:
+        """Why retention removes nothing, or not all."""
+        return self.pruner.fault
+
+    async def now(self) -> Sequence[Hold]:
+        """All holds. Raises StoreError, KeyFault."""
+        return await self.holds.now()
+
+    async def acts(self) -> Acts:
+        """All acts. Raises StoreError, KeyFault."""
+        return await self.log.read() if self.log is not None else Acts()
 
     def warnings(self) -> dict[str, str | None]:
         """What somebody has to look at, and what keeps nobody from sending: name -> what is wrong, None if nothing."""

@@ -116,6 +116,7 @@ async def session(request: web.Request) -> web.Response:
     recording = await site.recording(granted, request.match_info["id"])
     await site.look(granted, "view", recording)
     hits = await asked.find_hits(request, recording, wanted)
+    held = await asked.holds_of(request, recording)
     return answer(
         values.session(recording)
         | values.text(await asked.find_row(request, recording))
@@ -123,6 +124,7 @@ async def session(request: web.Request) -> web.Response:
             "header": values.header(recording.header),
             "hits": values.hits(hits),
             "rights": asked.rights(granted, recording),
+            "holds": None if held is None else [values.hold(hold) for hold in held],
         }
     )
 
@@ -252,6 +254,18 @@ async def looks(request: web.Request) -> web.Response:
     found = queries.values(request.query, (*queries.LOOK_FIELDS, *queries.PAGE_FIELDS))
     page = await asked.find_looks(request, found, queries.limit(found))
     return answer({"items": [values.look(look) for look in page.items], "cursor": page.cursor})
+
+
+async def holds(request: web.Request) -> web.Response:
+    queries.values(request.query, ())
+    told = await asked.told_holds(request)
+    return answer({"items": [values.hold(hold) for hold in told.holds], "faults": list(told.faults)})
+
+
+async def acts(request: web.Request) -> web.Response:
+    found = queries.values(request.query, queries.PAGE_FIELDS)
+    page, faults = await asked.find_acts(request, found, queries.limit(found))
+    return answer({"items": [values.act(act) for act in page.items], "cursor": page.cursor, "faults": list(faults)})
 
 
 async def _exported(request: web.Request, form: str) -> Recording:
@@ -411,4 +425,6 @@ ROUTES: tuple[Route, ...] = (
     ),
     _route("/facets", "facets", "Which values there are to filter by", facets, "Facets"),
     _route("/looks", "looks", "Who looked at what, newest first", looks, "Looks", (*_LOOK_FILTER, *_PAGE)),
+    _route("/holds", "holds", "What must not be removed, and who says so", holds, "Holds"),
+    _route("/acts", "acts", "Holds, releases, removals and reversals as signed, newest first", acts, "Acts", _PAGE),
 )

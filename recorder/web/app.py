@@ -12,6 +12,7 @@ from recorder.store import Reading
 from recorder.web import api, pages
 from recorder.web.archive import Archive
 from recorder.web.guard import API, STATIC, add_headers, guard
+from recorder.web.kept import Keeps
 from recorder.web.render import Renderer
 from recorder.web.routes import BASE
 from recorder.web.site import SITE, Find, Site, WebConfig
@@ -21,11 +22,18 @@ _MAX_BODY = 1024
 
 
 def make_app(
-    store: Reading, index: Archive, find: Find, config: WebConfig, *, clock: Callable[[], float] = time.time
+    store: Reading,
+    index: Archive,
+    find: Find,
+    config: WebConfig,
+    *,
+    keeps: Keeps | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> web.Application:
-    """The site, to be served on a listener of its own. find: see `whois_finder`. clock: unix seconds."""
+    """The site, to be served on a listener of its own. find: see `whois_finder`. keeps: what holds and acts are told
+    of. clock: unix seconds."""
     app = web.Application(middlewares=[guard(_answer)], client_max_size=_MAX_BODY)
-    app[SITE] = Site(store, index, find, config, clock=clock)
+    app[SITE] = Site(store, index, find, config, keeps=keeps, clock=clock)
     app[pages.RENDERER] = Renderer(config.title)
     app.on_response_prepare.append(add_headers)
     for route in api.ROUTES:
@@ -36,6 +44,7 @@ def make_app(
     app.router.add_get("/events", pages.events)
     app.router.add_get("/events/{id}", pages.event)
     app.router.add_get("/looks", pages.looks)
+    app.router.add_get("/holds", pages.holds)
     app.router.add_get("/about", pages.about)
     app.router.add_get(f"{STATIC}{{name:.+}}", pages.asset)
     return app

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from aiohttp import web
 
 from recorder.access import Access, Action
+from recorder.holds import Hold
 from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
 from recorder.model import Recording
+from recorder.proof.acts import Act
 from recorder.unseen import Unseen
-from recorder.web import queries
+from recorder.web import kept, queries
 from recorder.web.archive import Facets
 from recorder.web.site import SITE, audit_scope, granted_to
 
@@ -96,6 +98,32 @@ async def find_looks(request: web.Request, found: Mapping[str, str], limit: int)
         return await request.app[SITE].archive.looks(
             queries.looks(found), scope, limit=limit, cursor=found.get("cursor")
         )
+
+
+async def told_holds(request: web.Request) -> kept.Told:
+    """The holds that the peer may know of. Raises Refusal."""
+    site, scope = request.app[SITE], audit_scope(request)
+    return await kept.tell(site.keeps, site.store, scope)
+
+
+async def holds_of(request: web.Request, recording: Recording) -> Sequence[Hold] | None:
+    """The holds of one session; None where the peer may not know, or it can't be told."""
+    if not granted_to(request).may(recording, Action.AUDIT):
+        return None
+    return await kept.of(request.app[SITE].keeps, recording)
+
+
+async def find_acts(request: web.Request, found: Mapping[str, str], limit: int) -> tuple[Page[Act], Sequence[str]]:
+    """The acts, and what is wrong with them. Raises Refusal."""
+    before: int | None = None
+    if cursor := found.get("cursor"):
+        with queries.reading_cursor():
+            if not (cursor.isascii() and cursor.isdigit()):
+                raise ValueError("not a number")
+            before = int(cursor)
+    acts, faults = await kept.acts(request.app[SITE].keeps, audit_scope(request), limit=limit + 1, before=before)
+    more = len(acts) > limit
+    return Page(tuple(acts[:limit]), str(acts[limit - 1].number) if more else None), faults
 
 
 async def activity(request: web.Request, found: Mapping[str, str]) -> Sequence[Bucket]:

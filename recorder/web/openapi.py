@@ -63,6 +63,11 @@ _SESSION = _object(
     },
     source=ref("Source"),
 )
+_HOLDS: Schema = {
+    "type": ["array", "null"],
+    "items": ref("Hold"),
+    "description": "null: you may not know, or it can't be told",
+}
 _HITS: Schema = {"type": "array", "items": ref("Hit")}
 _TEXT: dict[str, Schema] = {
     "searchable": {
@@ -94,6 +99,9 @@ _EVENT = _object(
     sender=_STRING,
 )
 
+_FAULTS: Schema = {"type": "array", "items": _STRING, "description": "what is wrong, and keeps things from going"}
+_SESSION_ID: Schema = {"type": ["string", "null"]}
+
 SCHEMAS: dict[str, Any] = {
     "Document": _ANY,
     "Problem": _object(type=_STRING, title=_STRING, status=_COUNT, detail=_STRING, cause=_STRING),
@@ -111,7 +119,7 @@ SCHEMAS: dict[str, Any] = {
     ),
     "Session": _extended(_SESSION, hits=_HITS, **_TEXT),
     "Sessions": _list("Session"),
-    "SessionDetail": _extended(_SESSION, **_TEXT, header=_ANY, hits=_HITS, rights=ref("Rights")),
+    "SessionDetail": _extended(_SESSION, **_TEXT, header=_ANY, hits=_HITS, rights=ref("Rights"), holds=_HOLDS),
     "Export": _object(session=_SESSION, header=_ANY, events={"type": "array", "items": {"type": "array"}}),
     "Unseen": _object(time=_NUMBER, kind=_STRING, text=_STRING),
     "UnseenList": _object(items={"type": "array", "items": ref("Unseen")}, complete=_SWITCH),
@@ -139,6 +147,33 @@ SCHEMAS: dict[str, Any] = {
         detail=_STRING,
     ),
     "Looks": _list("Look"),
+    "Hold": _object(
+        id=_STRING,
+        at=_TIME,
+        by=_STRING,
+        reason=_STRING,
+        signed={"type": "boolean", "description": "false: whoever can write to the store could take it away"},
+        session=_SESSION_ID,
+        match={
+            "type": ["object", "null"],
+            "properties": dict.fromkeys(("clusters", "namespaces", "users", "sessionTypes"), _STRINGS),
+            "additionalProperties": False,
+            "description": "globs of what is held, present and to come; {} is everything",
+        },
+    ),
+    "Holds": _object(items={"type": "array", "items": ref("Hold")}, faults=_FAULTS),
+    "Act": _object(
+        number=_COUNT,
+        at=_TIME,
+        act={"type": "string", "enum": ["hold", "release", "removal", "reversal"]},
+        by=_STRING,
+        why=_STRING,
+        subjects={"type": "array", "items": _object(name=_STRING, why=_STRING, fault=_STRING)},
+        of={"type": ["integer", "null"], "description": "the number of the act that it ends"},
+        manifest={"type": ["integer", "null"], "description": "the number of the last manifest then"},
+        key={"type": "string", "description": "what the key is called that has signed it"},
+    ),
+    "Acts": _object(items={"type": "array", "items": ref("Act")}, cursor=_CURSOR, faults=_FAULTS),
 }
 
 _REFUSALS = {

@@ -8,9 +8,11 @@ from typing import Any
 from aiohttp import web
 
 from k8sproxy.errors import Refusal
-from recorder.access import Action
+from recorder.access import ANYWHERE, Action
 from recorder.index.filters import Filter, LookFilter
+from recorder.index.rows import Page
 from recorder.model import End
+from recorder.proof.acts import Act
 from recorder.web import asked, plot, queries
 from recorder.web.render import Renderer
 from recorder.web.site import ACCESS, SITE, granted_to
@@ -101,6 +103,7 @@ async def session(request: web.Request) -> web.Response:
         "markers": [[hit.time, visible("".join(part for part, _ in hit.snippet), 80)] for hit in hits],
         "may": asked.rights(granted, recording),
         "looks": looks,
+        "holds": await asked.holds_of(request, recording),
     }
     return _page(request, "session.html", values, player=readable)
 
@@ -128,6 +131,26 @@ async def looks(request: web.Request) -> web.Response:
         "kinds": queries.KINDS,
     }
     return _page(request, "looks.html", values)
+
+
+async def holds(request: web.Request) -> web.Response:
+    found = queries.values(request.query, queries.PAGE_FIELDS)
+    told = await asked.told_holds(request)
+    everywhere = ANYWHERE in granted_to(request).scope(Action.AUDIT)
+    faults = list(told.faults)
+    page: Page[Act] = Page((), None)
+    if everywhere:
+        page, more = await asked.find_acts(request, found, queries.limit(found))
+        faults += [fault for fault in more if fault not in faults]
+    values = {
+        "holds": told.holds,
+        "faults": faults,
+        "everywhere": everywhere,
+        "rows": page.items,
+        "cursor": page.cursor,
+        "found": found,
+    }
+    return _page(request, "holds.html", values)
 
 
 async def about(request: web.Request) -> web.Response:

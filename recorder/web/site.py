@@ -22,6 +22,7 @@ from recorder.access import Access, Action, Scope
 from recorder.model import End, Recording, is_id
 from recorder.store import Reading
 from recorder.web.archive import Archive
+from recorder.web.kept import Keeps, Nothing
 
 Find = Callable[[web.Request], Awaitable[Peer]]  # who is at the other end; raises Refusal
 
@@ -43,7 +44,7 @@ class WebConfig:
 
 
 class Site:
-    """One for the application. clock: unix seconds."""
+    """One for the application. keeps: the holds and acts; None where there are none. clock: unix seconds."""
 
     def __init__(
         self,
@@ -52,9 +53,11 @@ class Site:
         find: Find,
         config: WebConfig,
         *,
+        keeps: Keeps | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
+        self.keeps: Keeps = keeps if keeps is not None else Nothing()
         self.archive = archive
         self.config = config
         self.clock = clock

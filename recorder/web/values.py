@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from recorder.access import Access
+from recorder.holds import Hold
 from recorder.index.rows import Bucket, EventRow, Hit, Look, RecordingRow
 from recorder.model import Recording
+from recorder.proof.acts import Act
 from recorder.unseen import Unseen
 from recorder.web.words import rfc3339
 
@@ -112,6 +114,34 @@ def look(found: Look) -> Values:
         "tags": list(found.tags),
         "address": found.address,
         "detail": found.detail,
+    }
+
+
+def hold(found: Hold) -> Values:
+    """That something must not be removed."""
+    return {
+        "id": found.id,
+        "at": rfc3339(found.at),
+        "by": found.by,
+        "reason": found.reason,
+        "signed": found.signed,
+        "session": found.held or None,
+        "match": None if found.match is None else found.match.values(),
+    }
+
+
+def act(found: Act) -> Values:
+    """What was done to what is kept."""
+    return {
+        "number": found.number,
+        "at": rfc3339(found.at),
+        "act": found.kind.value,
+        "by": found.by,
+        "why": found.why,
+        "subjects": [{"name": subject.name, "why": subject.why, "fault": subject.fault} for subject in found.subjects],
+        "of": found.of or None,
+        "manifest": found.manifest.number or None,
+        "key": found.key,
     }
 
 

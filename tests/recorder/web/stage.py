@@ -27,6 +27,7 @@ from recorder.store.blobs import FolderBlobs
 from recorder.store.logs import FolderLog
 from recorder.store.store import Store as _Store
 from recorder.web import WebConfig, make_app
+from recorder.web.kept import Keeps
 
 DOMAIN = "example.com"
 CAPABILITY = f"{DOMAIN}/cap/recorder"
@@ -127,13 +128,16 @@ class Answer:
 
 
 class Stage:
-    """See above. peer: who asks; a Refusal is raised instead, None is nobody that the tailnet knows."""
+    """See above. peer: who asks; a Refusal is raised instead, None is nobody that the tailnet knows. keeps: the holds
+    and acts."""
 
-    def __init__(self, folder: Path, *, hosts: tuple[str, ...] = ("recorder.test",)) -> None:
+    def __init__(
+        self, folder: Path, *, hosts: tuple[str, ...] = ("recorder.test",), keeps: Keeps | None = None
+    ) -> None:
         self.peer: Peer | Refusal = person("root@example.com", EVERYTHING)
         self.store: Store = _Store(FolderBlobs(folder), FolderLog(folder), min_free=0)
         self.index = Index(f"sqlite:{folder / 'index.db'}")
-        self.app = make_app(self.store, self.index, self._find, WebConfig(DOMAIN, hosts))
+        self.app = make_app(self.store, self.index, self._find, WebConfig(DOMAIN, hosts), keeps=keeps)
         self.port = 0
 
     async def _find(self, request: web.Request) -> Peer:

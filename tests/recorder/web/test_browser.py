@@ -210,7 +210,7 @@ def test_a_hostile_recording_does_nothing(tmp_path: Path) -> None:
             event = await stage.event(api_event(HOSTILE, HOSTILE, HOSTILE))
             seen = Seen()
             async with browsing(stage, seen) as page:
-                for path in ("/", "/sessions?q=needle", "/events", f"/events/{event}", "/looks"):
+                for path in ("/", "/sessions?q=needle", "/events", f"/events/{event}", "/looks", "/holds"):
                     await page.goto(path)
                     assert await page.locator("main img, main script, main svg[onload]").count() == 0
                 await page.goto(f"/sessions/{identifier}?q=needle&t=0.6")
@@ -250,7 +250,16 @@ def test_pages_fit_a_phone_and_are_used_by_keyboard(tmp_path: Path) -> None:
             await stage.event(api_event())
             async with browsing(stage, Seen()) as page:
                 await page.set_viewport_size({"width": 360, "height": 700})
-                for path in ("/", "/sessions?q=needle", f"/sessions/{identifier}", "/events", "/looks", "/about", "/x"):
+                for path in (
+                    "/",
+                    "/sessions?q=needle",
+                    f"/sessions/{identifier}",
+                    "/events",
+                    "/looks",
+                    "/holds",
+                    "/about",
+                    "/x",
+                ):
                     await page.goto(path)
                     assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
                     await page.keyboard.press("Tab")

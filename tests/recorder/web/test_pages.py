@@ -7,7 +7,7 @@ from pathlib import Path
 from k8sproxy.errors import Refusal
 from tests.recorder.web.stage import EVERYTHING, Stage, api_event, cast_header, person
 
-PAGES = ("/", "/sessions", "/sessions?q=needle", "/events", "/looks", "/about")
+PAGES = ("/", "/sessions", "/sessions?q=needle", "/events", "/looks", "/holds", "/about")
 
 
 def test_every_page_answers_with_its_headers(tmp_path: Path) -> None:

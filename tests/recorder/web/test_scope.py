@@ -37,8 +37,11 @@ def secret(user: str, cluster: str, space: str) -> str:
 
 async def everything(stage: Stage, identifiers: list[str], events: list[str]) -> dict[str, Any]:
     """Every answer that there is, by its address."""
-    paths = ["/", "/sessions", "/sessions?q=needle", "/sessions?limit=1", "/events", "/looks", "/about"]
-    paths += [f"{BASE}/{name}" for name in ("sessions", "sessions?q=needle", "events", "activity", "facets", "looks")]
+    paths = ["/", "/sessions", "/sessions?q=needle", "/sessions?limit=1", "/events", "/looks", "/holds", "/about"]
+    paths += [
+        f"{BASE}/{name}"
+        for name in ("sessions", "sessions?q=needle", "events", "activity", "facets", "looks", "holds", "acts")
+    ]
     for identifier in identifiers:
         paths += [f"/sessions/{identifier}?q=needle"]
         paths += [
