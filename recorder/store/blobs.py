@@ -218,6 +218,8 @@ def make_folder(path: Path) -> None:
         path.mkdir(mode=0o700)
     except FileExistsError:
         return
+    if os.geteuid() == 0:
+        os.chown(path, *_owner(path.parent))
     _sync_folder(path.parent)
 
 
@@ -235,6 +237,8 @@ def write_file(root: Path, path: Path, data: bytes, *, fresh: bool = False) -> N
     try:
         try:
             write_all(descriptor, data)
+            if os.geteuid() == 0:
+                os.fchown(descriptor, *_owner(root))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -247,6 +251,12 @@ def write_file(root: Path, path: Path, data: bytes, *, fresh: bool = False) -> N
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _owner(folder: Path) -> tuple[int, int]:
+    """Whose a folder is. What root puts there, by a command beside the recorder, must be for the recorder to read."""
+    status = folder.stat()
+    return status.st_uid, status.st_gid
 
 
 def _left_over(paths: Iterable[Path]) -> list[Path]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 import os
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +16,10 @@ from recorder.app import StartError, open_store
 from recorder.config import Config, ConfigError, load
 from recorder.holds import Match
 from recorder.keeping import Keeping, KeepingError, keyring, public_keys, rules, signer
+from recorder.proof import Signer
 from recorder.retention import Rule
-from tests.recorder.proof.stage import PROXY, header, run
+from tests.recorder.proof.stage import PROXY, Stage, header, run, statuses
+from tests.recorder.serving import recorder, write_config
 
 DAY = 86400.0
 
@@ -110,3 +116,57 @@ def test_a_recorder_that_seals_and_encrypts(tmp_path: Path) -> None:
     run(check())
     for path in (tmp_path / "data").rglob("*"):
         assert not path.is_file() or b"secret" not in path.read_bytes(), path
+
+
+def test_a_running_recorder_removes_nothing_that_is_not_as_it_was_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process itself: a hold, an edited recording.json, and one that may go; what log, readiness, metrics say."""
+    stage = Stage(tmp_path / "data")
+    stage.signer = Signer.load_or_make(tmp_path / "seal.pem")
+    now = time.time()
+
+    async def fill() -> tuple[str, str, str]:
+        async with stage.store() as store:
+            held, edited, old = [await stage.record(store) for _ in range(3)]
+            await store.add_event(b'{"source":{"node":"ana.ts.net.","nodeUser":"ana@example.com"}}', PROXY)
+            await stage.settled(store)
+            await store.eventlog.drain()
+        return held, edited, old
+
+    with monkeypatch.context() as context:
+        context.setattr(time, "time", lambda: now - 10 * DAY)
+        held, edited, old = run(fill())
+    stage.clock = now
+    run(stage.seal())
+    path = stage.place(edited) / "recording.json"
+    path.write_text(path.read_text().replace("ana@example.com", "bob@example.com"))
+
+    async def main() -> None:
+        arguments = ["prune", "--config", str(tmp_path / "recorder.yaml"), held, "--hold", "--reason", "case", "--json"]
+        write_config(tmp_path / "recorder.yaml", 1, 2, proof={"key": "seal.pem"})
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "from recorder.cli import main; main()", *arguments),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        answer, _ = await process.communicate()
+        assert process.returncode == 0 and json.loads(answer)[0]["signed"] is True
+        retention = {"maxAge": "1d", "eventsMaxAge": "1d"}
+        async with recorder(tmp_path, proof={"key": "seal.pem"}, retention=retention) as running:
+            told = await running.logged("proof_mismatch")
+            assert (told["subject"], told["what"]) == (edited, "recording.json is not what was sealed")
+            assert (await running.logged("removed"))["subject"] == old
+            while "[!]retention" not in (await running.get("/readyz"))[1]:  # noqa: ASYNC110 - the pass has no event
+                await asyncio.sleep(0.02)
+            status, text = await running.get("/readyz")
+            assert status == 200 and f"{edited} is not as it was sealed and is not removed" in text
+            _, metrics = await running.get("/metrics")
+            assert "recorder_proof_mismatches 1.0" in metrics and "recorder_retention_healthy 0.0" in metrics
+
+    run(main())
+    report = run(stage.verify())
+    assert not report.well and statuses(report)[edited] == "changed"
+    assert statuses(report)[held] == "ok" and statuses(report)[old] == "removed"
+    assert [name for name, status in statuses(report).items() if name.startswith("events/")] and all(
+        status == "ok" for name, status in statuses(report).items() if name.startswith("events/")
+    )
