@@ -167,7 +167,8 @@ class Pruner:
             await self.step()
             for _ in range(int(EVERY / LOOK)):
                 await asyncio.sleep(LOOK)
-                await self._obey()
+                if self._store.blobs.kind == "folder":  # of an object store a command removes by itself
+                    await self._obey()
 
     async def _obey(self) -> None:
         try:
@@ -463,9 +464,11 @@ class Pruner:
         except KeyError:
             return None
         except MismatchError as error:
-            if self._despite:
+            if self._despite and all(hold.match is None for hold in await self.holds.now()):
                 return Subject(doomed.subject, doomed.why, fault=str(error))
-            self._mismatch(doomed.subject, str(error))
+            # Whose it was can't be told any more, and it may be just what a hold is of.
+            more = "; and it may be what a hold is of" if self._despite else ""
+            self._mismatch(doomed.subject, f"{error}{more}")
             return None
         return Subject(doomed.subject, doomed.why, content)
 

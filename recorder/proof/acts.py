@@ -183,6 +183,7 @@ class Acts:
     held: dict[str, Act] = field(default_factory=dict)
     released: dict[str, tuple[Act | None, Act]] = field(default_factory=dict)
     removed: dict[str, tuple[Act, Subject]] = field(default_factory=dict)
+    _numbered: dict[int, Act] = field(default_factory=dict)
 
     def has(self, anchor: Anchor) -> bool:
         """Whether the act that was the last then is here now."""
@@ -214,6 +215,7 @@ class Acts:
 
     def _count(self, act: Act) -> None:
         self.believed.append(act)
+        self._numbered[act.number] = act
         for subject in act.subjects:
             name = subject.name
             if act.kind is Kind.HOLD:
@@ -222,16 +224,24 @@ class Acts:
             elif act.kind is Kind.REMOVAL:
                 self.removed[name] = (act, subject)
             elif act.kind is Kind.RELEASE:
-                hold = self.held.get(name)
-                if (hold.number if hold is not None else 0) != act.of:
-                    self.faults.append(f"act {act.number} releases a hold that was not there")
-                    continue
-                self.held.pop(name, None)
-                self.released[name] = (hold, act)
+                self._release(act, name)
+            elif not self._is(act.of, Kind.REMOVAL, name):
+                self.faults.append(f"act {act.number} takes back a removal that was not there")
             elif name in self.removed and self.removed[name][0].number == act.of:
                 del self.removed[name]
-            else:
-                self.faults.append(f"act {act.number} takes back a removal that was not there")
+
+    def _release(self, act: Act, name: str) -> None:
+        hold = self.held.get(name)
+        if act.of and not self._is(act.of, Kind.HOLD, name):
+            self.faults.append(f"act {act.number} releases a hold that was not there")
+        elif (hold.number if hold is not None else 0) == act.of:
+            self.held.pop(name, None)
+            self.released[name] = (hold, act)
+
+    def _is(self, number: int, kind: Kind, name: str) -> bool:
+        """Whether that act did this. It may have been ended already: two who find out the same end it at once."""
+        act = self._numbered.get(number)
+        return act is not None and act.kind is kind and any(subject.name == name for subject in act.subjects)
 
 
 async def read_acts(raw: Blobs, keys: PublicKeys, known: Acts | None = None) -> Acts:

@@ -591,6 +591,10 @@ def test_whoever_has_looked_may_remove_what_is_not_as_it_was_sealed(tmp_path: Pa
             doomed = Doomed(one, "a bad disk", await store.get(one))
             assert not await pruner(stage, store, Rules()).remove(doomed)
             it = Pruner(store, Rules(), signer=stage.signer, by="ana", despite=True, clock=lambda: stage.clock)
+            # It says that it is eve's, and may have been of whom this hold is.
+            hold = await it.holds.add(Hold(new_id(), 1.0, "ana", "case 7", Match(users=("ana@*",))))
+            assert not await it.remove(doomed) and "may be what a hold is of" in it.mismatches[one]
+            await it.holds.release(hold.id)
             assert await it.remove(doomed)
         report = await stage.verify()
         assert report.well and statuses(report) == {one: "removed", other: "ok"}

@@ -226,6 +226,29 @@ def test_releases_and_reversals_of_nothing(tmp_path: Path) -> None:
     ]
 
 
+def test_two_who_end_the_same_do_no_harm(tmp_path: Path) -> None:
+    """A recorder and a command beside it may both find that something is held after all, or release it."""
+    chain = Chain(tmp_path / "store")
+
+    async def fill() -> None:
+        blobs = FolderBlobs(chain.root)
+        log = ActLog(blobs, KEYS, SIGNER)
+        first = await log.add(Kind.REMOVAL, [Subject(ONE), Subject(TWO)], by="recorder")
+        second = await log.add(Kind.REMOVAL, [Subject(ONE)], by="ana")
+        for of in (first.number, second.number, second.number, first.number):
+            await log.add(Kind.REVERSAL, [Subject(ONE)], by="x", of=of)
+        hold = await log.add(Kind.HOLD, [Subject(THREE)], by="ana", body=HASH)
+        await log.add(Kind.RELEASE, [Subject(THREE)], by="x", body=HASH)  # by whoever saw it before it was signed
+        assert list((await log.read()).held) == [THREE]
+        for _ in range(2):
+            await log.add(Kind.RELEASE, [Subject(THREE)], by="x", of=hold.number)
+        await blobs.aclose()
+
+    run(fill())
+    acts = chain.read()
+    assert acts.faults == [] and list(acts.removed) == [TWO] and acts.held == {}
+
+
 def test_what_the_manifests_say() -> None:
     def act(number: int, manifest: int) -> Act:
         sha256 = str(manifest) * 64 if manifest else NOTHING
