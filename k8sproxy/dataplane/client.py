@@ -18,6 +18,7 @@ from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.turns import Turns
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.errors import ProtocolError, Refusal
+from k8sproxy.policy.foreign import GUARD_FIELDS
 from k8sproxy.protocol.http1 import Fields, RequestHead, head_end, origin_form, parse_fields, parse_request_line
 
 # Bytes of an unfinished upload that are read and thrown away after a refusal, so that the client reads the refusal
@@ -232,7 +233,8 @@ class Client:
             b"HTTP/1.1 %d %s\r\n" % (status, _PHRASES.get(status, b"Status")),
             b"Content-Type: " + content_type + b"\r\n",
             b"Content-Length: %d\r\n" % len(body),
-            b"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n",
+            b"Cache-Control: no-store\r\n",
+            GUARD_FIELDS,
         ]
         if retry_after is not None:
             lines.append(b"Retry-After: %d\r\n" % retry_after)

@@ -27,8 +27,10 @@ from k8sproxy.dataplane.site import LOCAL_PREFIX, Gate, GateState, Route, Site, 
 from k8sproxy.dataplane.upstream import Endpoint, UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
+from k8sproxy.policy.browsers import opens_document
 from k8sproxy.policy.classify import STREAMING, SessionKind
 from k8sproxy.policy.decision import Authority, Decision, authorize, decide
+from k8sproxy.policy.foreign import DOCUMENT, guard_of
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
 from k8sproxy.policy.rewrite import offered_protocols, rewrite
 from k8sproxy.protocol.http1 import RequestHead
@@ -186,10 +188,15 @@ class Connection:
             authorization=authorization,
             streaming=session.streaming if session is not None else None,
             origins=route.origins,
+            foreign=info.foreign,
         )
         closing = fields.close or site.draining or gate.state is not GateState.OPEN
         tap = session or NO_TAP
         exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing)
+        if info.foreign:
+            exchange.guard = guard_of(info.root)
+        elif info.subresource == "log" or opens_document(fields):
+            exchange.guard = DOCUMENT
         event = await self._tell(head, info, decision, route, session) if decision.events else None
         if event is not None and event.body is not None:
             exchange.body_seen = event.body.feed
@@ -508,9 +515,7 @@ def _is_doubtful(endpoint: Endpoint, info: RequestInfo) -> bool:
     """Whether a 401 to this request may mean the proxy's own account. One of an application behind a proxy subresource
     does not, unless the account is known to be rejected."""
     account = endpoint.account
-    return account is not None and (
-        (info.subresource != "proxy" and info.verb != "proxy") or account.standing is Standing.REJECTED
-    )
+    return account is not None and (not info.foreign or account.standing is Standing.REJECTED)
 
 
 async def _settle(endpoint: Endpoint, authorization: bytes | None, connection: UpstreamConnection | None) -> None:

@@ -28,6 +28,7 @@ from k8sproxy.dataplane.turns import STEP, Pace
 from k8sproxy.dataplane.upstream import UpstreamConnection
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.errors import ProtocolError, Refusal
+from k8sproxy.policy.foreign import Guard
 from k8sproxy.policy.rewrite import UpstreamHead
 from k8sproxy.protocol.body import Body, LengthBody, UntilClose, request_body, response_body
 from k8sproxy.protocol.http1 import ResponseHead, head_end, parse_response_head
@@ -69,6 +70,7 @@ class Exchange:
     _connection: UpstreamConnection
     _done: asyncio.Future[None] | None = None
     _refused: Refusal | None = None
+    guard: Guard | None = None  # of an answer's fields
 
     def __init__(self, client: Client, head: UpstreamHead, tap: Tap, *, head_limit: int, closing: bool) -> None:
         self._client = client
@@ -139,6 +141,8 @@ class Exchange:
     def pass_on(self) -> asyncio.Future[None]:
         """Pass on the 401 that was held back after all, and give what to wait for. Raises as `start` does."""
         held, self._held = self._held, None
+        if self._refused is not None:
+            raise self._refused
         if held is None or self._client.wire.ended:
             raise ClientGone
         self.doubts = False
@@ -201,8 +205,8 @@ class Exchange:
 
         message: what the user of a session is told.
         """
-        if self._done is None:
-            # Between two connections: the first one was stale, the second is being dialled.
+        if self._done is None or self._held is not None:
+            # Between two connections (the first one was stale, the second is being dialled), or while a 401 is doubted.
             self._refused = Refusal(503, cause, message or "the request was ended by the proxy", close=True)
             return
         if self._over():
@@ -299,7 +303,8 @@ class Exchange:
                 self._interim += 1
                 if self._interim > _MAX_INTERIM:
                     raise ProtocolError("the API server sends interim responses without end", status=502)
-                self._client.wire.write(b"HTTP/1.1" + head.status_line[8:] + head.fields + b"\r\n")
+                fields = head.fields if self.guard is None else self.guard.interim(head.fields)
+                self._client.wire.write(b"HTTP/1.1" + head.status_line[8:] + fields + b"\r\n")
                 data = data[end:]
                 end = head_end(data)
             else:
@@ -340,7 +345,7 @@ class Exchange:
                 (
                     b"HTTP/1.1",
                     head.status_line[8:],
-                    head.fields,
+                    head.fields if self.guard is None else self.guard.fields(head.fields),
                     b"Connection: close\r\n\r\n" if self.closing else b"\r\n",
                     rest[:size],
                 )
@@ -434,8 +439,9 @@ class Exchange:
         self.upgraded = True
         self.closing = True
         client = self._client
+        fields = head.fields if self.guard is None else self.guard.interim(head.fields)
         client.wire.write(
-            b"".join((head.status_line, head.fields, b"Connection: Upgrade\r\nUpgrade: ", head.upgrade, b"\r\n\r\n"))
+            b"".join((head.status_line, fields, b"Connection: Upgrade\r\nUpgrade: ", head.upgrade, b"\r\n\r\n"))
         )
         self._switched = switched = Switched(
             client.loop,

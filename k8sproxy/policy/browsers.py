@@ -20,6 +20,9 @@ from k8sproxy.protocol.http1 import Fields
 
 NO_ORIGINS: frozenset[bytes] = frozenset()
 
+# Fetch Metadata, and what goes with the script of a service worker (Service Workers, 4.1 and 7.1).
+_FETCH_FIELDS = frozenset((b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest", b"service-worker"))
+_FRAMES = frozenset((b"frame", b"iframe", b"fencedframe", b"embed", b"object", b"portal", b"serviceworker"))
 _OWN_SITE = frozenset((b"same-origin", b"none"))
 # net/url.Parse, as far as origins go: no userinfo, no blanks, no broken escapes in the path.
 _URL = re.compile(rb"(?:([a-z][a-z0-9+.\-]*):)?//([^/?#@\s%]+)(?:[/?#](?:[!-$&-~]|%[0-9a-f]{2})*)?")
@@ -42,6 +45,26 @@ def is_cross_site(fields: Fields, origins: Set[bytes] = NO_ORIGINS) -> bool:
     else:
         own = all(_is_host(source.lower(), fields.host.lower()) for source in sources)
     return not (own or (sources and origins and all(canonical_origin(source) in origins - {b""} for source in sources)))
+
+
+def is_led_in(fields: Fields) -> bool:
+    """Whether a page brings its visitor here: it is of another site and leads the browser here, or takes what is here
+    into a frame of its own, or for a service worker. What a person types or has bookmarked is neither."""
+    said = {name: value for name, value in reversed(fields.items) if name in _FETCH_FIELDS}
+    if said.get(b"sec-fetch-dest") in _FRAMES or said.get(b"service-worker"):
+        return True
+    return said.get(b"sec-fetch-mode") == b"navigate" and said.get(b"sec-fetch-site") not in (*_OWN_SITE, b"", None)
+
+
+def opens_document(fields: Fields) -> bool:
+    """Whether a browser asks for this to show it, or to load it into a page."""
+    known = fields.memo.get("document")
+    if known is None:
+        known = fields.memo["document"] = any(
+            name.startswith(b"sec-fetch-") or (name == b"accept" and b"text/html" in value)
+            for name, value in fields.items
+        )
+    return bool(known)
 
 
 def _is_host(origin: bytes, host: bytes) -> bool:

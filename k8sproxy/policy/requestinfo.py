@@ -17,12 +17,13 @@ the API server takes off: `pods/web/exec/` is exec to it. Paths that name no res
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from k8sproxy.errors import ProtocolError
 from k8sproxy.policy import query as queries
 from k8sproxy.policy.classify import STREAMING, SessionKind, classify
+from k8sproxy.policy.foreign import is_foreign_path
 from k8sproxy.policy.target import split_target
 
 # Entries, and characters of a target and of a method or upgrade: an entry is about 2 KiB, or 4 KiB at the longest
@@ -48,7 +49,8 @@ class RequestInfo:
     method: as the client sent it. path: decoded. verb: get, list, watch, create, update, patch, delete,
     deletecollection, proxy, or "" for a resource; the method in lower case otherwise. parts: the path's segments,
     decoded, from the resource on. query: as the client sent it, without the `?`. upgrade: the Upgrade header's value in
-    lower case ("" where there is none).
+    lower case ("" where there is none). foreign: what answers is not the API server itself (policy.foreign). root: the
+    path as it was sent, up to a proxy subresource and with it, "" for others.
     """
 
     method: str
@@ -68,6 +70,9 @@ class RequestInfo:
     parts: tuple[str, ...] = ()
     field_selector: str = ""
     label_selector: str = ""
+    # Not Kubernetes': derived from the rest.
+    foreign: bool = field(default=False, compare=False)
+    root: str = field(default="", compare=False)
 
 
 def request_info(method: str, target: str, upgrade: str = "") -> RequestInfo:
@@ -94,7 +99,8 @@ def _request_info(method: str, target: str, upgrade: str) -> RequestInfo:
         session = SessionKind.UNKNOWN_UPGRADE if upgrade else SessionKind.NONE
         # The API server keeps the prefix of a path of three parts, /apis/apps/v1.
         known = prefix if prefix == "apis" and len(parts) == 3 else ""
-        return RequestInfo(method, path, query, upgrade, method.lower(), session, api_prefix=known)
+        foreign = is_foreign_path(path, (), resource=False, verb="", subresource="")
+        return RequestInfo(method, path, query, upgrade, method.lower(), session, api_prefix=known, foreign=foreign)
 
     core = prefix == "api"
     verb = parts[start]
@@ -136,6 +142,12 @@ def _request_info(method: str, target: str, upgrade: str) -> RequestInfo:
             field_selector = queries.first(options, "fieldSelector")
             label_selector = queries.first(options, "labelSelector")
 
+    foreign, root = False, ""
+    if len(rest) > 2 or verb == "proxy":
+        foreign = is_foreign_path(path, rest, resource=True, verb=verb, subresource=subresource)
+        if foreign and subresource == "proxy":
+            # Up to here the target is canonical: as many segments as parts.
+            root = "/".join(target.partition("?")[0].split("/")[: len(parts) - len(rest) + 4])
     session = SessionKind.NONE
     if subresource or upgrade or verb == "proxy":
         session = classify(
@@ -168,6 +180,8 @@ def _request_info(method: str, target: str, upgrade: str) -> RequestInfo:
         rest,
         field_selector,
         label_selector,
+        foreign,
+        root,
     )
 
 

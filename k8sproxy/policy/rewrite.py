@@ -14,7 +14,7 @@ cannot tell them apart.
 
 The connection is the identity, so a web page that its user looks at has it too. Requests that change something, and
 upgrades (exec by WebSocket is no matter of CORS), are refused where the browser says that another site is behind them
-(browsers).
+(browsers). Content of pods, services and nodes (foreign) is not reached by a page's leading there either.
 
 A session (exec and its kin) has an id, which stands in the proxy's log, in the recording and, as Audit-ID, in the API
 server's audit log; one that the client sends is dropped there. Where the session is read, only streaming protocols that
@@ -31,7 +31,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from k8sproxy.errors import Refusal
-from k8sproxy.policy.browsers import NO_ORIGINS, is_cross_site
+from k8sproxy.policy.browsers import NO_ORIGINS, is_cross_site, is_led_in
 from k8sproxy.policy.decision import Decision
 from k8sproxy.policy.grants import Impersonation
 from k8sproxy.protocol.http1 import Fields, RequestHead
@@ -103,13 +103,14 @@ def rewrite(
     authorization: bytes | None,
     streaming: Streaming | None = None,
     origins: Set[bytes] = NO_ORIGINS,
+    foreign: bool = False,
 ) -> UpstreamHead:
     """The head for upstream, as the Decision has it.
 
     target: the canonical origin-form target. host: upstream's authority. authorization: the proxy's own credentials
     as the value of an Authorization field, None where its client certificate (or passthrough mode) does without.
-    streaming: set for a session. origins: whose pages may act as the client (browsers). Raises Refusal for a client
-    that sends Impersonate-* in impersonate mode, and for what a page of another site may not do.
+    streaming: set for a session. origins: whose pages may act as the client (browsers). foreign: of RequestInfo. Raises
+    Refusal for a client that sends Impersonate-* in impersonate mode, and for what a page of another site may not do.
     """
     fields = head.fields
     known = None if streaming is not None else fields.memo.get("upstream")
@@ -127,6 +128,7 @@ def rewrite(
             _field_block(fields, decision, host, authorization, streaming),
             decision.impersonation is not None and is_cross_site(fields, origins),
             origins,
+            decision.impersonation is not None and is_led_in(fields),
         )
         if streaming is None:
             fields.memo["upstream"] = known
@@ -137,6 +139,13 @@ def rewrite(
             "cross_site",
             "a web page of another site may not do this as you (Origin, Sec-Fetch-Site); the origin of a gateway of "
             "your own can be allowed (allowOrigins in the proxy's configuration)",
+        )
+    if known[6] and foreign:
+        raise Refusal(
+            403,
+            "cross_site",
+            "content of pods, services and nodes is not shown in a frame, nor where a page of another site leads; open "
+            "its address itself, or use kubectl port-forward",
         )
     return UpstreamHead(
         data=f"{method} {target} HTTP/1.1\r\n".encode("ascii") + known[3],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from k8sproxy.policy.browsers import canonical_origin, is_cross_site
+from k8sproxy.policy.browsers import canonical_origin, is_cross_site, is_led_in, opens_document
 from k8sproxy.protocol.http1 import Fields, parse_fields
 
 HOST = "k8s.tail1.ts.net"
@@ -94,3 +94,45 @@ def test_allowed_origins() -> None:
 def test_null_is_not_an_origin() -> None:
     assert canonical_origin(b"null") == canonical_origin(b"") == canonical_origin(b"https://a/") == b""
     assert is_cross_site(fields("Origin: null"), {b"null", b""})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("Sec-Fetch-Mode: navigate", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Dest: document"),
+        ("Sec-Fetch-Mode: navigate", "Sec-Fetch-Site: same-site"),
+        ("Sec-Fetch-Mode: navigate", "Sec-Fetch-Site: cross-site", "Sec-Fetch-User: ?1"),
+        ("Sec-Fetch-Dest: iframe", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Mode: navigate"),
+        *((f"Sec-Fetch-Dest: {dest}",) for dest in ("frame", "fencedframe", "embed", "object", "serviceworker")),
+        ("Service-Worker: script", "Sec-Fetch-Site: same-origin"),
+    ],
+)
+def test_who_is_led_in(said: tuple[str, ...]) -> None:
+    assert is_led_in(fields(*said)) and is_led_in(fields(*reversed(said)))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        (),
+        ("Sec-Fetch-Mode: navigate", "Sec-Fetch-Site: none", "Sec-Fetch-Dest: document"),
+        ("Sec-Fetch-Mode: navigate", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Dest: document"),
+        ("Sec-Fetch-Mode: navigate",),
+        # What a page in its sandbox is made of: to the browser each piece is of another site.
+        *(
+            (f"Sec-Fetch-Dest: {dest}", "Sec-Fetch-Mode: no-cors", "Sec-Fetch-Site: cross-site")
+            for dest in ("script", "style", "image", "font", "empty")
+        ),
+    ],
+)
+def test_who_comes_by_themselves(said: tuple[str, ...]) -> None:
+    assert not is_led_in(fields(*said))
+
+
+def test_what_opens_a_document() -> None:
+    html = "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+    for line in html, "Sec-Fetch-Dest: document", "Sec-Fetch-Mode: cors":
+        found = fields(line)
+        assert opens_document(found) and opens_document(found)
+    for line in "Accept: */*", "Accept: application/json", "User-Agent: text/html":
+        assert not opens_document(fields(line))
