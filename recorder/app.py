@@ -33,14 +33,16 @@ from recorder.config import Address, Config, ConfigError, load
 from recorder.crypt import EncryptedBlobs, EncryptedLog
 from recorder.index import IndexFailure
 from recorder.ingest.admission import Admission
+from recorder.ingest.gate import connections
 from recorder.ingest.server import IngestServer
-from recorder.ingest.site import Counts, IngestSite
+from recorder.ingest.shares import Limit, Shares
+from recorder.ingest.site import Counts, IngestSite, body_limit, session_limit, user_limit
 from recorder.keeping import Keeping, KeepingError, keyring
 from recorder.memory import give_back
 from recorder.store import Store, StoreError
 from recorder.store.blobs import Blobs, FolderBlobs, make_folder
 from recorder.store.logs import FolderLog, Log, ObjectLog
-from recorder.telemetry import Histogram, Metrics, counter, counters, gauge
+from recorder.telemetry import Histogram, Metrics, counter, counters, gauge, gauges
 
 _log = structlog.get_logger("recorder")
 
@@ -215,8 +217,11 @@ class App:
             self._run("index", self._finding.run(self._store))
         self._run("bus", self._whois.watch_changes())
         counts = Counts(ack_seconds=self._acks.observe)
-        self._site = IngestSite(self._store, self._admission(config), config.ingest.sessions, counts)
-        self._server = IngestServer(self._site)
+        sessions, users, bodies, places = _limits(config)
+        self._site = IngestSite(
+            self._store, self._admission(config), Shares(sessions), Shares(users), Shares(bodies), counts=counts
+        )
+        self._server = IngestServer(self._site, places)
         for sock in await self._sockets(config.ingest.listen):
             self.addresses.append(_name(sock))
             await self._server.listen(sock)
@@ -321,7 +326,10 @@ class App:
         self._whois.ttl = config.tailnet.whois_ttl
         if self._site is not None:
             self._site.admission.take_over(self._admission(config))
-            self._site.max_sessions = config.ingest.sessions
+            sessions, users, bodies, places = _limits(config)
+            self._site.sessions.limit, self._site.users.limit, self._site.bodies.limit = sessions, users, bodies
+            if self._server is not None:
+                self._server.inside.shares.limit = places
         if self._admin is not None:
             self._admin.trusted = config.ingest.insecure_allow
         self._reloads["ok"] += 1
@@ -372,7 +380,23 @@ class App:
             yield gauge("recorder_connections", "Connections of senders.", counts.connections)
             yield counters("recorder_sessions", "Sessions begun, by wire.", "wire", counts.sessions.items())
             yield counters("recorder_sessions_ended", "Sessions that have ended, by end.", "end", counts.ends.items())
+            yield from self._read_shares(site)
             yield counters("recorder_refusals", "Requests refused, by cause.", "cause", counts.refused.items())
+
+    def _read_shares(self, site: IngestSite) -> Iterator[Metric]:
+        shares = {"sessions": site.sessions, "user_sessions": site.users, "event_bytes": site.bodies}
+        if self._server is not None:
+            shares["connections"] = self._server.inside.shares
+            gate = self._server.gate
+            yield gauge("recorder_connections_waiting", "Connections that are not admitted yet.", gate.outside)
+            yield counter("recorder_connections_ended", "Connections ended before they were admitted.", gate.ended)
+        rows = [(name, one.taken, one.largest, one.limit.each) for name, one in shares.items()]
+        for column, name, text in (
+            (1, "taken", "What all senders together have taken, by limit."),
+            (2, "largest", "What the sender (or user) with the most has."),
+            (3, "limit", "What one sender (or user) may have."),
+        ):
+            yield gauges(f"recorder_share_{name}", text, "limit", [(str(row[0]), float(row[column])) for row in rows])
 
     # -- the end
 
@@ -414,6 +438,17 @@ class App:
             await self._finding.aclose()
         await self._whois.aclose()
         await self._localapi.aclose()
+
+
+def _limits(config: Config) -> tuple[Limit, Limit, Limit, Limit]:
+    """What senders may take: sessions, sessions of a user, bytes of events, connections."""
+    ingest = config.ingest
+    return (
+        session_limit(ingest.sessions, ingest.sessions_per_sender),
+        user_limit(ingest.sessions, ingest.sessions_per_user),
+        body_limit(ingest.event_bytes, ingest.event_bytes_per_sender),
+        connections(ingest.connections, ingest.connections_per_sender),
+    )
 
 
 def _name(sock: socket.socket) -> str:

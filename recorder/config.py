@@ -284,6 +284,25 @@ class Ingest(Section):
     sessions: Annotated[int, _number(1, 100_000)] = Field(
         default=5000, description="Sessions at once; more are refused (default 5000)."
     )
+    sessions_per_sender: Annotated[int, _number(1, 100_000)] | None = Field(
+        default=None, description="Sessions at once of one sending node (default: four fifths of `sessions`)."
+    )
+    sessions_per_user: Annotated[int, _number(1, 100_000)] | None = Field(
+        default=None,
+        description="Sessions at once of one user, as their headers name them (default: a tenth of `sessions`).",
+    )
+    connections: Annotated[int, _number(1, 100_000)] = Field(
+        default=4096, description="Connections of senders at once (default 4096)."
+    )
+    connections_per_sender: Annotated[int, _number(1, 100_000)] | None = Field(
+        default=None, description="Connections at once of one sending node (default: four fifths of `connections`)."
+    )
+    event_bytes: Size = Field(
+        default=64 << 20, description="Bytes of requests with API events that are read at once (default 64MiB)."
+    )
+    event_bytes_per_sender: Size | None = Field(
+        default=None, description="The same, of one sending node (default: half of `eventBytes`)."
+    )
 
 
 class Web(Section):
@@ -296,6 +315,12 @@ class Web(Section):
         default=(),
         description="Names under which the site is reached; requests for others are refused (default: this node's own "
         "name on the tailnet). IP addresses are always fine.",
+    )
+    connections: Annotated[int, _number(1, 100_000)] = Field(
+        default=1024, description="Connections at once (default 1024)."
+    )
+    connections_per_peer: Annotated[int, _number(1, 100_000)] | None = Field(
+        default=None, description="Connections at once of one node (default: an eighth of `connections`)."
     )
     title: str = Field(default="Recorder", min_length=1, max_length=100, description="What the site calls itself.")
     insecure_allow: tuple[Network, ...] = Field(

@@ -58,6 +58,14 @@ def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, value=value)
 
 
+def gauges(name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> GaugeMetricFamily:
+    """Numbers that go up and down, by one label."""
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in values:
+        family.add_metric([key], value)
+    return family
+
+
 def counter(name: str, text: str, value: float) -> CounterMetricFamily:
     """One number that goes up."""
     return CounterMetricFamily(name, text, value=value)

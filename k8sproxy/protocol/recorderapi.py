@@ -25,6 +25,8 @@ V1_PATH = "/record"
 EVENT_PATH = "/v2/event"
 EVENT_CODES_FIELD = "asciicast-event-codes"
 EVENT_BATCH_FIELD = "event-batch"
+# Why a request is refused, where the answer has no body to say it in, as that to HEAD.
+ERROR_FIELD = "recorder-error"
 
 # asciicast v2: what every reader of recordings knows. "e" (stderr apart) and "m" (marker) only where asked for.
 DEFAULT_EVENT_CODES = frozenset({"o", "r"})

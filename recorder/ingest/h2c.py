@@ -11,6 +11,11 @@ even read for: windows are a promise to each connection, and hundreds of those t
 A body that ends with END_STREAM is a clean recording; a reset or a lost connection cuts it. After an error the stream
 is ended and reset with NO_ERROR (8.1), which tells the sender to stop without making the answer void.
 
+What a frame costs here and what it costs its sender are far apart for all kinds but DATA, so a connection may spend
+only so many of the dear ones: FRAMES at once, FRAMES_A_SECOND, and one more for each KiB of sessions that it brings.
+One that spends more is ended. And however cheap its frames are, a connection has its turn of the loop, and then others
+have theirs.
+
 h2 keeps the protocol's state, and all frames pass through it but two kinds, which are nearly all of the bytes and of
 the frames: DATA of a running session with neither padding nor END_STREAM, and the acks. A body goes to its session in
 the pieces in which it is read, so a frame is never put together, and costs a tenth of what h2's way through two state
@@ -36,9 +41,11 @@ import h2.stream
 import structlog
 
 from k8sproxy.errors import Refusal
+from k8sproxy.protocol.recorderapi import ERROR_FIELD
 from recorder.ingest.admission import Door
 from recorder.ingest.intake import Intake
-from recorder.ingest.site import EVENT_CODES, IDLE_TIMEOUT, MAX_HEAD, IngestSite
+from recorder.ingest.site import EVENT_CODES, HEAD_TIMEOUT, IDLE_TIMEOUT, MAX_HEAD, IngestSite
+from recorder.ingest.turnaway import field_value
 
 _log = structlog.get_logger(__name__)
 
@@ -56,18 +63,35 @@ CONNECTION_WINDOW = 2 << 20
 MAX_FRAME = 128 << 10
 # Streams of one connection.
 MAX_STREAMS = 1000
-# Control frames, requests and empty data in a row without a byte of a session: pings and windows come in proportion to
-# data. So many within IDLE_FRAMES_SECONDS end the connection; a silent session is pinged for days.
-MAX_IDLE_FRAMES = 10_000
-IDLE_FRAMES_SECONDS = 60.0
+# What a connection may spend on frames other than a session's bytes: a frame costs 1 and a request REQUEST more, which
+# is 1,000 requests at once, as many as there may be streams. Honest senders send a window update for 16 KiB of acks,
+# and a request comes with a KiB of header line at least. 666 requests that are reset at once (CVE-2023-44487) take
+# 0.1 s of CPU, and 66 a second 1 %.
+FRAMES = 2000
+FRAMES_A_SECOND = 200
+REQUEST = 1
+# Bytes of sessions that earn one more.
+EARN = 1024
+# Frames of SETTINGS in a connection's life, and settings in one: there are 7 kinds, and h2 remembers every number that
+# it is told, known or not (700 bytes each, of 65,536).
+MAX_SETTINGS = 32
+MAX_SETTINGS_SIZE = 16 * 6
+# What a connection may do in one turn of the loop: 1 is a plain frame of a body (2 us), and DEAR is any other (100 us).
+TURN = 1000
+DEAR = 50
 # Bytes that a sender may leave unread: acks wait while it does not read, so these are answers to a flood of frames.
 MAX_UNREAD = 1 << 20
 
 
 _HEADER_SIZE = 9
-_DATA, _HEADERS, _CONTINUATION = 0x0, 0x1, 0x9
-_END_HEADERS = 0x4
+_DATA, _HEADERS, _SETTINGS, _CONTINUATION = 0x0, 0x1, 0x4, 0x9
+_ACK, _END_HEADERS = 0x1, 0x4
 _PREFACE_SIZE = 24
+
+
+class _Connection(h2.connection.H2Connection):
+    # Streams that h2 remembers after their end (100 bytes each), of 65,536 by default.
+    MAX_CLOSED_STREAMS = 1000
 
 
 class _Stream:
@@ -101,8 +125,11 @@ class H2Protocol(asyncio.Protocol):
         self._blocked: dict[int, None] = {}
         self._unblock: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._idle_frames = 0
-        self._idle_frames_since = self._loop.time()
+        self._frames = float(FRAMES)  # that may be spent
+        self._earned_at = self._loop.time()
+        self._turn = 0  # what this turn has cost
+        self._next: asyncio.Handle | None = None  # the next turn, while there are bytes for it
+        self._settings = 0
         self._going_away = False
         self._held = bytearray()  # of a frame that is not whole
         self._wanted = _PREFACE_SIZE  # bytes that there must be to go on
@@ -110,9 +137,12 @@ class H2Protocol(asyncio.Protocol):
         self._body = 0  # the stream of a DATA frame of which
         self._missing = 0  # bytes are still to come
         self._in_head = False  # between HEADERS and the end of its block nothing else may stand
+        self._block = 0  # bytes of it
+        self._late: asyncio.TimerHandle | None = None  # when its end has to be there
+        self._asked = False  # there has been a request
         self._acks: list[bytes] = []
         config = h2.config.H2Configuration(client_side=False, header_encoding=None)
-        self._h2 = h2.connection.H2Connection(config)
+        self._h2 = _Connection(config)
         self._h2.local_settings = h2.settings.Settings(
             client=False,
             initial_values={
@@ -140,7 +170,7 @@ class H2Protocol(asyncio.Protocol):
         self._transport = None
         for number in list(self._streams):
             self._drop(number)
-        for timer in (self._ticking, self._idle):
+        for timer in (self._ticking, self._idle, self._next, self._late):
             if timer is not None:
                 timer.cancel()
         for task in self._tasks:
@@ -163,45 +193,64 @@ class H2Protocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
+        if self._next is not None:
+            self._held += data
+        else:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
         if self._transport is None:
             return
         why = ""
+        self._turn = 0
         try:
-            if not self._receive(data):
-                why = "an overlong frame"
+            why = self._receive(data)
         except h2.exceptions.ProtocolError as error:
             why = type(error).__name__
         except Exception:
             _log.exception("h2_failed", peer=self._door.ip)
             self._close()
             return
-        if not why and self._idle_frames > MAX_IDLE_FRAMES:
-            before, self._idle_frames_since = self._idle_frames_since, self._loop.time()
-            self._idle_frames = 0
-            if self._idle_frames_since - before < IDLE_FRAMES_SECONDS:
-                why = "frames without data"
         if why:
-            _log.info("h2_refused", peer=self._door.ip, why=why)
+            self._refuse(why)
             self._close()
             return
         self._flush()
-        if self._paused and self._transport.get_write_buffer_size() > MAX_UNREAD:
-            _log.info("h2_refused", peer=self._door.ip, why="answers that it does not read")
+        if self._paused and self._transport is not None and self._transport.get_write_buffer_size() > MAX_UNREAD:
+            self._refuse("answers that it does not read")
             self.abort()
 
-    def _receive(self, data: bytes) -> bool:
-        """Frame by frame; False for one that is too long."""
+    def _refuse(self, why: str) -> None:
+        self._site.refused(Refusal(400, "http2", f"the connection was ended: {why}"), self._door)
+
+    def _take_more(self) -> None:
+        """The next turn."""
+        self._next = None
+        self._read_on()
+        data = bytes(self._held)
+        self._held.clear()
+        self._take(data)
+
+    def _receive(self, data: bytes) -> str:
+        """Frame by frame. Why the connection has to end, "" where it need not."""
         if self._held:
             self._held += data
             if len(self._held) < self._wanted:
-                return True
+                return ""
             data = bytes(self._held)
             self._held.clear()
         at, end = 0, len(data)
         while at < end and self._transport is not None:
+            if self._turn >= TURN:
+                self._held += data[at:]
+                self._wanted = 0
+                self._transport.pause_reading()
+                self._next = self._loop.call_soon(self._take_more)
+                break
             if self._missing:
                 size = min(self._missing, end - at)
                 self._missing -= size
+                self._turn += 1
                 self._data(self._body, data if size == end else data[at : at + size], size)
                 at += size
                 continue
@@ -211,22 +260,61 @@ class H2Protocol(asyncio.Protocol):
                 size = _HEADER_SIZE
             else:
                 size = _HEADER_SIZE + int.from_bytes(data[at : at + 3], "big")
-                if size > MAX_FRAME + _HEADER_SIZE:
-                    return False
                 if self._is_plain(data, at, size - _HEADER_SIZE):
                     at += _HEADER_SIZE
                     continue
+                if why := self._overlong(data[at + 3], size - _HEADER_SIZE):
+                    return why
             if end - at < size:
                 self._held += data[at:]
                 self._wanted = size
                 break
-            if self._begun and data[at + 3] in (_HEADERS, _CONTINUATION):
-                self._in_head = not data[at + 4] & _END_HEADERS
+            if self._begun and (why := self._admit_frame(data[at + 3], data[at + 4], size - _HEADER_SIZE)):
+                return why
             self._begun = True
             for event in self._h2.receive_data(data[at : at + size]):
                 self._event(event)
             at += size
-        return True
+        return ""
+
+    def _overlong(self, kind: int, size: int) -> str:
+        """What is wrong with a frame's length, before any of it is kept."""
+        if kind == _DATA:
+            return "an overlong frame" if size > MAX_FRAME else ""
+        if kind == _SETTINGS and size > MAX_SETTINGS_SIZE:
+            return f"a frame of more than {MAX_SETTINGS_SIZE // 6} settings"
+        block = size + (self._block if kind == _CONTINUATION else 0)
+        if block > MAX_HEAD:
+            return f"a head of more than {MAX_HEAD} bytes" if kind in (_HEADERS, _CONTINUATION) else "an overlong frame"
+        return ""
+
+    def _admit_frame(self, kind: int, flags: int, size: int) -> str:
+        """Count a whole frame that is not a session's plain bytes; why there should not be another one."""
+        self._turn += DEAR
+        now = self._loop.time()
+        self._frames = min(float(FRAMES), self._frames + (now - self._earned_at) * FRAMES_A_SECOND) - 1
+        self._earned_at = now
+        if kind == _HEADERS:
+            self._frames -= REQUEST
+        if self._frames < 0:
+            return "more frames without data than a connection may send"
+        if kind == _SETTINGS and not flags & _ACK:
+            self._settings += 1
+            if self._settings > MAX_SETTINGS:
+                return f"more than {MAX_SETTINGS} frames of settings"
+        if kind in (_HEADERS, _CONTINUATION):
+            self._block = size + (self._block if kind == _CONTINUATION else 0)
+            self._in_head = not flags & _END_HEADERS
+            if self._in_head and self._late is None:
+                self._late = self._loop.call_later(HEAD_TIMEOUT, self._head_is_late)
+            elif not self._in_head and self._late is not None:
+                self._late.cancel()
+                self._late = None
+        return ""
+
+    def _head_is_late(self) -> None:
+        self._refuse(f"a head that did not end within {HEAD_TIMEOUT:g} s")
+        self._close()
 
     def _is_plain(self, data: bytes, at: int, size: int) -> bool:
         """Whether a frame is nothing but some of a session's body; then it is booked, and its body comes next."""
@@ -247,11 +335,8 @@ class H2Protocol(asyncio.Protocol):
     def _event(self, event: h2.events.Event) -> None:
         match event:
             case h2.events.DataReceived():
-                if not event.data:
-                    self._idle_frames += 1
                 self._data(event.stream_id or 0, event.data or b"", event.flow_controlled_length or 0)
             case h2.events.RequestReceived():
-                self._idle_frames += 1
                 self._request(event)
             case h2.events.StreamEnded():
                 stream = self._streams.get(event.stream_id or 0)
@@ -260,13 +345,11 @@ class H2Protocol(asyncio.Protocol):
                     if stream.intake is not None:
                         stream.intake.end()
             case h2.events.StreamReset():
-                self._idle_frames += 1
                 self._drop(event.stream_id or 0)
             case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
-                self._idle_frames += 1
                 self._tick_soon()
             case _:
-                self._idle_frames += 1
+                pass
 
     # -- requests
 
@@ -277,10 +360,12 @@ class H2Protocol(asyncio.Protocol):
         if path != b"/v2/record" or method not in (b"HEAD", b"POST"):
             self._respond(number, 404)
             return
-        intake = Intake(self._site, "v2", lambda: self._changed(number)) if method == b"POST" else None
+        intake = Intake(self._site, self._door, "v2", lambda: self._changed(number)) if method == b"POST" else None
         stream = self._streams[number] = _Stream(
             intake, self._h2.streams[number], plain=intake is not None and b"content-length" not in fields
         )
+        self._asked = True
+        self._door.begin()
         self._watch_idle()
         stream.task = self._loop.create_task(self._admit(number, stream), name=f"admit stream {number}")
         self._tasks.add(stream.task)
@@ -293,20 +378,20 @@ class H2Protocol(asyncio.Protocol):
             self._close()
 
     async def _admit(self, number: int, stream: _Stream) -> None:
-        counts = self._site.counts
         try:
             source = await self._door.admit()
-            if (unwilling := self._site.unwilling) is not None:
-                raise Refusal(503, "unwilling", unwilling)
+            if self._streams.get(number) is not stream or self._ending:
+                return
+            if stream.intake is None:
+                self._site.check_willing()
+            else:
+                stream.intake.admit(source)
         except Refusal as refusal:
-            counts.refused[refusal.cause] += 1
-            _log.info("refused", peer=self._door.ip, cause=refusal.cause, why=refusal.message)
-            if self._streams.get(number) is stream:
+            self._site.refused(refusal, self._door)
+            if self._streams.get(number) is stream and not self._ending:
                 # The answer to HEAD has no body (RFC 9110, 9.3.2).
-                self._respond(number, refusal.status, refusal.message if stream.intake is not None else "")
+                self._respond(number, refusal.status, refusal.message, body=stream.intake is not None)
                 self._flush()
-            return
-        if self._streams.get(number) is not stream or self._transport is None:
             return
         head = [(b":status", b"200"), (b"asciicast-event-codes", EVENT_CODES.encode())]
         if stream.intake is None:
@@ -314,17 +399,19 @@ class H2Protocol(asyncio.Protocol):
             self._drop(number)
         else:
             self._h2.send_headers(number, [*head, (b"content-type", b"application/json")])
-            stream.intake.admit(source)
             credit, stream.credit = stream.credit, 0
             self._give_back(number, credit)
         self._flush()
 
-    def _respond(self, number: int, status: int, message: str = "") -> None:
-        body = json.dumps({"error": message}).encode() + b"\n" if message else b""
+    def _respond(self, number: int, status: int, message: str = "", *, body: bool = False) -> None:
+        fields = [(b":status", str(status).encode())]
+        if message:
+            fields.append((ERROR_FIELD.encode(), field_value(message).encode()))
+        said = json.dumps({"error": message}).encode() + b"\n" if body else b""
         try:
-            self._h2.send_headers(number, [(b":status", str(status).encode())], end_stream=not body)
-            if body:
-                self._h2.send_data(number, body[: self._h2.local_flow_control_window(number)], end_stream=True)
+            self._h2.send_headers(number, fields, end_stream=not said)
+            if said:
+                self._h2.send_data(number, said[: self._h2.local_flow_control_window(number)], end_stream=True)
         except h2.exceptions.ProtocolError:
             pass  # it is closed already
         self._stop(number)
@@ -345,6 +432,7 @@ class H2Protocol(asyncio.Protocol):
             stream.intake.close()
         self._give_back(0, stream.credit)
         stream.credit = 0
+        self._door.end()
         self._watch_idle()
 
     # -- bodies
@@ -358,8 +446,7 @@ class H2Protocol(asyncio.Protocol):
         if stream.intake.waits:  # `_admit` gives it back
             stream.credit += length
             return
-        if data:
-            self._idle_frames = 0
+        self._frames += len(data) / EARN
         if stream.intake.blocked:
             stream.credit += length
             self._blocked[number] = None
@@ -397,8 +484,10 @@ class H2Protocol(asyncio.Protocol):
     def _read_on(self) -> None:
         if self._unread and not (self._blocked and self._site.store.crowded):
             self._unread = False
-            if self._transport is not None and not self._transport.is_closing():
-                self._transport.resume_reading()
+        if self._unread or self._next is not None or self._transport is None or self._transport.is_closing():
+            return
+        if not self._transport.is_reading():
+            self._transport.resume_reading()
 
     def _give_back(self, number: int, length: int) -> None:
         if not length:
@@ -473,6 +562,11 @@ class H2Protocol(asyncio.Protocol):
         """Whether it has streams."""
         return bool(self._streams)
 
+    @property
+    def _ending(self) -> bool:
+        """Whether nothing more can be said on it."""
+        return self._transport is None or self._transport.is_closing()
+
     def drain(self) -> None:
         """Close once there are no streams; new ones are answered with 503 meanwhile. GOAWAY comes with the close only:
         more than one library takes it for the end of the streams that it spares (RFC 9113, 6.8)."""
@@ -523,4 +617,4 @@ class H2Protocol(asyncio.Protocol):
             self._idle.cancel()
             self._idle = None
         if not self._streams and self._transport is not None:
-            self._idle = self._loop.call_later(IDLE_TIMEOUT, self._close)
+            self._idle = self._loop.call_later(IDLE_TIMEOUT if self._asked else HEAD_TIMEOUT, self._close)

@@ -18,11 +18,12 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from k8sproxy.errors import Refusal
-from k8sproxy.protocol.recorderapi import MAX_EVENT_BATCH, MAX_EVENTS
+from k8sproxy.protocol.recorderapi import ERROR_FIELD, MAX_EVENT_BATCH, MAX_EVENTS
 from recorder.ingest.admission import Door
 from recorder.ingest.intake import Intake
-from recorder.ingest.site import EVENT_CODES, IDLE_TIMEOUT, IngestSite
-from recorder.model import parse_json
+from recorder.ingest.site import EVENT_CODES, EVENTS_TIMEOUT, IDLE_TIMEOUT, IngestSite
+from recorder.ingest.turnaway import field_value
+from recorder.model import Source, parse_json
 from recorder.store import StoreError
 
 _log = structlog.get_logger(__name__)
@@ -52,9 +53,9 @@ class Http1:
             tcp_keepalive=False,  # set by the listener, for both versions
             # A refused sender may still be sending; closed at once, the connection would be reset before it reads why.
             lingering_time=_LINGER,
-            max_line_size=8190,
+            max_line_size=4096,
             max_headers=64,
-            max_field_size=8190,
+            max_field_size=4096,
             read_bufsize=256 << 10,
         )
 
@@ -83,15 +84,17 @@ class Http1:
         if transport is None or door is None:
             raise ConnectionResetError("the connection has ended")
         self._begun(transport)
+        door.begin()
         try:
             return await self._route(request, door)
         except Refusal as refusal:
-            self._site.counts.refused[refusal.cause] += 1
-            _log.info("refused", peer=door.ip, cause=refusal.cause, why=refusal.message)
+            self._site.refused(refusal, door)
             return _refuse(refusal.status, refusal.message)
         except StoreError as error:
             self._site.counts.refused["store"] += 1
             return _refuse(503, str(error))
+        finally:
+            door.end()
 
     async def _route(self, request: web.BaseRequest, door: Door) -> web.StreamResponse:
         match request.method, request.path:
@@ -99,9 +102,7 @@ class Http1:
                 return await self._record(request, door)
             case "HEAD", "/v2/event":
                 await door.admit()
-                unwilling = "the recorder is stopping" if self._site.draining else self._site.store.healthy
-                if unwilling is not None:
-                    raise Refusal(503, "unwilling", unwilling)
+                self._site.check_willing()
                 return web.Response(headers={"Event-Batch": str(MAX_EVENT_BATCH), "Asciicast-Event-Codes": EVENT_CODES})
             case "POST", "/v2/event":
                 return await self._events(request, door)
@@ -115,10 +116,20 @@ class Http1:
             raise Refusal(503, "unwilling", "the recorder is stopping")
         await _continue(request)
         body = bytearray()
-        async for piece in request.content.iter_any():
-            body += piece
-            if len(body) > MAX_EVENTS:
-                raise Refusal(413, "events_too_large", f"more than {MAX_EVENTS} bytes of events")
+        try:
+            async with asyncio.timeout(EVENTS_TIMEOUT):
+                async for piece in request.content.iter_any():
+                    self._site.bodies.take(door.holder, len(piece))
+                    body += piece
+                    if len(body) > MAX_EVENTS:
+                        raise Refusal(413, "events_too_large", f"more than {MAX_EVENTS} bytes of events")
+            return await self._add(body, source)
+        except TimeoutError:
+            raise Refusal(408, "events_slow", f"the events did not come within {EVENTS_TIMEOUT:g} s") from None
+        finally:
+            self._site.bodies.give_back(door.holder, len(body))
+
+    async def _add(self, body: bytearray, source: Source) -> web.Response:
         try:
             value = parse_json(body)
         except ValueError as error:
@@ -138,12 +149,10 @@ class Http1:
     async def _record(self, request: web.BaseRequest, door: Door) -> web.StreamResponse:
         source = await door.admit()
         changed = asyncio.Event()
-        intake = Intake(self._site, "v1", changed.set)
+        intake = Intake(self._site, door, "v1", changed.set)
         entry = (intake, changed)
         self._intakes.add(entry)
         try:
-            if (unwilling := self._site.unwilling) is not None:
-                raise Refusal(503, "unwilling", unwilling)
             intake.admit(source)
             await _continue(request, f"Asciicast-Event-Codes: {EVENT_CODES}\r\n")
             clean = await self._read(request, intake, changed)
@@ -201,7 +210,8 @@ async def _continue(request: web.BaseRequest, fields: str = "") -> None:
 
 
 def _refuse(status: int, message: str) -> web.Response:
-    response = web.json_response({"error": message}, status=status)
+    # HEAD has no body to say it in.
+    response = web.json_response({"error": message}, status=status, headers={ERROR_FIELD: field_value(message)})
     # What else the sender has on its way is not read.
     response.force_close()
     return response

@@ -2,6 +2,9 @@
 
 Bytes that come before their sender is admitted wait here; flow control bounds them. The wire's side: `feed`, then
 `end` (a clean end of the body) or `cut` (anything else). What to tell the sender is read off: `acked`, `over`, `error`.
+
+A session takes a place of its sender's when it is admitted, and one of its user's when its header line has said who
+that is. What comes of header lines that are not whole yet counts against the sender's share of those.
 """
 
 from __future__ import annotations
@@ -9,24 +12,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from k8sproxy.errors import Refusal
 from k8sproxy.protocol.asciicast import MAX_HEADER_LINE
+from recorder.ingest.admission import Door
 from recorder.ingest.site import IngestSite
-from recorder.model import End, Source
+from recorder.model import End, Recording, Source
 from recorder.store import StoreError
 from recorder.store.live import Live
+from recorder.store.manifest import parse_header
 
 
 class Intake:
     """One session. changed: called whenever there may be something to tell the sender."""
 
-    def __init__(self, site: IngestSite, version: str, changed: Callable[[], None]) -> None:
+    def __init__(self, site: IngestSite, door: Door, version: str, changed: Callable[[], None]) -> None:
         self.live: Live | None = None
         self.error: str | None = None
         self._site = site
+        self._door = door
+        self._holder = ""  # whose place it has
+        self._user = ""  # the same
         self._version = version
         self._changed = changed
         self._source: Source | None = None
         self._early = bytearray()
+        self._held = 0  # bytes of it that count
         self._ended = False
         self._closed = False
         self._awaited = 0  # the position whose becoming safe is timed, one at a time; 0 for none
@@ -54,8 +64,10 @@ class Intake:
         return self.live is not None and self.live.error is None and self.live.blocked
 
     def admit(self, source: Source) -> None:
-        """Its sender may send."""
-        self._source = source
+        """Its sender may send. Raises Refusal where there is no place for the session."""
+        self._site.check_willing()
+        self._site.sessions.take(self._door.holder)
+        self._holder, self._source = self._door.holder, source
         self._begin()
 
     def feed(self, data: bytes) -> None:
@@ -66,8 +78,26 @@ class Intake:
         if self.live is None:
             self._early += data
             self._begin()
+            if self.live is None and self.error is None:
+                self._hold(len(self._early))
             return
         self._write(data)
+
+    def _hold(self, size: int) -> None:
+        """Count so many bytes of a header line that is not whole."""
+        early = self._site.early
+        try:
+            early.take(self._door.holder, size - self._held)
+            self._held = size
+        except Refusal as refusal:
+            self._site.refused(refusal, self._door)
+            self._early.clear()
+            self._fail(refusal.message)
+
+    def _release(self) -> None:
+        if self._held:
+            self._site.early.give_back(self._door.holder, self._held)
+            self._held = 0
 
     def _write(self, data: bytes) -> None:
         if self.live is None or not data:
@@ -90,12 +120,23 @@ class Intake:
             elif self._ended:
                 self._fail("there is no header line")
             return
+        line = bytes(self._early[:feed])
         try:
-            self.live = self._site.store.start(bytes(self._early[:feed]), self._source)
+            user = _user_of(line, self._source)
+            if user:
+                self._site.users.take(user)
+                self._user = user
+            self.live = self._site.store.start(line, self._source)
+        except Refusal as refusal:
+            self._site.refused(refusal, self._door, session_user=user)
+            self._early.clear()
+            self._fail(refusal.message)
+            return
         except (StoreError, ValueError) as error:
             self._early.clear()
             self._fail(str(error))
             return
+        self._release()
         self._site.counts.sessions[self._version] += 1
         self.live.listener = self._live_changed
         rest = bytes(self._early[feed:])
@@ -125,6 +166,7 @@ class Intake:
     def _fail(self, why: str) -> None:
         """Its bytes make no sense, or the store does not take them: keep what is there as CUT, and say why."""
         self.error = why
+        self._release()
         if self.live is not None and not self.live.over:
             self.live.end_as(End.CUT)
         self._changed()
@@ -143,8 +185,19 @@ class Intake:
         self._closed = True
         counts = self._site.counts
         counts.closed()
+        self._release()
+        if self._source is not None:
+            self._site.sessions.give_back(self._holder)
+        if self._user:
+            self._site.users.give_back(self._user)
         if self.live is not None:
             self.live.listener = None
             self.live.end_as(End.CUT)
             counts.ends["error" if self.error else self.live.asked.value] += 1
         self._early = bytearray()
+
+
+def _user_of(line: bytes, source: Source) -> str:
+    """Whose session a header line says it is: a user's, else a node's; "" where it says neither. Raises ValueError."""
+    recording = Recording(id="", header=parse_header(line, sent=True), source=source, started=0.0)
+    return recording.user or recording.node

@@ -3,21 +3,67 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from recorder.ingest.admission import Admission
+import structlog
+
+from k8sproxy.errors import Refusal
+from recorder.ingest.admission import Admission, Door
+from recorder.ingest.shares import Limit, Shares, part_of
 from recorder.store import Store
+
+_log = structlog.get_logger(__name__)
 
 # Codes of asciicast events that are kept: output, stderr kept apart, resizes, markers.
 EVENT_CODES = "o, e, r, m"
-# Bytes of a head, of either version.
-MAX_HEAD = 64 << 10
+# Bytes of a request's head, of either version: a sender's has 200. Of HTTP/2 this bounds the header block, and the list
+# of fields that it unpacks to.
+MAX_HEAD = 16 << 10
+# Seconds for the whole body of a request with events: 16 MiB over a slow line take half of it.
+EVENTS_TIMEOUT = 30.0
+# Sessions at once, of all senders.
+MAX_SESSIONS = 5000
+# Bytes of requests with events that are being read, of all senders: four of the largest.
+MAX_BODIES = 64 << 20
+# Bytes of header lines that are not whole, of all sessions and of one sender's: a header has a KiB or two, and comes in
+# one piece.
+MAX_EARLY = 16 << 20
+# Seconds in which the same refusal of the same peer is a warning once; peers and causes that are remembered for that.
+REPEATED = 60.0
+_MAX_TOLD = 1024
 # Seconds for a connection's first bytes, and for its first whole head.
 HEAD_TIMEOUT = 10.0
 # Seconds that a connection may do nothing between requests. A session may be silent for as long as it likes.
 IDLE_TIMEOUT = 120.0
+
+
+def session_limit(most: int = MAX_SESSIONS, each: int | None = None) -> Limit:
+    """Sessions, of all senders and of one."""
+    each = part_of(most) if each is None else each
+    return Limit(most, each, "ingest.sessions", "ingest.sessionsPerSender", "sessions", "sender", "sender_sessions")
+
+
+def user_limit(most: int = MAX_SESSIONS, each: int | None = None) -> Limit:
+    """Sessions of one user, as their headers name them: a tenth of all by default, which no person has open."""
+    each = max(1, most // 10) if each is None else each
+    return Limit(most, each, "ingest.sessions", "ingest.sessionsPerUser", "sessions", "user", "user_sessions")
+
+
+def body_limit(most: int = MAX_BODIES, each: int | None = None) -> Limit:
+    """Bytes of events that are being read."""
+    each = most // 2 if each is None else each
+    return Limit(
+        most, each, "ingest.eventBytes", "ingest.eventBytesPerSender", "bytes of events", "sender", "sender_events"
+    )
+
+
+_EARLY = Limit(
+    MAX_EARLY, part_of(MAX_EARLY), "a fixed limit", "a fixed limit", "bytes of unfinished header lines", "sender",
+    "sender_headers",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -54,19 +100,50 @@ class Counts:
 
 @dataclass(slots=True)
 class IngestSite:
-    """max_sessions: sessions at once; more are refused with 503, so that a sender tries another recorder."""
+    """sessions: places for sessions, with the share of a sender; those over it are refused, so that a sender tries
+    another recorder. users: the share of a user. bodies: bytes of events that are being read; early: bytes of header
+    lines that are not whole."""
 
     store: Store
     admission: Admission
-    max_sessions: int
+    sessions: Shares
+    users: Shares
+    bodies: Shares
+    early: Shares = field(default_factory=lambda: Shares(_EARLY))
     counts: Counts = field(default_factory=Counts)
     draining: bool = False
+    _told: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def unwilling(self) -> str | None:
-        """Why no new session is taken now."""
-        if self.draining:
-            return "the recorder is stopping"
-        if self.counts.open > self.max_sessions:  # the one that asks is counted
-            return "the recorder has as many sessions as it takes"
-        return self.store.healthy
+        """Why nothing new is taken now."""
+        return "the recorder is stopping" if self.draining else self.store.healthy
+
+    def check_willing(self) -> None:
+        """Raises Refusal where nothing new is taken now."""
+        if (why := self.unwilling) is not None:
+            raise Refusal(503, "unwilling", why)
+
+    def refused(self, refusal: Refusal, door: Door, **more: object) -> None:
+        """Count a refusal, and say it in the log with all that is known of who it was: a warning, then for REPEATED
+        seconds debug messages for the same peer and cause, since whoever is refused may try as often as they like."""
+        self.counts.refused[refusal.cause] += 1
+        source, now = door.source, time.monotonic()
+        key = (door.holder or door.ip, refusal.cause)
+        again = key in self._told and now - self._told[key] < REPEATED
+        if not again:
+            self._told.pop(key, None)
+            self._told[key] = now
+            if len(self._told) > _MAX_TOLD:
+                del self._told[next(iter(self._told))]
+        say = _log.debug if again else _log.warning
+        say(
+            "refused",
+            cause=refusal.cause,
+            why=refusal.message,
+            peer=source.address,
+            node=source.node,
+            user=source.user,
+            tags=list(source.tags),
+            **more,
+        )

@@ -13,7 +13,8 @@ from k8sproxy.tailnet.localapi import LocalAPI
 from k8sproxy.tailnet.whois import WhoIs
 from recorder.ingest.admission import Admission
 from recorder.ingest.server import IngestServer
-from recorder.ingest.site import IngestSite
+from recorder.ingest.shares import Limit, Shares
+from recorder.ingest.site import IngestSite, body_limit, session_limit, user_limit
 from recorder.store import Store
 from recorder.store.blobs import FolderBlobs
 from recorder.store.logs import FolderLog
@@ -33,7 +34,16 @@ class Running:
 
 @asynccontextmanager
 async def ingest(
-    folder: Path, *, allow: tuple[str, ...] = (), who: Answer | None = None, insecure: bool = True, faulty: bool = False
+    folder: Path,
+    *,
+    allow: tuple[str, ...] = (),
+    who: Answer | None = None,
+    insecure: bool = True,
+    faulty: bool = False,
+    places: Limit | None = None,
+    sessions: Limit | None = None,
+    users: Limit | None = None,
+    bodies: Limit | None = None,
 ) -> AsyncIterator[Running]:
     """who: what WhoIs says of whoever comes from loopback. insecure: nobody is asked."""
     socket = folder / "tailscaled.sock"
@@ -46,8 +56,14 @@ async def ingest(
         whois = WhoIs(localapi, ttl=0)
         await store.open()
         networks = [ipaddress.ip_network("127.0.0.1")] if insecure else []
-        site = IngestSite(store, Admission(whois, domain="example.com", allow=allow, insecure=networks), 100)
-        server = IngestServer(site)
+        site = IngestSite(
+            store,
+            Admission(whois, domain="example.com", allow=allow, insecure=networks),
+            Shares(sessions or session_limit(100, 100)),
+            Shares(users or user_limit(100, 100)),
+            Shares(bodies or body_limit()),
+        )
+        server = IngestServer(site, places)
         sock = bind("127.0.0.1", 0)
         try:
             await server.listen(sock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import h2.config
@@ -30,8 +31,19 @@ class H2Sender(asyncio.Protocol):
         self._changed = asyncio.Event()
 
     @classmethod
-    async def connect(cls, port: int) -> H2Sender:
-        _, protocol = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
+    async def connect(cls, port: int, *, receive: int = 0) -> H2Sender:
+        """receive: bytes that the kernel takes for it while it does not read, where not as many as it likes."""
+        loop = asyncio.get_running_loop()
+        sock = socket.socket()
+        sock.setblocking(False)
+        if receive:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+        try:
+            await loop.sock_connect(sock, ("127.0.0.1", port))
+        except BaseException:
+            sock.close()
+            raise
+        _, protocol = await loop.create_connection(cls, sock=sock)
         return protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
