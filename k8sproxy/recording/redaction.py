@@ -13,10 +13,13 @@ what it has. Header values never get this far, but for User-Agent.
                             Then it is parsed, and taken out are: Secrets embedded in it, values under such names (also
                             {"name": "DB_PASSWORD", "value": ..}), text with a private key, a JWT or a kubeconfig in
                             it, and the annotation kubectl.kubernetes.io/last-applied-configuration, which holds the
-                            object once more as it was before anybody looked.
+                            object once more as it was before anybody looked. In a JSON patch the name may stand in
+                            another operation than the value ({"op": "test", "path": "/../env/3/name"}): where any
+                            operation has such a name, all values that could be its own are taken out.
 
 A body that was cut, and has none of those words so far, may have been going to say one: a Secret's kind stands behind
-its data. So it ends in front of what is unfinished and may turn out to be a secret's.
+its data. So it ends in front of what is unfinished and may turn out to be a secret's; a JSON patch as a whole is, since
+its operations tell of each other.
 
 What has to be parsed and can't be is dropped whole: a body that was cut, YAML (kubectl's server-side apply sends JSON
 under that type, which is read), protobuf and CBOR, an object with a member twice, of which readers see different ones.
@@ -42,8 +45,10 @@ REDACTED = "REDACTED"
 _SENSITIVE = re.compile(r"secret|token|credential|password|kubeconfig", re.IGNORECASE)
 # Members, parameters, environment variables and flags that do; the words of the first line stand anywhere in them.
 _NAMES = re.compile(
-    r"token|secret|passw|passphrase|credential|kubeconfig|authorization|bearer|cookie|jwt|signature|dockerc"
-    r"|(?:^|[_.-])(?:auth|sig|pwd|pass)$"
+    r"token|secret|passw|passphrase|passcode|credential|kubeconfig|authorization|bearer|cookie|jwt|signature|dockerc"
+    # Short ones end a name (pw, dbPwd, DB_PASS_2); those that also end ordinary words begin a word too (proxyAuth).
+    r"|(?:pw|pwd|pass|psw|pswd|creds?|psk|otp)[\W_0-9]*+$"
+    r"|(?:^|[\W_]|(?-i:(?<=[a-z0-9])(?=[A-Z])))(?:auth|sig)[\W_0-9]*+$"
     r"|(?:api|access|private|encryption|account|client|shared|ssh)[_.-]?key(?:[_.-]?data)?$|session[_.-]?id",
     re.IGNORECASE,
 )
@@ -70,21 +75,37 @@ _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 # For what is not parsed yet, in lower case: without any of these there is nothing to look for. They are looked for one
 # by one, which is ten times as fast as a pattern with all of them. The last is an escape, which may spell any other.
 _ANY_WORD = (
-    *(b"secret", b"token", b"pass", b"pwd", b"credential", b"kubeconfig", b"auth", b"bearer ", b"basic ", b"cookie"),
-    *(b"jwt", b"sig", b"dockerc", b"key", b"session", b"stringdata", b"last-applied-configuration"),
+    *(b"secret", b"token", b"pass", b"pw", b"psw", b"cred", b"psk", b"otp", b"kubeconfig", b"auth", b"bearer "),
+    *(b"basic ", b"cookie", b"jwt", b"sig", b"dockerc", b"key", b"session", b"stringdata"),
+    b"last-applied-configuration",
     *(b"eyj", b"zxlk", b"ls0tls1crudjti", b"\\u00"),
 )
 # Any of these in a body that is of an ordinary resource and in a format that is not read here: it is dropped.
 _STRONG_WORD = (
-    *(b"passw", b"passphrase", b"pwd", b"stringdata", b"api_key", b"apikey", b"kind: secret", b"secret\x12"),
+    *(
+        b"passw",
+        b"passphrase",
+        b"pwd",
+        b"_pw",
+        b"-pw",
+        b"stringdata",
+        b"api_key",
+        b"apikey",
+        b"kind: secret",
+        b"secret\x12",
+    ),
     *(b"_token", b"-token", b"_secret", b"-secret", b"_key", b"-key"),
     *map(str.encode, _TEXT_WORDS),
 )
 # What an unfinished JSON text is made of; a string at its end may have no end.
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
+# Of an object like {"name": "DB_PASSWORD", "value": ..} or {"key": .., "values": ..}: the members that may say what the
+# others are.
+_OWNERS = ("name", "path", "key", "header", "field", "id", "parameter", "property", "variable")
+_VALUES = ("value", "values", "val", "default", "defaultValue", "content")
 # A member that says nothing by itself, and may be a Secret's or have its name behind it; and the same in YAML.
-_UNTOLD = (b'"data"', b'"value"')
-_YAML_UNTOLD = re.compile(rb"^[ \t-]+[\"']?(?:data|value)[\"']?[ \t]*:", re.MULTILINE)
+_UNTOLD = (b'"data"', *(b'"%b"' % name.encode() for name in _VALUES))
+_YAML_UNTOLD = re.compile(rb"^[ \t-]+[\"']?(?:data|%b)[\"']?[ \t]*:" % "|".join(_VALUES).encode(), re.MULTILINE)
 # runtime.Unknown's magic number (apimachinery, serializer/protobuf) and CBOR's self-described tag (RFC 8949, 3.4.6).
 _PROTOBUF = b"k8s\x00"
 _CBOR = b"\xd9\xd9\xf7"
@@ -144,9 +165,14 @@ def redact_query(query: str) -> tuple[str, dict[str, list[str]], bool]:
         flagged.discard(name)
         if _is_telling_flag(value):
             flagged.add(name)
-        # A value with a ";" or "=" in it may be more pairs to another reader: its names count too.
+        # A value with a ";" or "=" in it may be more pairs to another reader: its names count too. env is of exec
+        # (KEP-6035): variables, which are secrets more often than not.
         if value and (
-            behind_flag or _hides(name) or _is_secret(value) or any(map(_hides, _SEPARATORS.split(value)[:-1]))
+            behind_flag
+            or name == "env"
+            or _hides(name)
+            or _is_secret(value)
+            or any(map(_hides, _SEPARATORS.split(value)[:-1]))
         ):
             redacted = True
             raw_value = value = REDACTED
@@ -178,6 +204,8 @@ def _finished(body: bytes) -> bytes:
                 opened.pop()
         elif word in _UNTOLD and len(opened) > 1:
             untold.add(opened[-1])
+        elif word == b'"op"' and len(opened) > 1:
+            untold.add(opened[-2])
     return next((body[:start] for start in opened if start in untold), body)
 
 
@@ -289,14 +317,16 @@ def _without_secrets(value: object, name: str) -> object:
         if isinstance(kind, str) and kind != "TokenRequest" and _is_sensitive(kind):
             return _only_harmless(value)
         # {"password": {"value": ..}} too; one that only points, {"secretKeyRef": ..}, has no value.
-        hidden = "value" in value and (_hides(name) or _value_is_hidden(value))
+        hidden = not value.keys().isdisjoint(_VALUES) and (_hides(name) or _is_owned(value))
         return {
             key: _blank(member)
-            if key == _LAST_APPLIED or key == "stringData" or (hidden and key == "value")
+            if key == _LAST_APPLIED or key == "stringData" or (hidden and key in _VALUES)
             else _without_secrets(member, key)
             for key, member in value.items()
         }
     if isinstance(value, list):
+        if any(isinstance(item, dict) and "op" in item for item in value):
+            value = _patch_without_siblings(value)
         items: list[object] = []
         flagged = False  # the item before is a flag like --password, whose value this one is
         for item in value:
@@ -306,10 +336,65 @@ def _without_secrets(value: object, name: str) -> object:
     return REDACTED if isinstance(value, (int, float)) and not isinstance(value, bool) and _hides(name) else value
 
 
-def _value_is_hidden(value: dict[str, object]) -> bool:
-    """Of {"name": .., "value": ..} (environment variables, headers) or {"path": .., "value": ..} (JSON patch)."""
-    owner = " ".join(label for label in (value.get("name"), value.get("path")) if isinstance(label, str))
-    return _hides(owner) or _LAST_APPLIED.replace("/", "~1") in owner
+def _is_owned(value: dict[str, object]) -> bool:
+    """Whether an object says that its value is a secret: {"name": .., "value": ..} (environment variables, headers),
+    {"path": .., "value": ..} (JSON patch)."""
+    labels = [label for label in map(value.get, _OWNERS) if isinstance(label, str)]
+    return any(_hides(label) or _LAST_APPLIED.replace("/", "~1") in label for label in labels)
+
+
+def _patch_without_siblings(operations: list[object]) -> list[object]:
+    """A JSON patch (RFC 6902) without the values of which another operation says that they are secrets: by a name, as
+    {"op": "test", "path": "/../env/3/name", "value": "DB_PASSWORD"} does, or by a flag of the same command line.
+    Positions move while a patch is applied, so it is not asked which element a name or a flag belongs to."""
+    parts = [
+        (str(operation.get("path")).split("/"), operation) for operation in operations if isinstance(operation, dict)
+    ]
+    named = any(_tells_a_secret(path[-1], operation.get("value")) for path, operation in parts)
+    flagged = any(_holds_a_flag(operation.get("value")) for _, operation in parts)
+    if not named and not flagged:
+        return operations
+    told: list[object] = [operation for operation in operations if not isinstance(operation, dict)]
+    for path, operation in parts:
+        value = operation.get("value")
+        element = path[-1] == "-" or path[-1].isdigit()
+        if named and (path[-1] in _VALUES or (element and path[-2:-1] and path[-2] in _VALUES)):
+            value = _blank(value)
+        elif named:
+            value = _without_unowned(value)
+        if flagged and element and isinstance(value, str) and not _is_telling_flag(value):
+            value = REDACTED
+        told.append({**operation, "value": value} if "value" in operation else operation)
+    return told
+
+
+def _tells_a_secret(name: str, value: object) -> bool:
+    """Whether a value, which stands under a name, says of anything that it is a secret."""
+    if isinstance(value, str):
+        return name in _OWNERS and _hides(value)
+    if isinstance(value, dict):
+        return any(_tells_a_secret(key, member) for key, member in value.items())
+    return isinstance(value, list) and any(_tells_a_secret(name, member) for member in value)
+
+
+def _holds_a_flag(value: object) -> bool:
+    if isinstance(value, str):
+        return _is_telling_flag(value)
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_holds_a_flag, members))
+
+
+def _without_unowned(value: object) -> object:
+    """A value without the values in it of which nothing beside them says what they are."""
+    if isinstance(value, list):
+        return [_without_unowned(member) for member in value]
+    if not isinstance(value, dict):
+        return value
+    owned = not value.keys().isdisjoint(_OWNERS)
+    return {
+        key: _blank(member) if key in _VALUES and not owned else _without_unowned(member)
+        for key, member in value.items()
+    }
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

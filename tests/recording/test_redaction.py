@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
+from k8sproxy.recording import redaction
 from k8sproxy.recording.redaction import REDACTED, redact_body, redact_query
 from tests.strategies import json_values, mutations
 
@@ -224,6 +225,120 @@ def test_secrets_in_other_resources(value: object) -> None:
     assert told(MAPS, value) is not None
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pw", "PW", "dbPw", "DB_PW", "db-pw", "pw2", "rootPwd", "userPass", "DB_PASS_1", "psk", "wifiPSK", "otp"),
+        *("creds", "awsCreds", "cred", "passcode", "proxyAuth", "PROXY_AUTH", "urlSig", "pswd", "admin.pw", "x[pw]"),
+    ],
+)
+def test_short_names_of_secrets(name: str) -> None:
+    """{"pw": ..} and names in camel case ({"dbPass": ..}) were told."""
+    for value in (
+        {"spec": {name: SECRET}},
+        {"spec": {name: {"value": SECRET}}},
+        {"spec": {"env": [{"name": name, "value": SECRET}]}},
+        {"spec": {"settings": [{"key": name, "values": [SECRET]}, {"header": name, "default": SECRET}]}},
+        {"spec": {"args": [f"--{name.strip('x[]')}", SECRET]}},
+        [{"op": "add", "path": f"/data/{name}", "value": SECRET}],
+        [{"op": "add", "path": f"/data/{name}/0", "value": SECRET}],
+    ):
+        assert told(MAPS, value) is not None
+    if name.replace("_", "").replace("-", "").isalnum():
+        assert redact_body(MAPS, f"data:\n  {name}: {SECRET}\n".encode(), truncated=False) == (b"", True)
+        query, values, redacted = redact_query(f"{name}={SECRET}&x={name}:{SECRET}")
+        assert redacted and SECRET not in query + str(values)
+
+
+@pytest.mark.parametrize(
+    "name", ["power", "passive", "author", "signal", "pwr", "spw.x", "design", "Sigma", "capacity", "options", "topics"]
+)
+def test_names_that_only_look_like_it(name: str) -> None:
+    assert as_sent(MAPS, json.dumps({"spec": {name: "x", "env": [{"name": name, "value": "x"}]}}).encode())
+
+
+@given(st.text(st.sampled_from("pwPWsaSkcredotuhig_-./ 1[]kKyY"), max_size=14))
+def test_no_name_hides_what_is_not_looked_at(name: str) -> None:
+    """What tells quickly that there is nothing to look for knows of every name."""
+    if redaction._hides(name):
+        assert redaction._may_hide(name.lower().encode())
+
+
+_ENV = "/spec/template/spec/containers/0/env"
+_ARGS = "/spec/template/spec/containers/0/args"
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        [
+            {"op": "test", "path": f"{_ENV}/3/name", "value": "DB_PASSWORD"},
+            {"op": "replace", "path": f"{_ENV}/3/value", "value": SECRET},
+        ],
+        [
+            {"op": "replace", "path": f"{_ENV}/3/value", "value": SECRET},
+            {"op": "test", "path": f"{_ENV}/3/name", "value": "DB_PASSWORD"},
+        ],
+        [
+            {"op": "test", "path": f"{_ENV}/3", "value": {"name": "DB_PASSWORD"}},
+            {"op": "add", "path": f"{_ENV}/0", "value": {"name": "A", "value": "b"}},
+            {"op": "replace", "path": f"{_ENV}/4/value", "value": SECRET},
+        ],
+        [
+            {"op": "test", "path": _ENV, "value": [{"name": "A"}, {"name": "DB_PW", "value": "old"}]},
+            {"op": "replace", "path": f"{_ENV}/1", "value": {"value": SECRET}},
+            {"op": "add", "path": f"{_ENV}/2", "value": [{"value": [SECRET]}]},
+        ],
+        [
+            {"op": "add", "path": "/spec/settings/0/key", "value": "api_key"},
+            {"op": "add", "path": "/spec/settings/0/values/-", "value": SECRET},
+            {"op": "add", "path": "/spec/settings/0/default", "value": {"a": SECRET}},
+        ],
+        [
+            {"op": "test", "path": f"{_ARGS}/0", "value": "--password"},
+            {"op": "replace", "path": f"{_ARGS}/1", "value": SECRET},
+        ],
+        [
+            {"op": "test", "path": "/spec/template/spec/containers/0", "value": {"args": ["--pw"]}},
+            {"op": "add", "path": f"{_ARGS}/-", "value": SECRET},
+        ],
+        [
+            7,
+            {"op": "test", "path": f"{_ENV}/3/name", "value": "DB_PASSWORD"},
+            {"path": f"{_ENV}/3/value", "value": SECRET},
+        ],
+        {"spec": {"patches": [[
+            {"op": "replace", "path": f"{_ENV}/3/value", "value": SECRET},
+            {"op": "test", "path": f"{_ENV}/3/name", "value": "DB_PASSWORD"},
+        ]]}},
+        {"spec": {"patches": [[
+            {"op": "test", "path": f"{_ENV}/3/name", "value": "DB_PASSWORD"},
+            {"op": "replace", "path": f"{_ENV}/3/value", "value": SECRET},
+        ]]}},
+    ],
+)  # fmt: skip
+def test_a_patch_that_names_a_secret_in_another_operation(patch: object) -> None:
+    assert told(PODS, patch) is not None
+    body = json.dumps(patch).encode()
+    for size in range(1, len(body)):
+        assert SECRET[:4].encode() not in redact_body(PODS, body[:size], truncated=True)[0]
+
+
+def test_a_patch_that_names_no_secret_stays_as_sent() -> None:
+    patch = [
+        {"op": "test", "path": f"{_ENV}/3/name", "value": "COLOUR"},
+        {"op": "replace", "path": f"{_ENV}/3/value", "value": "blue"},
+        {"op": "add", "path": f"{_ARGS}/-", "value": "--verbose"},
+        {"op": "remove", "path": "/spec/key"},
+    ]
+    assert as_sent(PODS, json.dumps(patch).encode())
+    named = [*patch, {"op": "test", "path": f"{_ENV}/4/name", "value": "DB_PASSWORD"}]
+    out, redacted = redact_body(PODS, json.dumps(named).encode(), truncated=False)
+    assert redacted and json.loads(out) == [
+        patch[0], {**patch[1], "value": REDACTED}, patch[2], patch[3], named[-1],
+    ]  # fmt: skip
+
+
 def test_numbers_count_and_switches_do_not() -> None:
     assert told(PODS, {"token": 123, "useToken": True, "tokenTTL": 5}) == {
         "token": REDACTED,
@@ -373,6 +488,9 @@ def test_queries() -> None:
         "command=--token&stdin=1&command=hunter2",
         "token=a=hunter2",
         "token=%zzhunter2",
+        "pw=hunter2",
+        "dbPass=hunter2",
+        "command=a&env=X%3Dhunter2",
     ],
 )
 def test_secrets_in_queries(query: str) -> None:
