@@ -88,6 +88,7 @@ class App:
         self._recorders = Recorders(self._dial)
         set_recording_limits(self._recorders, self._tailnet.dialer, config)
         self._sessions = Sessions(self._recorders)
+        self._sessions.limit = config.limits.sessions_per_peer
         queues = ApiEvents(self._recorders.post_events, self._recorders.probe_events, queue=config.events.queue)
         self._events = Events(queues, EventSettings())
         set_event_settings(self._events, config)
@@ -266,6 +267,7 @@ class App:
         self._site.requests = RequestLog(config.log.format, enabled=requests)
         self._site.limits = assembly.limits
         set_recording_limits(self._recorders, tailnet.dialer, config)
+        self._sessions.limit = config.limits.sessions_per_peer
         set_event_settings(self._events, config)
         tailnet.whois.ttl = config.tailnet.whois_ttl
         self._tailnet, self._site.whois = tailnet, tailnet.whois

@@ -51,6 +51,11 @@ class Peer:
         return bool(self.tags)
 
     @property
+    def owner(self) -> str:
+        """Whose share of connections, sessions and memory this peer's are: all nodes of a user have one together."""
+        return self.stable_id if self.tags or not self.login_name else self.login_name
+
+    @property
     def display(self) -> str:
         """What a log line or a message calls this peer: a user's login name, or a tagged node's name."""
         return self.node_name.removesuffix(".") if self.tags else self.login_name

@@ -264,8 +264,14 @@ class Limits(Section):
     )
     connections_per_peer: Annotated[int, BeforeValidator(number_between(1, 1_000_000))] = Field(
         default=2048,
-        description="Connections of one tailnet address (default 2048). A port-forward or a watch takes one each: this "
-        "is far above what a person does and below what would leave nothing for others.",
+        description="Connections of one user, with all their nodes, or of one tagged node (default 2048). A "
+        "port-forward or a watch takes one each: this is far above what a person does and below what would leave "
+        "nothing for others.",
+    )
+    sessions_per_peer: Annotated[int, BeforeValidator(number_between(1, 1_000_000))] = Field(
+        default=256,
+        description="Sessions (exec, attach, port-forward) at once of one user, with all their nodes, or of one tagged "
+        "node (default 256). Each that is recorded takes a place at the recorder for as long as it is open.",
     )
     connections: Annotated[int, BeforeValidator(number_between(1, 1_000_000))] = Field(
         default=10_000,

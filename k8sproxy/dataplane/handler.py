@@ -22,6 +22,7 @@ import structlog
 from k8sproxy.dataplane.account import NOT_ACCEPTED, Standing
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
+from k8sproxy.dataplane.places import Place
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.site import LOCAL_PREFIX, Gate, GateState, Route, Site, local_document
 from k8sproxy.dataplane.upstream import Endpoint, UpstreamConnection
@@ -65,6 +66,7 @@ class Connection:
         "_key",
         "_last_known",
         "_origin",
+        "_place",
         "_route",
         "_running",
         "_seen",
@@ -78,7 +80,7 @@ class Connection:
         "requests",
     )
 
-    def __init__(self, site: Site, client: Client, key: ClientKey, gate: Gate) -> None:
+    def __init__(self, site: Site, client: Client, key: ClientKey, gate: Gate, place: Place) -> None:
         self.id = f"c{next(_serial)}"
         self.client = client
         self.requests = 0
@@ -91,6 +93,7 @@ class Connection:
         self._fields = '"peer":null'
         self._origin = ""  # what API events of this connection have in common
         self._counted = ""
+        self._place = place
         self._exchange: Exchange | None = None
         self._running: Decision | None = None
         self._session: Session | None = None
@@ -205,6 +208,7 @@ class Connection:
         connection: UpstreamConnection | None = None
         try:
             if session is not None:
+                site.sessions.enter(session)
                 await session.open()
             repeatable = upstream_head.repeatable
             connection = upstream.take_idle(repeatable=repeatable) or await upstream.connect(repeatable=repeatable)
@@ -243,7 +247,9 @@ class Connection:
                 site.events.tell(decision.grants, event)
             if session is not None:
                 if decision.events and session.began and session.facts.kind == "portforward":
-                    site.events.tell_ports(decision.grants, info, self._origin, session.facts.id, session.ports)
+                    site.events.tell_ports(
+                        decision.grants, info, self._origin, session.facts.id, session.ports, peer.owner
+                    )
                 await session.close()
         self._record(info, exchange, perf_counter() - started)
         return not (exchange.closing or site.draining or gate.state is not GateState.OPEN)
@@ -274,12 +280,15 @@ class Connection:
         Raises Refusal where it must be told and can't be.
         """
         events, fields = self._site.events, head.fields
-        if not events.admit(decision.grants):
-            await events.wait(decision.grants)
+        weight = events.weigh(decision.peer, info, content_length=fields.content_length, chunked=fields.chunked)
+        if not events.admit(decision.grants, weight):
+            await events.wait(decision.grants, weight)
         if not self._origin:
             self._origin = events.origin(decision.peer, decision.impersonation, route.upstream.name)
         body = fields.chunked or bool(fields.content_length)
         event = events.begin(
+            decision.grants,
+            weight,
             info,
             self._origin,
             user_agent=fields.get(b"user-agent"),
@@ -357,7 +366,7 @@ class Connection:
             self._site.remarks.tell(peer, authority.grants.unknown)
         self._count(peer)
         self._authority = authority
-        self.client.owner = peer.stable_id
+        self.client.owner = peer.owner
         self._route = route
         self._origin = ""
         identity = authority.impersonation
@@ -374,15 +383,18 @@ class Connection:
         return authority
 
     def _count(self, peer: Peer) -> None:
-        """Count the connection to its peer. Raises Refusal 429 past the limit."""
+        """Count the connection to its owner. Raises Refusal 429 past the limit."""
         if self._counted:
             return
         counts = self._site.per_peer
-        held = counts.get(peer.stable_id, 0)
+        owner = peer.owner
+        held = counts.get(owner, 0)
         if held >= self._site.limits.connections_per_peer:
-            raise Refusal(429, "too_many_connections", "this peer has too many connections", retry_after=1, close=True)
-        counts[peer.stable_id] = held + 1
-        self._counted = peer.stable_id
+            message = f"{peer.display} has too many connections here ({held}, with all nodes together)"
+            raise Refusal(429, "too_many_connections", message, retry_after=1, close=True)
+        counts[owner] = held + 1
+        self._counted = owner
+        self._place.known()
 
     def _discount(self) -> None:
         if self._counted:

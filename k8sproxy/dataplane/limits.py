@@ -13,7 +13,8 @@ class Limits:
     long exec command below 32. header_count: field lines of a request. head_timeout: seconds from a head's first byte
     (or a connection's first moment) to its last. idle_timeout: seconds a connection may wait for its next request.
     handshake_timeout: seconds for the TLS handshake and the PROXY header together. connections, connections_per_peer:
-    how many at once; one costs about 60 KiB. connect_timeout: seconds for a TCP and TLS connection to the API server.
+    how many at once, of all and of one owner (peer.Peer.owner); one costs about 60 KiB. connect_timeout: seconds for a
+    TCP and TLS connection to the API server.
     pool_size, pool_idle_timeout: how many idle upstream connections are kept, and for how many seconds: below the
     idle time-outs of load balancers, and enough that a burst of clients does not end in as many handshakes.
     write_timeout: seconds that a closing connection may take to accept the last bytes written to it: some 100 KiB

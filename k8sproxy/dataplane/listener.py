@@ -35,6 +35,7 @@ from k8sproxy.dataplane.certificates import CertificateError
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.handler import Connection
 from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
+from k8sproxy.dataplane.places import Place, Places
 from k8sproxy.dataplane.site import Gate, GateState, Site
 from k8sproxy.dataplane.turns import Turns
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
@@ -164,6 +165,7 @@ class Server:
         self.buffer = ReadBuffer()
         self._loop = asyncio.get_running_loop()
         self._turns = Turns(self._loop)
+        self._places = Places(lambda: site.limits.connections, lambda: site.telemetry.refusal("silent_connection"))
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[Connection] = set()
         self._rechecking: set[Connection] = set()
@@ -182,16 +184,20 @@ class Server:
         """Start a connection's task, or close it where there are too many."""
         telemetry = self.site.telemetry
         telemetry.accepted += 1
-        if telemetry.connections >= self.site.limits.connections or self.site.draining:
+        place = None if self.site.draining else self._places.take()
+        if place is None:
             telemetry.refusal("too_many_connections")
             sock.close()
             return
-        task = self._spawn(self._serve(sock, address[0], address[1], entry), f"connection {join_address(*address[:2])}")
+        name = f"connection {join_address(*address[:2])}"
+        place.task = task = self._spawn(self._serve(sock, address[0], address[1], entry, place), name)
         telemetry.connections += 1
 
         def ended(_: object) -> None:
             # Here and not in the task, which runs none of its code if it is cancelled before its first step.
             telemetry.connections -= 1
+            self._places.give_back(place)
+            place.task = None
             sock.close()
 
         task.add_done_callback(ended)
@@ -211,7 +217,7 @@ class Server:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("task_failed", task=task.get_name(), exc_info=error)
 
-    async def _serve(self, sock: socket.socket, ip: str, port: int, entry: Entry) -> None:
+    async def _serve(self, sock: socket.socket, ip: str, port: int, entry: Entry, place: Place) -> None:
         key = None
         held = ""
         try:
@@ -236,7 +242,7 @@ class Server:
                 return  # within its handshake: a client that dials anew meets what is so now
             wire = Wire(self._loop, sock, self.buffer)
             client = Client(wire, self.site.limits, asyncio.current_task(), self._turns)
-            connection = Connection(self.site, client, key, entry.gate)
+            connection = Connection(self.site, client, key, entry.gate, place)
             self._connections.add(connection)
             try:
                 await connection.serve()

@@ -1,6 +1,7 @@
 """API requests told to recorders, off the request's path.
 
-    admit(recorders, enforce)   at the head: may the request go on? For an enforced one a place in the queue is kept.
+    admit(recorders, enforce, weight)  at the head: may the request go on? For an enforced one places are kept in the
+                                queue, also for its body and for a long line.
     await revive(recorders)     where it may not: find a recorder that lives, or NoEventRecorder, which is the refusal
     add(recorders, event, ..)   once all of the body has been seen: the event is queued, nothing is encoded yet
     release(recorders)          instead of add, where an admitted request came to nothing worth telling
@@ -17,9 +18,9 @@ was lost, can tell by the events' ids.
 
 Not enforced: events that no recorder takes are dropped and counted, after ATTEMPTS rounds.
 
-A queue is bounded in events, in the bytes of their bodies and in those of long request lines. Where there is no room
-for a body or a query, the event goes without it, marked as truncated; where there is none for the event, an enforced
-request was not admitted and another's event is dropped.
+A queue is bounded in events, in the bytes of their bodies and in those of long request lines, and one owner may have a
+quarter of each (shares). An enforced request for which there is no room is not admitted; for others the event goes
+without its body or query, marked as truncated, or is dropped. Owners take turns in being told.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ import asyncio
 import contextlib
 import os
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from k8sproxy.recording.requestevent import RequestEvent
+from k8sproxy.recording.shares import NO_WEIGHT, Pot, Rows, Weight
 
 # Events in one queue: some 10 s of a busy proxy, a few KiB each without bodies.
 QUEUE = 10_000
@@ -102,18 +103,20 @@ class _Queue:
             "inflight",
             "lines",
             "live_until",
+            "owners",
             "recorders",
             "reserved",
         ),
         *("outcome", "reviving", "stuck", "task", "wake"),
     )
 
-    def __init__(self, recorders: tuple[str, ...]) -> None:
+    def __init__(self, recorders: tuple[str, ...], limit: int, bytes_limit: int) -> None:
         self.recorders = recorders
         self.address = 0  # index of the recorder that answered last
-        self.events: deque[tuple[RequestEvent, bool]] = deque()  # with whether it is enforced
-        self.bytes = 0  # of the bodies in events
-        self.lines = 0  # and of their lines, as far as those are long
+        self.events: Rows[tuple[RequestEvent, bool]] = Rows()  # with whether it is enforced
+        self.owners = Pot(limit)  # events in events, and reserved, by owner
+        self.bytes = Pot(bytes_limit)  # of the bodies in events, and reserved
+        self.lines = Pot(LINE_BYTES)  # and of their lines, as far as those are long
         self.inflight = 0  # events taken out to be sent
         self.reserved = 0  # places of admitted requests whose event has not come
         self.live_until = float("-inf")
@@ -132,6 +135,27 @@ class _Queue:
     @property
     def in_use(self) -> bool:
         return bool(self.events or self.inflight or self.reserved or self.task or self.reviving)
+
+    def has_share(self, weight: Weight) -> bool:
+        """Whether there is room for one more event of its owner's, with its body and line."""
+        owner = weight.owner
+        return (
+            (not owner or self.owners.fits(owner, 1))
+            and self.bytes.fits(owner, weight.body)
+            and self.lines.fits(owner, weight.line)
+        )
+
+    def put(self, weight: Weight) -> None:
+        """Count an event, or a place for one."""
+        self.owners.add(weight.owner, 1)
+        self.bytes.add(weight.owner, weight.body)
+        self.lines.add(weight.owner, weight.line)
+
+    def take(self, weight: Weight) -> None:
+        """Count it no more."""
+        self.owners.give(weight.owner, 1)
+        self.bytes.give(weight.owner, weight.body)
+        self.lines.give(weight.owner, weight.line)
 
     def order(self) -> list[tuple[int, str]]:
         """The recorders with their places in the list, the one that answered last in front."""
@@ -181,19 +205,31 @@ class ApiEvents:
         """Events that wait or are on their way."""
         return sum(len(queue.events) + queue.inflight for queue in self._queues.values())
 
-    def admit(self, recorders: tuple[str, ...], enforce: bool) -> bool:
-        """Whether the request may go on. enforce: its event must be kept; True keeps a place until add or release."""
+    def admit(self, recorders: tuple[str, ...], enforce: bool, weight: Weight = NO_WEIGHT) -> bool:
+        """Whether the request may go on. enforce: its event must be kept; True keeps places until add or release, which
+        are given the same weight."""
         if not enforce:
             return True
         queue = self._queues.get(recorders)
         if queue is None or self._clock() >= queue.live_until or queue.size >= self.limit or self._closing:
             return False
+        queue.owners.set_limit(self.limit)
+        if not queue.has_share(weight):
+            return False
         queue.reserved += 1
+        queue.put(weight)
         return True
 
-    def release(self, recorders: tuple[str, ...]) -> None:
-        """Give back the place that admit kept: there will be no event."""
-        self._queues[recorders].reserved -= 1
+    def is_full_for(self, recorders: tuple[str, ...], weight: Weight) -> bool:
+        """Whether there is room in the queue, and none for this owner or for a body or line of this size."""
+        queue = self._queues.get(recorders)
+        return queue is not None and queue.size < self.limit and not queue.has_share(weight)
+
+    def release(self, recorders: tuple[str, ...], weight: Weight = NO_WEIGHT) -> None:
+        """Give back the places that admit kept: there will be no event."""
+        queue = self._queues[recorders]
+        queue.reserved -= 1
+        queue.take(weight)
 
     async def revive(self, recorders: tuple[str, ...]) -> None:
         """Look for a recorder that lives, once for all who wait; then admit again.
@@ -223,25 +259,29 @@ class ApiEvents:
             raise NoEventRecorder([(address, _STOPPING) for address in recorders]) from None
 
     def add(self, recorders: tuple[str, ...], event: RequestEvent, *, enforced: bool) -> None:
-        """Queue an event; never waits. enforced: admit kept a place for it."""
+        """Queue an event; never waits. enforced: admit kept places for it, by the event's weight."""
         queue = self._queues.get(recorders) or self._queue(recorders)
+        owner = event.weight.owner
         if enforced:
             queue.reserved -= 1
+            queue.take(event.weight)
         if self._closing:
             self.lost += 1
             return
-        if not recorders or (not enforced and queue.size >= self.limit):
+        queue.owners.set_limit(self.limit)
+        full = queue.size >= self.limit or (owner != "" and not queue.owners.fits(owner, 1))
+        if not recorders or (not enforced and full):
             self.dropped += 1
             return
         body = event.body
-        if body is not None:
-            if queue.bytes + body.size > self._bytes_limit:
+        if not enforced:
+            if body is not None and not queue.bytes.fits(owner, body.size):
                 body.drop()
-            queue.bytes += body.size
-        if queue.lines + event.long_line > LINE_BYTES:
-            event.drop_query()
-        queue.lines += event.long_line
-        queue.events.append((event, enforced))
+            if not queue.lines.fits(owner, event.long_line):
+                event.drop_query()
+        event.weight = Weight(owner, body.size if body is not None else 0, event.long_line)
+        queue.put(event.weight)
+        queue.events.append(owner, (event, enforced))
         if queue.task is None:
             queue.task = asyncio.create_task(self._drain(queue), name="api events")
 
@@ -267,7 +307,7 @@ class ApiEvents:
             if len(self._queues) >= _IDLE_QUEUES:
                 # Lists change with grants. Those that nobody uses any more know nothing that can't be found out again.
                 self._queues = {key: value for key, value in self._queues.items() if value.in_use}
-            queue = self._queues[recorders] = _Queue(recorders)
+            queue = self._queues[recorders] = _Queue(recorders, self.limit, self._bytes_limit)
         return queue
 
     # --- one queue's recorders ---
@@ -325,8 +365,7 @@ class ApiEvents:
         while queue.events and len(batch) < self._batch and size < BATCH_BYTES:
             event, enforced = queue.events.popleft()
             queue.inflight += 1
-            queue.bytes -= event.body.size if event.body is not None else 0
-            queue.lines -= event.long_line
+            queue.take(event.weight)
             self._id += 1
             event_id = f"{self._id_prefix}-{self._id}"
             try:

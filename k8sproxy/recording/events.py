@@ -1,6 +1,7 @@
 """API requests told to recorders: what the request's path needs of it, and no more.
 
-    events.admit(grants)            before upstream is contacted; Refusal where it must be told and can't be
+    events.weigh(..)                what telling of a request takes
+    events.admit(grants, weight)    before upstream is contacted; Refusal where it must be told and can't be
     begun = events.begin(..)        what is noted of the request; its body is collected by begun.seen while it passes
     events.tell(begun)              once, whatever became of the request: the attempt is what is told
 
@@ -23,7 +24,8 @@ from k8sproxy.policy.grants import Grants, Impersonation
 from k8sproxy.policy.requestinfo import RequestInfo
 from k8sproxy.protocol.apievent import origin_fragment
 from k8sproxy.recording.apievents import ApiEvents, NoEventRecorder
-from k8sproxy.recording.requestevent import BodyKeeper, Budget, RequestEvent, told_agent
+from k8sproxy.recording.requestevent import IN_FLIGHT, BodyKeeper, RequestEvent, kept_at_most, long_line, told_agent
+from k8sproxy.recording.shares import Pot, Weight
 
 
 @dataclass(slots=True)
@@ -43,7 +45,7 @@ class Events:
     def __init__(self, queues: ApiEvents, settings: EventSettings) -> None:
         self.queues = queues
         self.settings = settings
-        self._budget = Budget()
+        self._budget = Pot(IN_FLIGHT)
 
     def origin(self, peer: Peer, impersonation: Impersonation | None, cluster: str) -> str:
         """What events of one connection have in common, to be kept with it."""
@@ -51,32 +53,66 @@ class Events:
         fragment = origin_fragment(peer, self.settings.node_name, self.settings.node_id, user, groups)
         return f'{fragment},"cluster":{json.dumps(cluster)}'
 
-    def admit(self, grants: Grants) -> bool:
-        """Whether the request may go on at once; if not, `wait` says more. Where it may, `tell` has to follow."""
-        return self.queues.admit(grants.recorders, grants.enforced)
+    def weigh(self, peer: Peer, info: RequestInfo, *, content_length: int | None, chunked: bool) -> Weight:
+        """What telling of a request takes."""
+        limit = self.settings.body_bytes
+        body = kept_at_most(limit, chunked=True) if chunked else min(limit, content_length or 0)
+        return Weight(peer.owner, body, long_line(info), limit)
 
-    async def wait(self, grants: Grants) -> None:
-        """Look for a recorder that lives. Raises Refusal 403 (event_recorder_unavailable) where none does."""
+    def admit(self, grants: Grants, weight: Weight) -> bool:
+        """Whether the request may go on at once; if not, `wait` says more. Where it may, `tell` has to follow."""
+        if not self.queues.admit(grants.recorders, grants.enforced, weight):
+            return False
+        if grants.enforced and not self._budget.take(weight.owner, weight.body):
+            self.queues.release(grants.recorders, weight)
+            return False
+        return True
+
+    async def wait(self, grants: Grants, weight: Weight) -> None:
+        """Look for a recorder that lives. Raises Refusal 403 (event_recorder_unavailable) where none does, and 429
+        (event_share) where the peer has too many events or bodies on their way already."""
         try:
             await self.queues.revive(grants.recorders)
         except NoEventRecorder as error:
             raise _unavailable(str(error)) from None
-        if not self.admit(grants):
-            raise _unavailable("the queue of events is full")
+        if self.admit(grants, weight):
+            return
+        if self.queues.is_full_for(grants.recorders, weight) or not self._budget.fits(weight.owner, weight.body):
+            raise Refusal(
+                429,
+                "event_share",
+                "this request must be told to a recorder (enableEvents, enforceRecorder), and what waits to be told of "
+                "your requests takes up your share of the proxy's memory; try again in a moment",
+                retry_after=1,
+            )
+        raise _unavailable("the queue of events is full")
 
     def begin(
-        self, info: RequestInfo, origin: str, *, user_agent: bytes, body: bool, chunked: bool, session_id: str
+        self,
+        grants: Grants,
+        weight: Weight,
+        info: RequestInfo,
+        origin: str,
+        *,
+        user_agent: bytes,
+        body: bool,
+        chunked: bool,
+        session_id: str,
     ) -> RequestEvent:
         """What is noted of an admitted request. body: whether it has one."""
-        settings = self.settings
+        reserved = weight.body if grants.enforced else 0
+        keeper = BodyKeeper(weight.limit, chunked=chunked, budget=self._budget, owner=weight.owner, reserved=reserved)
+        if not body:
+            keeper.settle()
         return RequestEvent(
             info,
             origin,
             time.time(),
             *told_agent(user_agent),
-            BodyKeeper(settings.body_bytes, chunked=chunked, budget=self._budget) if body else None,
+            keeper if body else None,
             session_id,
-            settings.redact,
+            self.settings.redact,
+            weight=weight if grants.enforced else Weight(weight.owner),
         )
 
     def tell(self, grants: Grants, event: RequestEvent) -> None:
@@ -86,11 +122,25 @@ class Events:
         self.queues.add(grants.recorders, event, enforced=grants.enforced)
 
     def tell_ports(
-        self, grants: Grants, info: RequestInfo, origin: str, session_id: str, ports: Mapping[str, Mapping[str, int]]
+        self,
+        grants: Grants,
+        info: RequestInfo,
+        origin: str,
+        session_id: str,
+        ports: Mapping[str, Mapping[str, int]],
+        owner: str = "",
     ) -> None:
         """Tell what a port-forward came to, beside the event of its opening; as far as there is room."""
         extra = f'"portForward":{json.dumps(ports, separators=(",", ":"))}'
-        event = RequestEvent(info, origin, time.time(), session_id=session_id, redact=self.settings.redact, extra=extra)
+        event = RequestEvent(
+            info,
+            origin,
+            time.time(),
+            session_id=session_id,
+            redact=self.settings.redact,
+            extra=extra,
+            weight=Weight(owner),
+        )
         self.queues.add(grants.recorders, event, enforced=False)
 
     def metrics(self) -> Iterable[Metric]:

@@ -18,6 +18,7 @@ from k8sproxy.protocol.asciicast import MAX_TEXT, bytes_as_text
 from k8sproxy.protocol.bounds import Truncation, bounded
 from k8sproxy.protocol.recorderapi import MAX_EVENTS
 from k8sproxy.recording.redaction import redact_body, redact_query
+from k8sproxy.recording.shares import NO_WEIGHT, Pot, Weight
 
 # Bytes of a body that are kept: all of nearly every object; etcd takes 1.5 MiB at most.
 BODY_LIMIT = 64 * 1024
@@ -36,31 +37,37 @@ _SAFE = "/:@!$&'()*+,;=~"
 _PLAIN = re.compile(r"[A-Za-z0-9/:@!$&'()*+,;=~._-]*")
 
 
-class Budget:
-    """Bytes of bodies that may be kept of all requests that run, together."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, size: int = IN_FLIGHT) -> None:
-        self.left = size
+def kept_at_most(limit: int, *, chunked: bool) -> int:
+    """Bytes that a BodyKeeper with this limit keeps at the most, framing included."""
+    return 2 * limit + 1024 if chunked else limit
 
 
 class BodyKeeper:
     """The front of a request's body, as it passes. Framing is taken off later, when somebody asks.
 
-    limit: bytes. budget: what it takes them from, until `settle`; where that is used up nothing is kept. chunked: what
-    is fed is in chunked coding, which the relay has checked. truncated may be set by who knows that the rest did not
-    come.
+    limit: bytes. budget: what it takes them from in the owner's name, until `settle`; where that is used up nothing is
+    kept. reserved: bytes that were taken from it already. chunked: what is fed is in chunked coding, which the relay
+    has checked. truncated may be set by who knows that the rest did not come.
     """
 
-    __slots__ = ("_budget", "_chunked", "_limit", "_room", "_seen", "truncated")
+    __slots__ = ("_budget", "_chunked", "_limit", "_owner", "_room", "_seen", "_taken", "truncated")
 
-    def __init__(self, limit: int = BODY_LIMIT, *, chunked: bool = False, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        limit: int = BODY_LIMIT,
+        *,
+        chunked: bool = False,
+        budget: Pot | None = None,
+        owner: str = "",
+        reserved: int = 0,
+    ) -> None:
         self._budget = budget
+        self._owner = owner
+        self._taken = reserved
         self._limit = limit
         self._chunked = chunked
         # Framing comes on top. Chunks of a few bytes are mostly framing: they are cut earlier.
-        self._room = 2 * limit + 1024 if chunked else limit
+        self._room = kept_at_most(limit, chunked=chunked)
         self._seen = bytearray()
         self.truncated = False
 
@@ -79,19 +86,20 @@ class BodyKeeper:
         if not size:
             return
         budget = self._budget
-        if budget is not None:
-            if size > budget.left:
+        more = len(self._seen) + size - self._taken
+        if budget is not None and more > 0:
+            if not budget.take(self._owner, more):
                 self.drop()
                 self.truncated = True
                 return
-            budget.left -= size
+            self._taken += more
         self._room -= size
         self._seen += data
 
     def settle(self) -> None:
         """All that will come has come; what is kept is somebody else's to count from here on."""
         if self._budget is not None:
-            self._budget.left += len(self._seen)
+            self._budget.give(self._owner, self._taken)
             self._budget = None
 
     def drop(self) -> None:
@@ -141,12 +149,12 @@ class RequestEvent:
     redact: bool = True
     extra: str = ""
     cut: bool = False
+    weight: Weight = NO_WEIGHT
 
     @property
     def long_line(self) -> int:
         """Bytes of its line, about, where that is longer than most."""
-        size = len(self.info.path) + len(self.info.query)
-        return 2 * size if size > CACHED_TARGET else 0
+        return long_line(self.info)
 
     def drop_query(self) -> None:
         """Keep nothing of the query; what is told is marked as truncated."""
@@ -196,6 +204,12 @@ def told_agent(user_agent: bytes) -> tuple[str, Truncation | None]:
     """A User-Agent as it is told, and what it was where it had to be cut."""
     text = user_agent.decode("ascii") if user_agent.isascii() else bytes_as_text(user_agent)
     return bounded(text, MAX_TEXT)
+
+
+def long_line(info: RequestInfo) -> int:
+    """Bytes of a request's line, about, where that is longer than most."""
+    size = len(info.path) + len(info.query)
+    return 2 * size if size > CACHED_TARGET else 0
 
 
 def request_line(info: RequestInfo, *, redact: bool = True) -> tuple[RequestFragments, bool]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from k8sproxy.errors import Refusal
 from k8sproxy.policy.decision import Decision
 from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.policy.requestinfo import RequestInfo
@@ -31,6 +33,9 @@ class Sessions:
 
     def __init__(self, recorders: Recorders) -> None:
         self.recorders = recorders
+        self.limit = 256  # of one owner at once; a reload may change it
+        self._places: Counter[str] = Counter()  # sessions by owner, from their recorder's choice to their end
+        self._entered: set[str] = set()
         self._running: dict[str, Session] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun: dict[tuple[str, str], int] = {}
@@ -60,6 +65,17 @@ class Sessions:
             user_agent=user_agent,
         )
         return Session(self, facts, decision.recording, upgrade=info.upgrade, offered=offered)
+
+    def enter(self, session: Session) -> None:
+        """Give a session one of its owner's places. Raises Refusal 429 (too_many_sessions) where there is none."""
+        peer = session.facts.peer
+        if self._places[peer.owner] >= self.limit:
+            message = (
+                f"{peer.display} has {self.limit} sessions here already, with all nodes together; end some of them"
+            )
+            raise Refusal(429, "too_many_sessions", message)
+        self._places[peer.owner] += 1
+        self._entered.add(session.facts.id)
 
     # -- what people ask
 
@@ -145,6 +161,12 @@ class Sessions:
     def over(self, session: Session) -> None:
         """A session has ended."""
         self._running.pop(session.facts.id, None)
+        if session.facts.id in self._entered:
+            self._entered.discard(session.facts.id)
+            owner = session.facts.peer.owner
+            self._places[owner] -= 1
+            if not self._places[owner]:
+                del self._places[owner]
 
     def failed(self, stage: str, mode: RecordingLevel) -> None:
         """Count a recording that failed."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from functools import partial
 
 import pytest
 
@@ -171,15 +172,45 @@ async def test_header_on_a_listener_that_takes_none() -> None:
 
 async def test_connections_are_limited() -> None:
     async with Stage(Limits(connections=2)) as stage:
-        clients = [await stage.client() for _ in range(2)]
-        await stage.until(lambda: len(stage.connections) == 2)
+        clients = [(await stage.exchange(get()))[0] for _ in range(2)]
         other = await stage.client()
         assert await other.gone()
         assert stage.site.telemetry._refusals == {"too_many_connections": 1}
         clients[0].close()
         await stage.until(lambda: len(stage.connections) == 1)
-        await clients[1].send(get())
-        await (await stage.api.accept()).head()
+        await stage.exchange(get())
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("silent", ["at once", "behind the handshake"])
+async def test_silent_connections_make_way(silent: str, tls: bool) -> None:
+    """Behind a userspace daemon nobody can tell whose a connection is that asks nothing: it keeps no other out."""
+    async with Stage(Limits(connections=8), tls=tls) as stage:
+        known = [(await stage.exchange(get()))[:2] for _ in range(3)]
+        held = []
+        for number in range(20):
+            held.append(await (stage.raw() if silent == "at once" else stage.client()))
+            await stage.until(partial(lambda count: stage.site.telemetry.accepted == count, number + 4))
+        assert len(stage.server._places.anonymous) == 4
+        for client in held[:16]:
+            assert await client.gone()
+        assert stage.site.telemetry._refusals == {"silent_connection": 16}
+        await stage.exchange(get())
+        for client, upstream in known:
+            await upstream.send(reply())
+            assert (await client.response()).status == 200
+
+
+async def test_places_that_are_all_taken_by_their_owners() -> None:
+    async with Stage(Limits(connections=2)) as stage:
+        silent = await stage.raw()
+        await stage.until(lambda: len(stage.connections) == 1)
+        await stage.exchange(get())
+        assert await silent.gone()
+        await stage.exchange(get())
+        refused = await stage.raw()
+        assert await refused.gone()
+        assert stage.site.telemetry._refusals["too_many_connections"] == 1
 
 
 async def test_connections_of_a_peer_are_limited() -> None:
@@ -194,9 +225,10 @@ async def test_connections_of_a_peer_are_limited() -> None:
         await stage.exchange(get())
         stage.daemon.answer = ANA
         held[0][0].close()
-        await stage.until(lambda: stage.site.per_peer["n-ana"] == 1)
+        await stage.until(lambda: stage.site.per_peer["ana@example.com"] == 1)
+        stage.daemon.answer = peer("dev", node="n-ana-2")
         await stage.exchange(get())
-        assert stage.site.per_peer == {"n-ana": 2, "n-ben": 1}
+        assert stage.site.per_peer == {"ana@example.com": 2, "ben@example.com": 1}, "all nodes of a user together"
 
 
 async def test_connections_that_ask_nothing_are_limited() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from k8sproxy.protocol.spdy import DICTIONARY
 from k8sproxy.recording.requestevent import IN_FLIGHT
+from k8sproxy.recording.shares import Pot
 from tests.dataplane.stage import Stage, get, peer, post, reply, request
 from tests.dataplane.test_cancel import _stepping
 from tests.dataplane.test_recorded import asked
@@ -156,3 +157,78 @@ async def _cancelled(at: int, *, enforced: bool) -> bool:
         await stage.until(lambda: not any(queue.in_use for queue in stage.events.queues._queues.values()))
         assert stage.events._budget.left == IN_FLIGHT
     return reached.is_set()
+
+
+# -- shares
+
+
+async def test_unfinished_bodies_of_one_user_leave_room_for_others() -> None:
+    """Whoever stops in the middle of bodies takes a quarter of what is kept of bodies at the most. Where events are
+    enforced, a request that finds no room is turned down, and none is told with less than there was."""
+    async with Stage() as stage, FakeRecorder() as recorder:
+        stage.events._budget = Pot(4000)
+        grant(stage, recorder, enforced=True)
+        held = []
+        for _ in range(2):
+            client = await stage.client()
+            await client.send(request("POST", "/api/v1/namespaces/a/pods", "Content-Length: 400") + b"x")
+            await (await stage.api.accept()).head()
+            held.append(client)
+        client = await stage.client()
+        await client.send(post(b"x" * 400))
+        response = await client.response()
+        assert response.status == 429 and response.fields["retry-after"] == "1"
+        assert stage.site.telemetry._refusals == {"event_share": 1}
+        rules = {"recorderAddrs": [recorder.address], "enforceRecorder": True, "enableEvents": True}
+        stage.daemon.answer = peer("dev", login="ben@example.com", node="n-ben", **rules)
+        body = b'{"kind":"Pod","n":"%s"}' % (b"y" * 380)
+        other, upstream, _ = await stage.exchange(post(body))
+        assert await upstream.exactly(len(body)) == body
+        await upstream.send(reply())
+        await other.response()
+        await recorder.until(lambda: recorder.events)
+        [event] = told(recorder)
+        assert body_of(event) == body and "truncated" not in event["request"]
+        for client in held:
+            client.close()
+        await stage.until(lambda: stage.events._budget.left == 4000)
+
+
+async def test_unfinished_bodies_that_need_not_be_told_are_cut() -> None:
+    async with Stage() as stage, FakeRecorder() as recorder:
+        stage.events._budget = Pot(4000)
+        grant(stage, recorder, enforced=False)
+        held = []
+        for _ in range(4):
+            client = await stage.client()
+            await client.send(request("POST", "/api/v1/namespaces/a/pods", "Content-Length: 900") + b"x" * 450)
+            upstream = await stage.api.accept()
+            await upstream.head()
+            assert await upstream.exactly(450) == b"x" * 450, "the request itself is as free as ever"
+            held.append(client)
+        assert stage.events._budget.left == 3100
+        for client in held:
+            client.close()
+        await stage.until(lambda: stage.events._budget.left == 4000)
+
+
+async def test_idle_sessions_of_one_user_are_limited() -> None:
+    async with Stage() as stage:
+        stage.sessions.limit = 2
+        held = []
+        for node in ("n-1", "n-2"):
+            stage.daemon.answer = peer("dev", node=node)
+            client, upstream, _ = await stage.exchange(asked(WebSocket()))
+            held.append((client, upstream))
+        stage.daemon.answer = peer("dev", node="n-3")
+        client = await stage.client()
+        await client.send(asked(WebSocket()))
+        code, message = (await client.response()).refusal()
+        assert code == 429 and "ana@example.com has 2 sessions here already, with all nodes together" in message
+        stage.daemon.answer = peer("dev", login="ben@example.com", node="n-ben")
+        await stage.exchange(asked(WebSocket()))
+        held[0][0].close()
+        await stage.until(lambda: stage.sessions._places["ana@example.com"] == 1)
+        stage.daemon.answer = peer("dev", node="n-3")
+        await stage.exchange(asked(WebSocket()))
+    assert not stage.sessions._places and not stage.sessions._entered

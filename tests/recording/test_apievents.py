@@ -13,6 +13,7 @@ from k8sproxy.policy.requestinfo import request_info
 from k8sproxy.recording import apievents
 from k8sproxy.recording.apievents import ApiEvents, NoEventRecorder
 from k8sproxy.recording.requestevent import BodyKeeper, RequestEvent
+from k8sproxy.recording.shares import Weight
 
 ONE = ("100.64.0.9:80",)
 TWO = ("100.64.0.9:80", "100.64.0.10:80")
@@ -454,7 +455,7 @@ def test_long_queries_without_room_are_left_out(monkeypatch: pytest.MonkeyPatch)
         for _ in range(2):
             for query in (long, short, long, long, short):
                 info = request_info("GET", "/api/v1/pods" + query)
-                events.add(ONE, RequestEvent(info, '"source":{}', 1.0), enforced=True)
+                events.add(ONE, RequestEvent(info, '"source":{}', 1.0), enforced=False)
             draining = events._queues[ONE].task
             assert draining is not None
             await draining
@@ -548,5 +549,79 @@ def test_a_cancel_anywhere_leaves_nothing_behind(turns: int) -> None:
         task.cancel()
         await asyncio.wait([task])
         assert events.sent + events.lost in (0, 5) and events.queued == 0
+
+    run(scene)
+
+
+# --- shares
+
+
+def owned(owner: str, number: int, body: bytes = b"") -> RequestEvent:
+    told = event(number, body)
+    told.weight = Weight(owner)
+    return told
+
+
+def test_one_owner_leaves_room_for_others() -> None:
+    """What one user's requests fill is their own share, whether it must be told or not."""
+
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events(queue=40, queue_bytes=4000)
+        recorders.hanging.add(ONE[0])
+        for number in range(30):
+            events.add(ONE, owned("ana", number, b"x" * 90), enforced=False)
+        assert events.dropped == 20, "a quarter of the places"
+        events.add(ONE, owned("ben", 100, b"y" * 500), enforced=False)
+        assert events.dropped == 20
+        await events.aclose(0)
+
+    run(scene)
+
+
+def test_bodies_of_one_owner_leave_room_for_others() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events(queue_bytes=4000)
+        kept = [owned("ana", number, b"x" * 400) for number in range(4)] + [owned("ben", 9, b"y" * 400)]
+        for one in kept:
+            events.add(ONE, one, enforced=False)
+        assert [one.body.size if one.body else 0 for one in kept] == [400, 400, 0, 0, 400]
+        await events.aclose()
+
+    run(scene)
+
+
+@pytest.mark.parametrize("what", ["body", "line"])
+def test_what_must_be_told_is_never_cut_for_want_of_room(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not admitted, or it is told whole."""
+    monkeypatch.setattr(apievents, "LINE_BYTES", 4000)
+
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events(queue_bytes=4000)
+        await events.revive(ONE)
+        heavy = Weight("ana", **{what: 400})
+        admitted = [events.admit(ONE, True, heavy) for _ in range(4)]
+        assert admitted == [True, True, False, False] and events.is_full_for(ONE, heavy)
+        assert events.admit(ONE, True, Weight("ben", **{what: 400}))
+        for owner in ("ana", "ana", "ben"):
+            told = owned(owner, 1, b"x" * 400 if what == "body" else b"")
+            told.weight = Weight(owner, **{what: 400})
+            events.add(ONE, told, enforced=True)
+            assert told.body is None or told.body.size in (0, 400)
+            assert not told.cut
+        assert events.admit(ONE, True, Weight("ana", **{what: 300})) is (what == "line"), "as much as there was in it"
+        await events.aclose()
+
+    run(scene)
+
+
+def test_owners_take_turns_in_being_told() -> None:
+    async def scene(recorders: Recorders) -> None:
+        events = recorders.events(batch=1)
+        for number in range(5):
+            events.add(ONE, owned("ana", number), enforced=False)
+        events.add(ONE, owned("ben", 9), enforced=False)
+        await events.aclose()
+        paths = recorders.taken
+        assert paths.index("/x/9") == 1 and [path for path in paths if path != "/x/9"] == [f"/x/{n}" for n in range(5)]
 
     run(scene)

@@ -17,7 +17,8 @@ from k8sproxy.protocol.apievent import origin_fragment
 from k8sproxy.protocol.asciicast import MAX_TEXT
 from k8sproxy.protocol.recorderapi import MAX_EVENTS
 from k8sproxy.recording import requestevent
-from k8sproxy.recording.requestevent import MAX_CHUNKS, BodyKeeper, Budget, RequestEvent, told_agent
+from k8sproxy.recording.requestevent import MAX_CHUNKS, BodyKeeper, RequestEvent, told_agent
+from k8sproxy.recording.shares import Pot
 from tests.strategies import mutations, splits
 
 ORIGIN = origin_fragment(Peer("100.64.0.7", "n7", "laptop."), "proxy.", "n1")
@@ -171,7 +172,7 @@ def test_nothing_is_taken_out_where_that_is_configured() -> None:
 
 
 def test_bodies_of_requests_that_run_are_bounded_together() -> None:
-    budget = Budget(10)
+    budget = Pot(10)
     first, second, third = (BodyKeeper(100, budget=budget) for _ in range(3))
     first.feed(b"12345678")
     second.feed(b"12")
