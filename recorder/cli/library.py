@@ -16,7 +16,8 @@ from urllib.parse import quote
 from recorder.access import matches
 from recorder.cli.common import Failed, Where, printable
 from recorder.config import Config
-from recorder.crypt import EncryptedBlobs, is_encrypted
+from recorder.crypt import EncryptedBlobs, is_encrypted, stored
+from recorder.holds import Hold, Holds
 from recorder.index import Index, IndexFailure
 from recorder.index.filters import EVERYTHING, Filter
 from recorder.index.records import command_segments
@@ -24,8 +25,12 @@ from recorder.index.rows import RecordingRow
 from recorder.index.words import hits as find_hits
 from recorder.index.words import pack, terms
 from recorder.model import Recording, Source, is_id
+from recorder.proof.actlog import ActLog
+from recorder.proof.chain import stored_keys
 from recorder.proof.documents import is_day
+from recorder.proof.keys import KeyFault
 from recorder.screen import CastText, Segment
+from recorder.store.errors import StoreError
 from recorder.store.manifest import chunk_key
 from recorder.store.store import Store
 from recorder.unseen import Unseen
@@ -230,7 +235,24 @@ class StoreLibrary:
         if (index := await self._index.get()) is not None:
             with suppress(KeyError):
                 known = await index.get(identifier, EVERYTHING)
-        return values.session(recording) | values.text(known) | {"header": values.header(recording.header)}
+        held = await self._holds(recording)
+        return (
+            values.session(recording)
+            | values.text(known)
+            | {
+                "header": values.header(recording.header),
+                "holds": None if held is None else [values.hold(hold) for hold in held],
+            }
+        )
+
+    async def _holds(self, recording: Recording) -> list[Hold] | None:
+        """By whom it is held; None where that can't be told. Whoever reads the files may know."""
+        raw = stored(self._store.blobs)
+        holds = Holds(self._store.blobs, ActLog(self._store.blobs, await stored_keys(raw)))
+        try:
+            return [hold for hold in await holds.all() if hold.holds(recording)]
+        except (StoreError, KeyFault):
+            return None
 
     async def events(self, identifier: str) -> list[Values] | None:
         """See Library."""

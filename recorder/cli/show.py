@@ -105,6 +105,10 @@ def _lines(session: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("cut", f"{name} had {cut['bytes']} bytes, SHA-256 {cut['sha256']}")
             for name, cut in session.get("truncated", {}).items()
         ),
+        *(
+            ("held", f"by {hold['by']} since {hold['at']}: {hold['reason']}{'' if hold['signed'] else ' (not signed)'}")
+            for hold in session.get("holds") or ()
+        ),
         ("sent by", sender),
     ]
 

@@ -219,6 +219,9 @@ def test_prune_by_hand_and_holds(own: Folder, key: str) -> None:
     assert "which key are removals" in own("prune", one, "--reason", "x", code=2).stderr
     assert "which key are holds" in own("prune", one, "--hold", "--reason", "x", code=2).stderr
     own("prune", one, "--hold", "--reason", "case \x1b[2J7", "--by", "Ana\x1b[2J Ruiz", "--key", key)
+    shown = own("show", one).stdout
+    assert "held        by Ana" in shown and "case \\u{1b}" in shown and harmless(shown)
+    assert own.json("show", two)["holds"] == []
     listed = own("prune", "--holds", "--key", key).stdout
     assert one in listed and "Ruiz (" in listed and harmless(listed)
     assert "release it first" in own("prune", one, "--key", key, "--reason", "x", "--yes", code=1).stderr
