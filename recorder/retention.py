@@ -159,6 +159,7 @@ class Pruner:
         self._repaired = False
         self._gone: set[str] = set()  # removals that are known to be done
         self._free: dict[str, tuple[str, ...]] = {}  # days of events that these holds do not hold
+        self._found: dict[str, str] = {}  # mismatches of this pass
         self._told: dict[str, str] = {}  # mismatches that are in the log
 
     async def run(self) -> None:
@@ -180,11 +181,12 @@ class Pruner:
 
     async def step(self) -> None:
         """One pass, whose failure is told and raises nothing."""
+        self._found = {}
         try:
-            self.mismatches = {}
             await self.repair()
             if not self.rules.nothing:
                 await self.prune(await self.plan())
+            self.mismatches = self._found
             self.fault = _told(self.mismatches)
         except (StoreError, KeyFault) as error:
             if self.fault is None:
@@ -382,7 +384,7 @@ class Pruner:
         return hold
 
     def _mismatch(self, subject: str, what: str) -> None:
-        self.mismatches[subject] = what
+        self._found[subject] = self.mismatches[subject] = what
         if self._told.get(subject) != what:
             self._told[subject] = what
             _log.error("proof_mismatch", subject=subject, what=what, meaning="it is not removed; run recorder verify")

@@ -122,7 +122,7 @@ def command(
         released = execute(_release(where, identifiers, reason, _me(name), signer, keys))
         _print_holds(released, as_json, "released")
     else:
-        by = f"prune by {_me(name)}" if identifiers else f"prune by rule, run by {_me(name)}"
+        by = _me(name) if identifiers else f"retention, run by {_me(name)}"
         execute(_prune(where, identifiers, reason, by, signer, keys, dry_run, despite_faults, yes, as_json))
 
 
