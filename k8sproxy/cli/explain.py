@@ -111,7 +111,7 @@ def explain(
     """The policy's steps, as JSON values. request: method, target, upgrade. settings: the default ones where None.
 
     Keys: peer, notes (what looks misspelt and refuses nothing), rules, impersonation (null in passthrough mode),
-    request, recording, events, refusal. What comes after the step that refuses is null.
+    request, recording, events, eventRecorderAddrs, refusal. What comes after the step that refuses is null.
     """
     from k8sproxy.errors import ProtocolError, Refusal
     from k8sproxy.policy.decision import authorize, decide
@@ -121,7 +121,9 @@ def explain(
     from k8sproxy.recording.session import unavailable
 
     found: dict[str, Any] = {"peer": peer_values(peer)}
-    found |= dict.fromkeys(("rules", "impersonation", "request", "recording", "events", "refusal"))
+    found |= dict.fromkeys(
+        ("rules", "impersonation", "request", "recording", "events", "eventRecorderAddrs", "refusal")
+    )
     found["mode"] = "passthrough" if passthrough else "impersonate"
     settings = settings or DEFAULT_SETTINGS
     found["notes"] = grant_notes(peer, settings)
@@ -146,6 +148,7 @@ def explain(
         if identity is not None:
             found["impersonation"] = {"user": identity.user, "groups": list(identity.groups)}
         found["events"] = authority.grants.enable_events
+        found["eventRecorderAddrs"] = list(authority.grants.recorders) if authority.grants.enable_events else []
         if request is None:
             return found
         info = request_info(*request)
@@ -189,6 +192,9 @@ def _lines(peer: Peer, found: dict[str, Any]) -> list[str]:
     elif found["impersonation"] is not None:
         lines.append(f"as        {printable(found['impersonation']['user'])}")
         lines.append(f"groups    {printable(', '.join(found['impersonation']['groups'])) or 'none'}")
+    if found["events"]:
+        told = ", ".join(found["eventRecorderAddrs"])
+        lines.append(f"events    told to {told}" if told else "events    told to nobody: no recorder has an address")
     request = found["request"]
     if request is not None:
         what = request["resource"] or "a path that names no resource"

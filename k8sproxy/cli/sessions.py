@@ -106,14 +106,18 @@ async def _ask(address: str, method: str, path: str, body: dict[str, str] | None
         raise Failed(f"there is no admin site of k8sproxy at {address}") from None
 
 
+# What stands behind the recorder of a session that must not go on without it, by its level of recording.
+_ENFORCED = {"closed": "enforced", "acknowledged": "acknowledged"}
+
+
 def _row(session: dict[str, Any]) -> tuple[str, ...]:
     since = datetime.timedelta(seconds=round(max(0.0, time.time() - float(session["started"]))))
     place = "/".join(str(session[name]) for name in ("cluster", "namespace", "pod", "container") if session[name])
     what = f"{session['kind']} {session['command']}".strip()
     ports = ", ".join(session["ports"])
     recorded = session["recorder"] if session["recorded"] else "no"
-    if session["failureMode"] == "closed":
-        recorded += " (enforced)"
+    if session["failureMode"] in _ENFORCED:
+        recorded += f" ({_ENFORCED[session['failureMode']]})"
     cells = (
         str(session["id"])[:8],
         str(since),

@@ -47,8 +47,8 @@ from k8sproxy.protocol.strictjson import finite, no_constant
 # Bytes of a cast's first line, its line feed included, for sender and receiver. It is what Go's bufio.Scanner reads as
 # one line, and some recorders may read with that.
 MAX_HEADER_LINE = 64 << 10
-# Bytes of any other line, for both. The longest that is written here is of one turn's output, 64 KiB, all of it NUL,
-# which takes six bytes each; other senders may write more at once.
+# Bytes of any other line, for both. The longest that is written here is of 192 KiB of output (a batch of the outbox and
+# the turn that filled it), all of it NUL, which takes six bytes each; other senders may write more at once.
 MAX_LINE = 4 << 20
 # Bytes that a member of the header takes in JSON: a name (the longest of Kubernetes and of DNS have 253 characters, a
 # login name at most 512 bytes), all tags, all groups, and the command, of which so many bytes are kept of its end: what

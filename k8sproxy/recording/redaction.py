@@ -71,6 +71,7 @@ _URL_WORDS = (b"@", b":/", b":\\/")
 _FLAG = re.compile(r"--?[A-Za-z0-9_.-]+")
 _SEPARATORS = re.compile("[;=]")
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_LAST_APPLIED_POINTER = _LAST_APPLIED.replace("/", "~1")
 
 # For what is not parsed yet, in lower case: without any of these there is nothing to look for. They are looked for one
 # by one, which is ten times as fast as a pattern with all of them. The last is an escape, which may spell any other.
@@ -101,11 +102,11 @@ _STRONG_WORD = (
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
 # Of an object like {"name": "DB_PASSWORD", "value": ..} or {"key": .., "values": ..}: the members that may say what the
 # others are.
-_OWNERS = ("name", "path", "key", "header", "field", "id", "parameter", "property", "variable")
-_VALUES = ("value", "values", "val", "default", "defaultValue", "content")
+_OWNERS = frozenset(("name", "path", "key", "header", "field", "id", "parameter", "property", "variable"))
+_VALUES = frozenset(("value", "values", "val", "default", "defaultValue", "content"))
 # A member that says nothing by itself, and may be a Secret's or have its name behind it; and the same in YAML.
-_UNTOLD = (b'"data"', *(b'"%b"' % name.encode() for name in _VALUES))
-_YAML_UNTOLD = re.compile(rb"^[ \t-]+[\"']?(?:data|%b)[\"']?[ \t]*:" % "|".join(_VALUES).encode(), re.MULTILINE)
+_UNTOLD = (b'"data"', *(b'"%b"' % name.encode() for name in sorted(_VALUES)))
+_YAML_UNTOLD = re.compile(rb"^[ \t-]+[\"']?(?:data|%b)[\"']?[ \t]*:" % "|".join(sorted(_VALUES)).encode(), re.MULTILINE)
 # runtime.Unknown's magic number (apimachinery, serializer/protobuf) and CBOR's self-described tag (RFC 8949, 3.4.6).
 _PROTOBUF = b"k8s\x00"
 _CBOR = b"\xd9\xd9\xf7"
@@ -317,7 +318,7 @@ def _without_secrets(value: object, name: str) -> object:
         if isinstance(kind, str) and kind != "TokenRequest" and _is_sensitive(kind):
             return _only_harmless(value)
         # {"password": {"value": ..}} too; one that only points, {"secretKeyRef": ..}, has no value.
-        hidden = not value.keys().isdisjoint(_VALUES) and (_hides(name) or _is_owned(value))
+        hidden = not _VALUES.isdisjoint(value) and (_hides(name) or _is_owned(value))
         return {
             key: _blank(member)
             if key == _LAST_APPLIED or key == "stringData" or (hidden and key in _VALUES)
@@ -339,8 +340,10 @@ def _without_secrets(value: object, name: str) -> object:
 def _is_owned(value: dict[str, object]) -> bool:
     """Whether an object says that its value is a secret: {"name": .., "value": ..} (environment variables, headers),
     {"path": .., "value": ..} (JSON patch)."""
-    labels = [label for label in map(value.get, _OWNERS) if isinstance(label, str)]
-    return any(_hides(label) or _LAST_APPLIED.replace("/", "~1") in label for label in labels)
+    for name, label in value.items():
+        if name in _OWNERS and isinstance(label, str) and (_hides(label) or _LAST_APPLIED_POINTER in label):
+            return True
+    return False
 
 
 def _patch_without_siblings(operations: list[object]) -> list[object]:
@@ -390,7 +393,7 @@ def _without_unowned(value: object) -> object:
         return [_without_unowned(member) for member in value]
     if not isinstance(value, dict):
         return value
-    owned = not value.keys().isdisjoint(_OWNERS)
+    owned = not _OWNERS.isdisjoint(value)
     return {
         key: _blank(member) if key in _VALUES and not owned else _without_unowned(member)
         for key, member in value.items()

@@ -115,6 +115,20 @@ def test_explain_what_is_recorded(daemon: FakeTailscaled) -> None:
     assert "no recorder took it: no recorder has an address\n" in text
 
 
+def test_explain_who_is_told_of_requests(daemon: FakeTailscaled) -> None:
+    daemon.peers["100.64.0.1"] = user_whois("a@b.c", "pc", "100.64.0.1", groups("dev", enableEvents=True))  # type: ignore[index]  # a dict here
+    code, found = explained(daemon, "--peer", "100.64.0.1")
+    assert (code, found["events"], found["eventRecorderAddrs"]) == (0, True, [])
+    assert (
+        "events    told to nobody: no recorder has an address\n"
+        in run(daemon, "explain", "--peer", "100.64.0.1").stdout
+    )
+    recorded = groups("dev", enableEvents=True, **RECORDED)
+    daemon.peers["100.64.0.1"] = user_whois("a@b.c", "pc", "100.64.0.1", recorded)  # type: ignore[index]  # a dict here
+    assert "events    told to 100.64.0.9:80\n" in run(daemon, "explain", "--peer", "100.64.0.1").stdout
+    assert "events " not in run(daemon, "explain", "--peer", "100.64.0.2").stdout
+
+
 def test_a_misspelt_field_is_named(daemon: FakeTailscaled, tmp_path: Path) -> None:
     note = "the capability tailscale.com/cap/kubernetes: rule 1 has the unknown field 'enforceRecoder'; did you mean"
     for args in (["whois", "100.64.0.8"], ["explain", "--peer", "100.64.0.8", "--path", EXEC]):

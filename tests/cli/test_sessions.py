@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from k8sproxy.cli import cli
+from k8sproxy.cli.sessions import _row
 
 SESSION: dict[str, Any] = {
     "id": "0f0e0d0c-0000-4000-8000-000000000001",
@@ -86,6 +87,9 @@ def test_list(admin: Admin) -> None:
     assert head.split() == ["ID", "SINCE", "WHO", "WHAT", "WHERE", "OUTPUT", "RECORDED"]
     assert re.match(r"0f0e0d0c  \d:\d\d:\d\d  ", row) and "ana@example.com" in row and "prod/a/web" in row
     assert "5 KiB" in row and row.endswith("100.64.0.9:80 (enforced)")
+    levels = ("acknowledged", "open", None)
+    rows = [_row(SESSION | {"failureMode": level})[-1] for level in levels]
+    assert rows == ["100.64.0.9:80 (acknowledged)", "100.64.0.9:80", "100.64.0.9:80"]
     assert json.loads(run("list", "--json", "--admin", admin.address).stdout)["sessions"] == [SESSION]
     admin.answer = (200, b'{"sessions":[]}')
     assert run("list", "--admin", admin.address).stdout == "no session runs now\n"
