@@ -49,7 +49,9 @@ _NAMES = re.compile(
     # Short ones end a name (pw, dbPwd, DB_PASS_2); those that also end ordinary words begin a word too (proxyAuth).
     r"|(?:pw|pwd|pass|psw|pswd|creds?|psk|otp)[\W_0-9]*+$"
     r"|(?:^|[\W_]|(?-i:(?<=[a-z0-9])(?=[A-Z])))(?:auth|sig)[\W_0-9]*+$"
-    r"|(?:api|access|private|encryption|account|client|shared|ssh)[_.-]?key(?:[_.-]?data)?$|session[_.-]?id",
+    r"|(?:api|access|private|encryption|account|client|shared|ssh|tls|ssl|signing|master|hmac|license|storage|deploy"
+    r"|consumer)[_.-]?key(?:[_.-]?data)?[\W_0-9]*+$|session[_.-]?id|kennwort|contrase"
+    r"|(?:dsn|conn(?:ection)?[_.-]?str(?:ing)?|hook[_.-]?url)[\W_0-9]*+$",
     re.IGNORECASE,
 )
 # Endings of names that only point to a secret or say how long one lasts: secretName, tokenExpirationSeconds.
@@ -77,8 +79,9 @@ _LAST_APPLIED_POINTER = _LAST_APPLIED.replace("/", "~1")
 # by one, which is ten times as fast as a pattern with all of them. The last is an escape, which may spell any other.
 _ANY_WORD = (
     *(b"secret", b"token", b"pass", b"pw", b"psw", b"cred", b"psk", b"otp", b"kubeconfig", b"auth", b"bearer "),
-    *(b"basic ", b"cookie", b"jwt", b"sig", b"dockerc", b"key", b"session", b"stringdata"),
-    b"last-applied-configuration",
+    *(b"basic ", b"cookie", b"jwt", b"sig", b"dockerc", b"key", b"session", b"stringdata", b"kennwort", b"contrase"),
+    *(b"last-applied-configuration", b"dsn", b"hookurl", b"hook_url", b"hook-url", b"hook.url", b"connstr"),
+    *(b"connectionstr", *(b"conn%bstr" % end for end in (b"_", b"-", b".", b"ection_", b"ection-", b"ection."))),
     *(b"eyj", b"zxlk", b"ls0tls1crudjti", b"\\u00"),
 )
 # Any of these in a body that is of an ordinary resource and in a format that is not read here: it is dropped.

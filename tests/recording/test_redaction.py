@@ -229,6 +229,16 @@ def test_secrets_in_other_resources(value: object) -> None:
     "name",
     [
         *("pw", "PW", "dbPw", "DB_PW", "db-pw", "pw2", "rootPwd", "userPass", "DB_PASS_1", "psk", "wifiPSK", "otp"),
+        *(
+            "dbKennwort",
+            "contrasena",
+            "sentryDsn",
+            "connectionString",
+            "CONN_STR",
+            "slackWebhookUrl",
+            "signing_key",
+            "tlsKey",
+        ),
         *("creds", "awsCreds", "cred", "passcode", "proxyAuth", "PROXY_AUTH", "urlSig", "pswd", "admin.pw", "x[pw]"),
     ],
 )
@@ -257,7 +267,13 @@ def test_names_that_only_look_like_it(name: str) -> None:
     assert as_sent(MAPS, json.dumps({"spec": {name: "x", "env": [{"name": name, "value": "x"}]}}).encode())
 
 
-@given(st.text(st.sampled_from("pwPWsaSkcredotuhig_-./ 1[]kKyY"), max_size=14))
+@given(
+    st.text(st.sampled_from("pwPWsaSkcredotuhig_-./ 1[]kKyY"), max_size=14)
+    | st.lists(
+        st.sampled_from(["hook", "url", "conn", "ection", "str", "ing", "dsn", "_", "-", ".", "A", "key", "tls"]),
+        max_size=6,
+    ).map("".join)
+)
 def test_no_name_hides_what_is_not_looked_at(name: str) -> None:
     """What tells quickly that there is nothing to look for knows of every name."""
     if redaction._hides(name):
