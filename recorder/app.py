@@ -37,7 +37,7 @@ from recorder.ingest.gate import connections
 from recorder.ingest.server import IngestServer
 from recorder.ingest.shares import Limit, Shares
 from recorder.ingest.site import Counts, IngestSite, body_limit, session_limit, user_limit
-from recorder.keeping import Keeping, KeepingError, keyring
+from recorder.keeping import Keeping, KeepingError, first_key, keyring
 from recorder.memory import give_back
 from recorder.store import Store, StoreError
 from recorder.store.blobs import Blobs, FolderBlobs, make_folder
@@ -205,9 +205,12 @@ class App:
                 raise StartError(f"index: {error}") from None
             self._store.observers.append(self._finding.index)
         try:
-            self._keeping = Keeping(config, self._store)
+            self._keeping = Keeping(config, self._store, await first_key(config, self._store.blobs))
         except KeepingError as error:
             raise StartError(str(error)) from None
+        except StoreError as error:
+            raise StartError(f"store: {error}") from error
+        self._keeping.open()
         try:
             await self._store.open()
         except StoreError as error:

@@ -32,6 +32,7 @@ from pydantic.alias_generators import to_camel
 
 from k8sproxy.peer import is_tailnet
 from k8sproxy.sockets import join_address
+from recorder.proof.places import is_inside, read_mounts
 
 # Bytes: a bound on what a wrong path can make the parser read.
 MAX_FILE = 1 << 20
@@ -368,16 +369,36 @@ class Shutdown(Section):
     )
 
 
+class Anchor(Section):
+    """Where it is remembered how far the signed chains had come: outside of the store, since a store that was taken
+    back to yesterday looks like one that was not."""
+
+    folder: FilePath | None = Field(
+        default=None,
+        description="A folder on another volume than the store (default: `anchor` beside the key).",
+    )
+
+
 class Proof(Section):
-    """What is sealed, so that it can be told whether something was changed (`recorder verify`)."""
+    """What is signed, so that it can be told whether something was changed (`recorder verify`)."""
 
     key: FilePath | None = Field(
         default=None,
-        description="The Ed25519 key that days are signed with, in PEM; made where it is not there. Best on another "
-        "disk than the recordings. Default: nothing is sealed.",
+        description="The Ed25519 key that recordings and days are signed with, in PEM; never in the store's folder. It "
+        "is made at the first start on an empty store, or with `recorder key`. Default: nothing is signed.",
+    )
+    previous_key: FilePath | None = Field(
+        default=None,
+        description="The private key of before, for the one start at which it hands over to a new one.",
     )
     public_keys: tuple[FilePath, ...] = Field(
-        default=(), description="Public keys of before, in PEM: what they have signed is believed as well."
+        default=(), description="Public keys of before, in PEM: what they signed while they were in force is believed."
+    )
+    anchor: Anchor = Anchor()
+    seal_days: StrictBool = Field(
+        default=True,
+        description="Whether this recorder signs the manifests of days; false for all but one of several that share an "
+        "object store (default true).",
     )
     delay: Annotated[float, _duration("0s", "24h")] = Field(
         default=3600.0, description="How long after midnight (UTC) a day is sealed (default 1h)."
@@ -503,6 +524,7 @@ def _together(config: Config) -> list[tuple[Key, str]]:
     faults: list[tuple[Key, str]] = []
     if config.web.listen and (not config.index.enabled or (config.index.url is None and config.store.folder is None)):
         faults.append((("web", "listen"), "needs an index, and there is none: index.url"))
+    faults += _beside(config)
     taken = {config.admin.address: "admin.address"}
     for section, addresses in (("ingest", config.ingest.listen), ("web", config.web.listen)):
         for number, address in enumerate(addresses):
@@ -510,6 +532,26 @@ def _together(config: Config) -> list[tuple[Key, str]]:
                 faults.append(((section, "listen", number), f"is the address of {taken[address]} too"))
             taken.setdefault(address, f"{section}.listen[{number}]")
     return faults
+
+
+def _beside(config: Config) -> list[tuple[Key, str]]:
+    """Keys and anchors in the folder that they are to protect."""
+    folder, proof = config.store.folder, config.proof
+    if folder is None:
+        return []
+    files: list[tuple[Key, Path | None]] = [
+        (("proof", "key"), proof.key),
+        (("proof", "previousKey"), proof.previous_key),
+        (("proof", "anchor", "folder"), proof.anchor.folder),
+    ]
+    files += [(("proof", "publicKeys", number), path) for number, path in enumerate(proof.public_keys)]
+    files += [(("encryption", "keys", number), path) for number, path in enumerate(config.encryption.keys)]
+    mounts = read_mounts()
+    return [
+        (key, "is in store.folder (by its name, a link or a mount), where it would protect nothing: keep it elsewhere")
+        for key, path in files
+        if path is not None and is_inside(path, folder, mounts)
+    ]
 
 
 def _unique(faults: list[tuple[Key, str]]) -> list[tuple[Key, str]]:

@@ -33,6 +33,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from recorder.store.api import Kept
 from recorder.store.blobs import Blobs
 from recorder.store.errors import DamagedError, StoreError
 from recorder.store.logs import Log
@@ -190,6 +191,11 @@ class EncryptedBlobs:
         """See Blobs."""
         self._ciphers.pop(key, None)
         await self.inner.put(key, await self.seal(key, data))
+
+    async def keep(self, key: str, data: bytes, sha256: str = "") -> Kept:
+        """See Blobs."""
+        self._ciphers.pop(key, None)
+        return await self.inner.keep(key, await self.seal(key, data))
 
     async def create(self, key: str, data: bytes) -> None:
         """See Blobs."""

@@ -37,6 +37,7 @@ from recorder.proof.acts import Act, Kind, Subject
 from recorder.proof.documents import day_end, day_of, is_day
 from recorder.proof.evidence import Evidence, MismatchError, MissingError, NotSealedYetError
 from recorder.proof.keys import KeyFault, PublicKeys, Signer
+from recorder.proof.register import Register
 from recorder.proof.removal import Removed, bare, finish, has_bytes, removals, removals_of, take_over, unfinished
 from recorder.store.errors import StoreError
 from recorder.store.manifest import folder
@@ -152,7 +153,9 @@ class Pruner:
         keys = keys or PublicKeys([signer.public_key] if signer is not None else [])
         if log is None and len(keys):
             keys = keys.with_own(signer.id) if signer is not None else keys
-            log = ActLog(store.blobs, keys, signer, clock=clock)
+            own = store.registrar
+            witnesses = own.witnesses if isinstance(own, Register) else None
+            log = ActLog(store.blobs, keys, signer, witnesses=witnesses, clock=clock)
         self._log = log
         self.holds = Holds(store.blobs, log)
         self._despite = despite

@@ -15,7 +15,8 @@ from recorder import __version__
 
 # In the order of --help; those whose module is not there are left out.
 _COMMANDS = (
-    "serve", "check", "ls", "search", "show", "play", "export", "verify", "rebuild", "prune", "completion", "version",
+    "serve", "check", "ls", "search", "show", "play", "export", "verify", "rebuild", "prune", "key", "anchor",
+    "completion", "version",
 )  # fmt: skip
 
 

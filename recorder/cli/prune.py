@@ -145,17 +145,22 @@ def _signing(where: Where, key_file: Path | None) -> tuple[Signer | None, Public
     from recorder.proof.keys import KeyFault, PublicKeys, Signer
 
     try:
-        own = Signer.load(key_file) if key_file is not None else signer(where.store(), make=False)
+        own = Signer.load(key_file) if key_file is not None else signer(where.store())
         keys = public_keys(where.store(), own)
         return own, keys if len(keys) else PublicKeys([])
     except (KeepingError, KeyFault) as error:
         raise Failed(str(error)) from None
 
 
-def _log(blobs: Blobs, signer: Signer | None, keys: PublicKeys | None) -> ActLog | None:
+def _log(where: Where, blobs: Blobs, signer: Signer | None, keys: PublicKeys | None) -> ActLog | None:
+    from recorder.keeping import witnesses
     from recorder.proof.actlog import ActLog
+    from recorder.proof.witness import Witnesses
 
-    return ActLog(blobs, keys, signer) if keys is not None and len(keys) else None
+    if keys is None or not len(keys):
+        return None
+    anchors = Witnesses(witnesses(where.store()) if where.configured else [])
+    return ActLog(blobs, keys, signer, witnesses=anchors)
 
 
 async def _reading(where: Where, key_file: Path | None, blobs: Blobs) -> ActLog:
@@ -212,7 +217,7 @@ async def _hold(
                 raise Failed(f"there is no session {printable(hold.recording, 60)} in the store yet") from None
         if match is not None:
             wanted.append(Hold(new_id(), time.time(), by, reason, match))
-        holds = Holds(store.blobs, _log(store.blobs, signer, keys))
+        holds = Holds(store.blobs, _log(where, store.blobs, signer, keys))
         return [await holds.add(hold) for hold in wanted]
 
 
@@ -233,7 +238,7 @@ async def _release(
     async with open_read_only(where.store()) as store:
         if signer is None and [name async for name, _ in stored(store.blobs).names(ACTS)]:
             raise Failed("this store has signed acts, and a release that is not signed would not count: give the key")
-        holds = Holds(store.blobs, _log(store.blobs, signer, keys))
+        holds = Holds(store.blobs, _log(where, store.blobs, signer, keys))
         for identifier in identifiers:
             try:
                 released.append(await holds.release(await _hold_of(holds, identifier), by=by, why=reason))

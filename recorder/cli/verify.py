@@ -21,8 +21,9 @@ from recorder.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from recorder.proof.keys import Anchor, PublicKeys
+    from recorder.proof.keys import PublicKeys
     from recorder.proof.verify import Report
+    from recorder.proof.witness import Witness
     from recorder.store.blobs import Blobs
 
 
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
 @click.option(
     "--trust-store-keys", is_flag=True, help="Take the keys from the store, which whoever changes it can change too."
 )
-@click.option("--anchor", type=EXISTING_FILE, metavar="FILE", help="The last manifest sealed, kept beside the key.")
-@click.option("--act", type=EXISTING_FILE, metavar="FILE", help="The last act signed, kept beside the key.")
+@click.option(
+    "--anchor", type=EXISTING_FILE, metavar="PATH",
+    help="A folder with an anchor, or a file of one, that the store must fit (default: the configuration's).",
+)  # fmt: skip
 @click.option("--all", "every", is_flag=True, help="Print those that are well, too.")
 @json_option
 def command(
@@ -48,7 +51,6 @@ def command(
     public_key_files: tuple[Path, ...],
     trust_store_keys: bool,
     anchor: Path | None,
-    act: Path | None,
     every: bool,
     as_json: bool,
 ) -> None:
@@ -56,15 +58,16 @@ def command(
 
     \b
     ok              as it was sealed
+    signed late     as it was sealed, and not signed when it ended; the detail says why
     open            it still runs
     not sealed yet  its day is not over, or was just now
     removed         by retention or by hand, as was signed before
     changed         something in it is not what was sealed; the detail says what
     cut             chunks at its end are missing, or torn
     missing         sealed, not there, and nobody has signed its removal
-    unknown         there, but its day was sealed without it
+    unknown         there, and the recorder has not signed that it put it there
 
-    Exit code 0 only if all is well: every state is one of the first four, no manifest is missing, and each is signed;
+    Exit code 0 only if all is well: every state is one of the first five, no manifest is missing, and each is signed;
     the acts (holds, releases, removals, reversals) are signed and all there, and each hold is as it was signed.
     Decryption keys are not needed.
     """
@@ -72,7 +75,7 @@ def command(
 
     if day and (not is_day(day) or identifier):
         raise click.UsageError("--day must be a day such as 2026-11-22" if not identifier else "either ID or --day")
-    report = execute(_verify(where, identifier, day, public_key_files, trust_store_keys, anchor, act))
+    report = execute(_verify(where, identifier, day, public_key_files, trust_store_keys, anchor))
     if as_json:
         print_json(report.values())
     else:
@@ -88,20 +91,23 @@ async def _verify(
     key_files: tuple[Path, ...],
     trust: bool,
     anchor: Path | None,
-    act: Path | None,
 ) -> Report:
     from recorder.cli.library import open_read_only
     from recorder.crypt import stored
     from recorder.proof.verify import Verifier
+    from recorder.proof.witness import Witnesses
 
     async with open_read_only(where.store()) as store:
         keys = await _keys(where, key_files, trust, stored(store.blobs))
-        verifier = Verifier(store.blobs, keys, anchor=_anchor(where, anchor, "anchor"), act=_anchor(where, act, "acts"))
+        anchors = Witnesses(_witnesses(where, anchor))
+        verifier = Verifier(store.blobs, keys, witnesses=anchors.all)
         with progress_bar("verified") as progress:
             try:
                 return await verifier.run(day=day, identifier=identifier, progress=progress)
             except (KeyError, ValueError):
                 raise Failed(f"there is no session {printable(identifier, 60)}, and none was sealed") from None
+            finally:
+                await anchors.aclose()
 
 
 async def _keys(where: Where, files: tuple[Path, ...], trust: bool, raw: Blobs) -> PublicKeys:
@@ -117,22 +123,24 @@ async def _keys(where: Where, files: tuple[Path, ...], trust: bool, raw: Blobs) 
     config = where.store()
     if where.configured and (config.proof.key is not None or config.proof.public_keys):
         try:
-            return public_keys(config, signer(config, make=False))
+            return public_keys(config, signer(config))
         except KeepingError as error:
             raise Failed(str(error)) from None
     raise click.UsageError("which key is to be believed? --public-key FILE, or --trust-store-keys")
 
 
-def _anchor(where: Where, path: Path | None, kind: str) -> Anchor | None:
-    from recorder.proof.keys import KeyFault, read_anchor
+def _witnesses(where: Where, path: Path | None) -> list[Witness]:
+    from recorder.keeping import witnesses
+    from recorder.proof.handover import MANIFESTS
+    from recorder.proof.witness import FolderWitness, MemoryWitness, chain_name, read_anchor
 
-    if path is not None:
-        anchor = read_anchor(path)
-        if anchor is None:
-            raise KeyFault(f"{path}: is not there")
-        return anchor
-    key = where.store().proof.key if where.configured else None
-    return None if key is None else read_anchor(key.with_name(f"{key.name}.{kind}"))
+    if path is None:
+        return witnesses(where.store()) if where.configured else []
+    if path.is_dir():
+        return [FolderWitness(path)]
+    # A file of such a folder, or what older recorders have left beside their key.
+    name = MANIFESTS if path.suffix == ".anchor" else chain_name(path.name)
+    return [MemoryWitness({name: read_anchor(path)}, f"file {path}")]
 
 
 def _print(report: Report, every: bool) -> None:
@@ -143,6 +151,8 @@ def _print(report: Report, every: bool) -> None:
     if shown:
         rows = [(finding.id, finding.status.value, finding.day, finding.detail) for finding in shown]
         print_table(("WHAT", "STATE", "SEALED", "DETAIL"), rows)
+    for note in report.notes:
+        click.echo(f"note: {printable(note)}")
     for fault in report.faults:
         click.echo(f"recorder: {printable(fault)}", err=True)
     counts = ", ".join(f"{count} {name}" for name, count in report.counts().items() if count) or "nothing there"
@@ -161,6 +171,8 @@ def _print(report: Report, every: bool) -> None:
         )
     if acts.last is not None:
         click.echo(f"last act: number {acts.last.number}, sha256 {acts.last.sha256}")
+    for anchor in report.anchors:
+        click.echo(f"anchor: {printable(anchor)}")
     bad = sum(finding.status not in WELL for finding in report.findings)
     verdict = (
         "all is well"

@@ -3,8 +3,8 @@
 Several may add to it at once: the recorder, which removes, and a command beside it that places a hold. A number is
 taken by whoever creates its file first; the other one reads what has come and takes the next.
 
-An act counts from the moment its file is there. Only then its number and hash are remembered beside the key
-(Signer.remember_act), so a crash in between leaves a memory that is older and still true.
+An act counts from the moment its file is there. Only then its number and hash are remembered outside of the store
+(recorder/proof/witness.py), so a crash in between leaves a memory that is older and still true.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
+import structlog
+
 from recorder.crypt import stored
 from recorder.proof.acts import Act, Acts, Kind, Subject, act_file, read_acts, write_act
 from recorder.proof.chain import last_manifest
 from recorder.proof.documents import digest
+from recorder.proof.handover import ACTS as CHAIN
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
+from recorder.proof.witness import Witnesses
 from recorder.store.blobs import Blobs
 from recorder.store.errors import StoreError
+
+_log = structlog.get_logger(__name__)
 
 # Times that somebody else may be quicker before it is a fault.
 _TRIES = 20
@@ -34,9 +40,11 @@ class ActLog:
         keys: PublicKeys,
         signer: Signer | None = None,
         *,
+        witnesses: Witnesses | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.signer = signer
+        self.witnesses = witnesses if witnesses is not None else Witnesses()
         self.keys = keys
         self._raw = stored(blobs)
         self._clock = clock
@@ -55,10 +63,10 @@ class ActLog:
 
     async def _read(self) -> Acts:
         # Asked before: an act that is added meanwhile must not be missed.
-        remembered = self.signer.acts() if self.signer is not None else None
+        remembered = await self.witnesses.known(CHAIN)
         acts = await read_acts(self._raw, self.keys, self._acts)
         if remembered is not None and not acts.has(remembered):
-            fault = f"act {remembered.number}, which was signed with this key, is gone or another"
+            fault = f"act {remembered.number}, which the anchor remembers, is gone or another"
             if fault not in acts.faults:
                 acts.faults.append(fault)
         return acts
@@ -70,6 +78,7 @@ class ActLog:
         if self.signer is None:
             raise KeyFault("there is no key to sign with")
         async with self._lock:
+            remembered = await self.witnesses.known(CHAIN)
             for _ in range(_TRIES):
                 acts = await self._read()
                 act = Act(
@@ -91,9 +100,18 @@ class ActLog:
                 except FileExistsError:
                     continue
                 acts = await self._read()  # it counts as it is read, also for whoever has signed it
-                self.signer.remember_act(Anchor(act.number, digest(data)))
+                # Where the chain is not what is remembered, the memory is the evidence of it.
+                if remembered is None or acts.has(remembered):
+                    await self._remember(Anchor(act.number, digest(data)))
                 return act
         raise StoreError("others sign acts all the time")
+
+    async def _remember(self, head: Anchor) -> None:
+        """The act counts, whether or not a witness can be told of it."""
+        try:
+            await self.witnesses.remember(CHAIN, head)
+        except KeyFault as error:
+            _log.error("anchor_fault", fault=str(error))
 
 
 __all__ = ["ActLog"]

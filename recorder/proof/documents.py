@@ -22,12 +22,17 @@ from recorder.proof.keys import Anchor, PublicKeys, Signer
 
 MANIFEST_TYPE = "recorder manifest"
 REMOVAL_TYPE = "recorder removal"
+ENTRY_TYPE = "recorder register entry"
+# Origins of what was signed at another time than its end: it came out of the journal after a crash; it was in the store
+# when the recorder began to keep a register; nobody has signed it before its day was sealed.
+JOURNAL, FOUND, UNSIGNED = "journal", "found", "unsigned"
 # `previous` of the first manifest.
 NOTHING = "0" * 64
 # Where they are, in the store.
 DAYS = "proof/days"
 REMOVALS = "proof/removals"
 KEYS = "proof/keys"
+REGISTER = "proof/register"
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d\Z", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -55,7 +60,8 @@ class Part:
 class Sealed:
     """A recording that was over. ended: unix seconds; end: its state; size: bytes of cast text. header, head: SHA-256
     of the header line, and of the last chunk, "" where the recording is encrypted. parts: everything in its folder.
-    fault: what was wrong with it already when it was sealed, "" if nothing."""
+    fault: what was wrong with it already when it was sealed, "" if nothing. origin: how the recorder came to sign it:
+    "" for when it ended, else one of JOURNAL, FOUND and UNSIGNED."""
 
     id: str
     ended: float
@@ -65,6 +71,7 @@ class Sealed:
     head: str
     parts: tuple[Part, ...]
     fault: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +90,25 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """That an operator took the store as it was, though the anchor remembered more. lost: what it remembered of each
+    chain that was not there any more. at: unix seconds."""
+
+    at: float
+    by: str
+    reason: str
+    lost: Mapping[str, Anchor]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One day, sealed. number: 1, 2, ..; previous: SHA-256 of the file before; sealed: unix seconds, when.
     acts: the last act (recorder/proof/acts.py) that had been signed by then, number 0 where there was none; None in a
     manifest from before there were acts. removals: those of that time. registers: of each recorder's register
     (recorder/proof/register.py) the last entry of which all is listed here or before; None in a manifest from before
-    there were registers."""
+    there were registers. looks: chunks of the book of looks. unsigned: which of the events and looks the recorder had
+    not signed when it put them, as far as its registers tell. accepted: what operators have accepted since the
+    manifest before."""
 
     number: int
     day: str
@@ -99,6 +119,27 @@ class Manifest:
     removals: tuple[Removal, ...] = ()
     acts: Anchor | None = None
     registers: Mapping[str, Anchor] | None = None
+    looks: tuple[Part, ...] = ()
+    unsigned: tuple[str, ...] = ()
+    accepted: tuple[Accepted, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a register: what has come into the store since the one before, signed at once. name: of the
+    register. number: 1, 2, ..; previous: SHA-256 of the file before; at: unix seconds. recordings: that have ended.
+    events, looks: chunks. opening: it is one of those that a register begins with, of what was in the store before.
+    accepted: see there."""
+
+    name: str
+    number: int
+    previous: str
+    at: float
+    recordings: tuple[Sealed, ...] = ()
+    events: tuple[Part, ...] = ()
+    looks: tuple[Part, ...] = ()
+    opening: bool = False
+    accepted: Accepted | None = None
 
 
 def is_day(text: str) -> bool:
@@ -140,6 +181,11 @@ def manifest_file(day: str) -> str:
     return f"{DAYS}/{day}.json"
 
 
+def entry_file(name: str, number: int) -> str:
+    """The key of an entry of a register."""
+    return f"{REGISTER}/{name}/{number:010}.json"
+
+
 def removal_file(subject: str) -> str:
     """The key of a removal."""
     return f"{REMOVALS}/{subject.replace(' ', '-')}.json"
@@ -150,6 +196,8 @@ def write_manifest(manifest: Manifest, signer: Signer) -> bytes:
     more: dict[str, Any] = {} if manifest.acts is None else {"acts": head_values(manifest.acts)}
     if manifest.registers is not None:
         more["registers"] = {name: head_values(head) for name, head in sorted(manifest.registers.items())}
+        more |= {"looks": _part_values(manifest.looks), "unsigned": list(manifest.unsigned)}
+        more["accepted"] = list(map(_accepted_values, manifest.accepted))
     return sign_document(
         {
             "type": MANIFEST_TYPE,
@@ -181,12 +229,55 @@ def read_manifest(data: bytes, keys: PublicKeys) -> Manifest:
             removals=tuple(map(_read_removal, value["removals"])),
             acts=read_head(value["acts"]) if "acts" in value else None,
             registers=_read_heads(value["registers"]) if "registers" in value else None,
+            looks=_read_parts(value.get("looks", {})),
+            unsigned=tuple(map(read_text, value.get("unsigned", []))),
+            accepted=tuple(map(_read_accepted, value.get("accepted", []))),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ForgedError("it is signed and makes no sense") from None
     if not is_day(manifest.day):
         raise ForgedError("it is signed and makes no sense")
     return manifest
+
+
+def write_entry(entry: Entry, signer: Signer) -> bytes:
+    """The signed file."""
+    accepted = entry.accepted
+    values: dict[str, Any] = {
+        "type": ENTRY_TYPE,
+        "version": 1,
+        "register": entry.name,
+        "number": entry.number,
+        "previous": entry.previous,
+        "at": entry.at,
+        "recordings": [_sealed_values(sealed) for sealed in entry.recordings],
+        "events": _part_values(entry.events),
+        "looks": _part_values(entry.looks),
+        "opening": entry.opening,
+    }
+    if accepted is not None:
+        values["accepted"] = _accepted_values(accepted)
+    return sign_document(values, signer)
+
+
+def read_entry(data: bytes, keys: PublicKeys) -> Entry:
+    """A signed file. Raises ForgedError."""
+    value = open_document(data, keys, ENTRY_TYPE)
+    try:
+        accepted = value.get("accepted")
+        return Entry(
+            name=read_text(value["register"]),
+            number=read_whole(value["number"]),
+            previous=read_sha256(value["previous"]),
+            at=float(value["at"]),
+            recordings=tuple(map(_read_sealed, value["recordings"])),
+            events=_read_parts(value["events"]),
+            looks=_read_parts(value["looks"]),
+            opening=value["opening"] is True,
+            accepted=None if accepted is None else _read_accepted(accepted),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ForgedError("it is signed and makes no sense") from None
 
 
 def write_removal(removal: Removal, signer: Signer) -> bytes:
@@ -262,7 +353,8 @@ def _sealed_values(sealed: Sealed) -> dict[str, Any]:
         "chunks": sum(part.name.endswith(".chunk") for part in sealed.parts),
         "parts": _part_values(sealed.parts),
     }
-    return values | {"fault": sealed.fault} if sealed.fault else values
+    more = {"fault": sealed.fault, "origin": sealed.origin}
+    return values | {name: value for name, value in more.items() if value}
 
 
 def _part_values(parts: tuple[Part, ...]) -> dict[str, list[Any]]:
@@ -282,6 +374,7 @@ def _read_sealed(value: Mapping[str, Any]) -> Sealed:
         head=read_text(value["head"]),
         parts=_read_parts(value["parts"]),
         fault=read_text(value.get("fault", "")),
+        origin=read_text(value.get("origin", "")),
     )
 
 
@@ -294,6 +387,16 @@ def _read_removal(value: Mapping[str, Any]) -> Removal:
     if not is_id(subject) and not is_day(subject.removeprefix("events ")):
         raise ValueError("not a subject")
     return Removal(subject, float(value["at"]), read_text(value["by"]), read_text(value["why"]))
+
+
+def _accepted_values(accepted: Accepted) -> dict[str, Any]:
+    lost = {name: head_values(head) for name, head in sorted(accepted.lost.items())}
+    return {"at": accepted.at, "by": accepted.by, "reason": accepted.reason, "lost": lost}
+
+
+def _read_accepted(value: Mapping[str, Any]) -> Accepted:
+    by, reason = read_text(value["by"]), read_text(value["reason"])
+    return Accepted(float(value["at"]), by, reason, _read_heads(value["lost"]))
 
 
 def head_values(head: Anchor) -> dict[str, Any]:

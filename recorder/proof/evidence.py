@@ -17,10 +17,13 @@ from recorder.crypt import EncryptedBlobs, stored
 from recorder.model import Recording, id_day
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Acts, compare
-from recorder.proof.chain import Chain, read_chain
+from recorder.proof.chain import Chain
 from recorder.proof.documents import Part, Sealed, day_end, day_of
+from recorder.proof.handover import MANIFESTS
 from recorder.proof.parts import hash_of
+from recorder.proof.register import read_both
 from recorder.proof.removal import old_removals
+from recorder.proof.witness import missing
 from recorder.store.blobs import Blobs
 from recorder.store.errors import StoreError
 from recorder.store.manifest import MANIFEST, folder, manifest_key, read_manifest
@@ -44,7 +47,8 @@ LATE = 7
 
 @dataclass(slots=True)
 class Evidence:
-    """blobs: with their decryption. sealed, events: what manifests list, by id and by DAY/NAME. faults: see above."""
+    """blobs: with their decryption. sealed, events: what manifests and registers list, by id and by DAY/NAME. signs:
+    whether all is signed when it ends. faults: see above."""
 
     blobs: Blobs
     chain: Chain
@@ -52,25 +56,27 @@ class Evidence:
     faults: list[str]
     sealed: Mapping[str, Sealed] = field(default_factory=dict)
     events: Mapping[str, Part] = field(default_factory=dict)
+    signs: bool = False
 
     @classmethod
     async def read(cls, blobs: Blobs, log: ActLog) -> Evidence:
         """All of it. Raises StoreError, KeyFault."""
         # What is remembered is asked for before what is there is read: a day may be sealed meanwhile.
-        anchor = log.signer.anchor() if log.signer is not None else None
-        chain = await read_chain(stored(blobs), log.keys)
+        anchor = await log.witnesses.known(MANIFESTS)
+        chain, registers = await read_both(stored(blobs), log.keys)
         acts = await log.read()
-        faults = [*chain.faults, *acts.faults, *compare(acts, chain.manifests, chain.hashes)]
+        faults = [*chain.faults, *registers.faults, *acts.faults, *compare(acts, chain.manifests, chain.hashes)]
         faults += old_removals(chain, acts)[1]
         if anchor is not None and not chain.holds(anchor):
-            faults.append(f"manifest {anchor.number} is not the one that was sealed, or is gone")
+            faults.append(missing(MANIFESTS, anchor))
         return cls(
             blobs,
             chain,
             acts,
             faults,
-            {sealed.id: sealed for manifest in chain.manifests for sealed in manifest.recordings},
-            {part.name: part for manifest in chain.manifests for part in manifest.events},
+            registers.recordings | {one.id: one for manifest in chain.manifests for one in manifest.recordings},
+            registers.events | {part.name: part for manifest in chain.manifests for part in manifest.events},
+            registers.there,
         )
 
     def need_whole(self) -> None:
@@ -102,6 +108,8 @@ class Evidence:
         to wait for. Raises NotSealedYetError, MismatchError."""
         last = self.chain.last_day
         if not last:
+            if self.signs:
+                raise NotSealedYetError  # nobody has signed it, and the seal of its day will say so
             return
         if day > last or day_end(day) >= day_end(last) - LATE * 86400:
             raise NotSealedYetError

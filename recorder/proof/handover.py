@@ -28,6 +28,7 @@ from recorder.store.blobs import Blobs
 HANDOVER_TYPE = "recorder key hand-over"
 MANIFESTS = "manifests"
 ACTS = "acts"
+HANDOVERS = "hand-overs"
 _NAME = re.compile(r"handover-(\d{4})\.json\Z", re.ASCII)
 _KEY = re.compile(r"[0-9a-f]{16}\Z")
 _CHAIN = re.compile(r"[a-z0-9 -]{1,80}\Z")
@@ -127,7 +128,8 @@ class _Span:
 
 class KeyHistory:
     """The keys of a store, in their order. own: the key that the checker knows to be in force, "" where it knows none.
-    last: number and hash of the last hand-over. fault: what is wrong with the whole, "" if nothing.
+    last: number and hash of the last hand-over; hashes: of all, by number. fault: what is wrong with the whole, "" if
+    nothing.
 
     `may_sign` is the one answer to whether a key may sign something. Whoever reads a signed document asks it after the
     signature was found good, and whoever signs asks it before."""
@@ -136,6 +138,7 @@ class KeyHistory:
         self.handovers = tuple(handovers)
         self.own = own
         self.last = Anchor(0, NOTHING)
+        self.hashes: dict[int, str] = {}
         self.fault = ""
         self._before: list[_Span] = []  # from manifests without a register
         self._spans = [_Span(one.old, {name: head.number for name, head in one.heads.items()}) for one in handovers]
@@ -169,12 +172,10 @@ class KeyHistory:
         return frozenset(span.key for span in (*self._before, *self._spans))
 
     def signed(self, key: str, chain: str, number: int) -> bool:
-        """`may_sign`; the first thing that is signed by a key that was not known before says which is in force."""
-        if not self.may_sign(key, chain, number):
-            return False
+        """`may_sign` of what is there; the first thing that is signed at all says which key was the first."""
         if not self._spans and not self._before:
             self._before.append(_Span(key))
-        return True
+        return self.may_sign(key, chain, number)
 
     def old_manifest(self, key: str, number: int) -> bool:
         """The same for a manifest that names no register, read in their order: another key may follow the one before,
@@ -211,6 +212,7 @@ async def read_handovers(raw: Blobs, keys: PublicKeys) -> tuple[KeyHistory, list
     faults: list[str] = []
     found: list[HandOver] = []
     last, strange = Anchor(0, NOTHING), False
+    hashes: dict[int, str] = {}
     matches = [_NAME.match(name) for name in [name async for name, _ in raw.names(KEYS)]]
     for number in sorted(int(match[1]) for match in matches if match):
         try:
@@ -232,8 +234,9 @@ async def read_handovers(raw: Blobs, keys: PublicKeys) -> tuple[KeyHistory, list
         else:
             found.append(handover)
             last = Anchor(number, digest(data))
+            hashes[number] = last.sha256
     history = KeyHistory(found, keys.own)
-    history.last = last
+    history.last, history.hashes = last, hashes
     return history, faults, strange
 
 

@@ -1,12 +1,12 @@
-"""The key that days are sealed with (Ed25519, RFC 8032), and the public keys to check seals with.
+"""The key that recordings and days are signed with (Ed25519, RFC 8032), and the public keys to check signatures with.
 
-The private key is a PEM file (PKCS #8, not encrypted) that only the recorder should be able to read, best not on the
-disk that the recordings are on; where there is none it is made. A key is called by the first 16 hex digits of the
-SHA-256 of its raw public half.
+The private key is a PEM file (PKCS #8, not encrypted) that only the recorder should be able to read, and never in the
+folder that it seals. It is made on somebody's word (`recorder key make`) or at the first start on an empty store. A key
+that is gone is a fault: a new one made in its place would begin a new history, and nobody would have been asked. A key
+is called by the first 16 hex digits of the SHA-256 of its raw public half.
 
-Beside the private key lies its `anchor`: number and hash of the last manifest that was sealed. It is the memory that
-somebody who can write to the store has no hold of: a store whose manifests were all made away with, or put back to how
-they were last week, no longer agrees with it.
+Which key may sign what is told by recorder/proof/handover.py; how far the chains had come is remembered by
+recorder/proof/witness.py, which depends on no key.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ from cryptography.hazmat.primitives.serialization import (
 
 # Bytes: a PEM of ours has some 120.
 _MAX_FILE = 64 << 10
-_ANCHOR = re.compile(r"(\d{1,9}) ([0-9a-f]{64})\n\Z", re.ASCII)
 
 
 class KeyFault(Exception):
@@ -41,7 +39,7 @@ class KeyFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """The last manifest that was sealed: its number, and the SHA-256 (hex) of its file."""
+    """The last of a chain of signed files: its number, and the SHA-256 (hex) of its file."""
 
     number: int
     sha256: str
@@ -53,11 +51,10 @@ def name_of(key: Ed25519PublicKey) -> str:
 
 
 class Signer:
-    """A private key. id: what it is called. path: its file, where the anchor lies beside; None for one in memory."""
+    """A private key. id: what it is called."""
 
-    def __init__(self, key: Ed25519PrivateKey, path: Path | None = None) -> None:
+    def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
-        self._path = path
         self.id = name_of(key.public_key())
 
     def sign(self, data: bytes) -> bytes:
@@ -89,84 +86,22 @@ class Signer:
             raise KeyFault(f"{path}: holds no private key in PEM") from None
         if not isinstance(key, Ed25519PrivateKey):
             raise KeyFault(f"{path}: holds a key of another kind than Ed25519")
-        return cls(key, path)
+        return cls(key)
 
     @classmethod
-    def load_or_make(cls, path: Path) -> Signer:
-        """The key in a file, which is made (0600) where it is not there, its public half beside it as `.pub`.
-        Raises KeyFault."""
+    def make_file(cls, path: Path) -> Signer:
+        """A new key in a file (0600), its public half beside it as `.pub`. Raises KeyFault, also where the file is
+        there: a key is made once, and on somebody's word."""
+        signer = cls.make()
+        pem = signer._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         try:
-            path.lstat()
-        except FileNotFoundError:
-            pass
+            write_file(path, pem, 0o600, fresh=True)
+            write_file(path.with_name(path.name + ".pub"), signer.public_pem, 0o644)
+        except FileExistsError:
+            raise KeyFault(f"{path}: is there already, and is not written over") from None
         except OSError as error:
-            raise KeyFault(f"{path}: can't be read: {error.strerror}") from None
-        else:
-            return cls.load(path)
-        key = Ed25519PrivateKey.generate()
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        signer = cls(key, path)
-        try:
-            _write(path, pem, 0o600, fresh=True)
-            _write(path.with_name(path.name + ".pub"), signer.public_pem, 0o644)
-        except FileExistsError:  # somebody else was quicker
-            return cls.load(path)
-        except OSError as error:
-            raise KeyFault(f"{path}: can't be made: {error.strerror}") from None
+            raise KeyFault(f"{path}: cannot be made: {error.strerror}") from None
         return signer
-
-    # -- the anchor
-
-    @property
-    def _anchor_path(self) -> Path | None:
-        return None if self._path is None else self._path.with_name(self._path.name + ".anchor")
-
-    def anchor(self) -> Anchor | None:
-        """What was sealed last, None where that is not known. Raises KeyFault."""
-        return None if self._anchor_path is None else read_anchor(self._anchor_path)
-
-    def remember(self, anchor: Anchor) -> None:
-        """Keep it, for good. Raises KeyFault."""
-        if self._anchor_path is not None:
-            _write_anchor(self._anchor_path, anchor)
-
-    # The same of the chain of acts: holds and removals are signed at any time, and by commands beside the recorder.
-
-    @property
-    def _acts_path(self) -> Path | None:
-        return None if self._path is None else self._path.with_name(self._path.name + ".acts")
-
-    def acts(self) -> Anchor | None:
-        """The last act that was signed, None where that is not known. Raises KeyFault."""
-        return None if self._acts_path is None else read_anchor(self._acts_path)
-
-    def remember_act(self, anchor: Anchor) -> None:
-        """Keep it, unless a later one is kept already. Raises KeyFault."""
-        if self._acts_path is not None:
-            kept = self.acts()
-            if kept is None or kept.number < anchor.number:
-                _write_anchor(self._acts_path, anchor)
-
-
-def read_anchor(path: Path) -> Anchor | None:
-    """An anchor's file, None where there is none. Raises KeyFault."""
-    try:
-        text = path.read_bytes().decode("ascii", "replace")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise KeyFault(f"{path}: can't be read: {error.strerror}") from None
-    match = _ANCHOR.match(text)
-    if match is None:
-        raise KeyFault(f"{path}: is no anchor")
-    return Anchor(int(match[1]), match[2])
-
-
-def _write_anchor(path: Path, anchor: Anchor) -> None:
-    try:
-        _write(path, f"{anchor.number} {anchor.sha256}\n".encode(), 0o644)
-    except OSError as error:
-        raise KeyFault(f"{path}: can't be written: {error.strerror}") from None
 
 
 class PublicKeys:
@@ -221,15 +156,18 @@ def _read(path: Path, *, secret: bool = False) -> bytes:
     try:
         with open(path, "rb") as file:
             # The group may read: secrets that Kubernetes mounts belong to one (fsGroup).
-            if secret and os.fstat(file.fileno()).st_mode & 0o027:
+            status = os.fstat(file.fileno())
+            if secret and status.st_mode & 0o027:
                 raise KeyFault(f"{path}: others may read or write this key: chmod 600")
+            if secret and status.st_nlink > 1:
+                raise KeyFault(f"{path}: has a second name (a hard link), which may be in the store: copy it anew")
             return file.read(_MAX_FILE)
     except OSError as error:
         raise KeyFault(f"{path}: can't be read: {error.strerror}") from None
 
 
-def _write(path: Path, data: bytes, mode: int, *, fresh: bool = False) -> None:
-    """A whole file or none. fresh: raises FileExistsError where it is there."""
+def write_file(path: Path, data: bytes, mode: int, *, fresh: bool = False) -> None:
+    """A whole file or none, for good. fresh: FileExistsError where it is there. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:

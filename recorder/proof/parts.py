@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from recorder.crypt import EncryptedBlobs, is_encrypted, stored
@@ -161,3 +162,14 @@ class _Walk:
             self._looked.complain(f"chunk {self._next} {rest} missing", cut=True)
         elif self._previous != self._manifest.head:
             self._looked.complain(f"{MANIFEST} names another head of the chain")
+
+
+def differs(wanted: Sequence[Part], found: Sequence[Part]) -> str:
+    """In what the parts that are there are not those that were signed, "" for nothing."""
+    there = {part.name: part for part in found}
+    for part in wanted:
+        if part.name not in there:
+            return f"{part.name} is missing"
+        if there.pop(part.name) != part:
+            return f"{part.name} is not what was signed"
+    return f"{min(there)} was put in later" if there else ""

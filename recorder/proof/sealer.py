@@ -1,20 +1,22 @@
 """The task that seals days: once a day (UTC) is over, and some time has passed, its manifest is signed and put.
 
-A day's manifest lists what ended on that day; what ended earlier and was not in the store in time (its store was away,
-its recorder was down) is listed in the next one. What it lists was read back from the store, each byte of it, so a seal
-also says that the recording hung together when it was sealed, or what was wrong with it.
+A day's manifest lists what ended on that day, as the register has signed it (recorder/proof/register.py), and not as it
+is in the store by then; what is not the same any more is told, and `verify` finds it for ever. What ended earlier and
+was not in the store in time (its store was away, its recorder was down) is listed in the next manifest. What nobody has
+signed is listed as it is found, and as that: it was put into the store by somebody else, or while there was no key.
 
 Sealing may begin anew at any moment. A manifest is put whole or not at all, a pass finds out by itself which days are
 due, and after days of downtime each of them gets its manifest. It names the last act (acts.py) that was signed by then.
+Only then entries of registers that it lists are forgotten.
 
-One recorder seals one store: of several that share an object store, configure the key for one.
+One recorder seals one store: of several that share an object store, all but one have `proof.sealDays: false`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import structlog
@@ -22,25 +24,31 @@ import structlog
 from recorder.crypt import stored
 from recorder.model import Recording, id_day, is_id, new_id
 from recorder.proof.actlog import ActLog
-from recorder.proof.chain import Chain, read_chain
+from recorder.proof.chain import Chain
 from recorder.proof.documents import (
     DAYS,
-    KEYS,
     NOTHING,
+    REGISTER,
+    UNSIGNED,
+    Accepted,
     Manifest,
     Part,
     Sealed,
     day_end,
     day_of,
     digest,
+    entry_file,
     is_day,
     manifest_file,
     next_day,
     write_manifest,
 )
+from recorder.proof.handover import ACTS, MANIFESTS
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
-from recorder.proof.parts import hash_of, look
+from recorder.proof.parts import differs, hash_of, look
+from recorder.proof.register import Register, Registers, read_both, seal
 from recorder.proof.removal import take_over
+from recorder.proof.witness import missing
 from recorder.store.errors import StoreError
 from recorder.store.manifest import MANIFEST, folder, manifest_key, read_manifest
 from recorder.store.store import Store
@@ -53,23 +61,27 @@ DELAY = 3600.0
 LOOK = 300.0
 # Days that one pass makes up for at most; more than ten years are a clock that was wrong.
 _MOST_DAYS = 3700
-# Days after a day's seal that something which ended on it may still be listed. More than that is not late but new: it
-# was not there for all that time.
+# Days after a day's seal that something which ended on it, and which nobody signed, may still be listed. More than that
+# is not late but new: it was not there for all that time.
 LATE = 7
 
 
 @dataclass(slots=True)
 class _Found:
-    """What no manifest has yet, and the end of which (unix seconds) is past."""
+    """What no manifest has yet, and the end of which (unix seconds) is past. signed, parts: what the registers say of
+    it; nothing of what nobody has signed."""
 
     recordings: dict[str, float] = field(default_factory=dict)
     events: dict[str, str] = field(default_factory=dict)  # DAY/NAME -> day
+    signed: dict[str, Sealed] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
 
 
 class Sealer:
     """keys: public keys of before, besides the signer's own. acts: their log, by default one of its own; whoever signs
-    acts beside the sealer in this process should use the same one. delay: seconds. sealed: days in this process.
-    last_day: the last one that is sealed, "" before that is known. fault: None, or why it can't seal."""
+    acts beside the sealer in this process should use the same one. register: by default the store's. delay: seconds.
+    sealed: days in this process. last_day: the last one that is sealed, "" before that is known. fault: None, or why it
+    can't seal."""
 
     def __init__(
         self,
@@ -78,6 +90,7 @@ class Sealer:
         *,
         keys: PublicKeys | None = None,
         acts: ActLog | None = None,
+        register: Register | None = None,
         delay: float = DELAY,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -88,7 +101,15 @@ class Sealer:
         self._raw = stored(store.blobs)
         self._signer = signer
         self._keys = (keys if keys is not None else PublicKeys([signer.public_key])).with_own(signer.id)
-        self._acts = acts if acts is not None else ActLog(store.blobs, self._keys, signer, clock=clock)
+        if register is None:
+            own = store.registrar
+            register = own if isinstance(own, Register) else Register(store.blobs, signer, keys=self._keys, clock=clock)
+        self._register = register
+        self._acts = (
+            acts
+            if acts is not None
+            else ActLog(store.blobs, self._keys, signer, witnesses=register.witnesses, clock=clock)
+        )
         self._delay = delay
         self._clock = clock
         self._tried_day = ""
@@ -116,11 +137,12 @@ class Sealer:
         due = day_of(self._clock() - self._delay - 86400)  # the last day that is
         if self._tried_day == due:
             return []
+        await self._register.open()
+        await self._register.settled()
         if not await self._is_settled(day_end(due)):
             raise StoreError(f"what ended by {due} is not wholly in the store yet, so it is not sealed")
-        await self._export_key()
-        chain = await read_chain(self._raw, self._keys)
-        self._check(chain)
+        chain, registers = await read_both(self._raw, self._keys)
+        await self._check(chain, registers)
         await take_over(self._store, self._acts, chain, await self._acts.read())
         self.last_day = chain.last_day
         if chain.last_day >= day_of(self._clock()):
@@ -128,12 +150,13 @@ class Sealer:
             raise StoreError(f"{chain.last_day} is sealed, and not over by this clock: it is wrong now, or was then")
         days: list[str] = []
         if chain.last_day < due:
-            found = await self._find(chain, due)
+            found = await self._find(chain, registers, due)
             day = next_day(chain.last_day) if chain.last_day else _first_day(found)
             while day and day <= due and len(days) < _MOST_DAYS:
-                await self._seal(chain, found, day)
+                await self._seal(chain, registers, found, day)
                 days.append(day)
                 day = next_day(day)
+        await self._forget_entries(chain)
         self._tried_day = due
         return days
 
@@ -141,63 +164,60 @@ class Sealer:
         """Whether everything that ended or came before that moment is in the store."""
         if any(live.over and (live.ended or 0.0) < until for live in self._store.lives.values()):
             return False
+        if self._register.waits_for(until):
+            return False
         await self._store.eventlog.drain(before=new_id(until)[:10])
         return self._store.eventlog.fault is None
 
-    def _check(self, chain: Chain) -> None:
-        for fault in chain.faults:
+    async def _check(self, chain: Chain, registers: Registers) -> None:
+        for fault in [*chain.faults, *registers.faults]:
             _log.error("proof_fault", fault=fault)
         if chain.strange:
             # What those list would be taken for unlisted, and be sealed a second time.
             raise KeyFault("there are manifests by a key that is not among the public keys")
-        if chain.keys.current not in ("", self._signer.id):
-            raise KeyFault(
-                f"the key in force is {chain.keys.current}, and it has not handed over to {self._signer.id}: name the "
-                "private key of the one in force as proof.previousKey until the recorder has started once"
-            )
-        anchor = self._signer.anchor()
-        if anchor is not None and not chain.holds(anchor):
-            if chain.last is None or chain.last.number < anchor.number:
-                # Sealing on would give the store a fresh and sound chain in the place of the one that is gone.
-                raise KeyFault(
-                    f"the store has no manifest {anchor.number}, which was sealed with this key: manifests were made "
-                    "away with, or it is another store"
-                )
-            _log.error("proof_fault", fault=f"manifest {anchor.number} is not the one that was sealed")
-
-    async def _export_key(self) -> None:
-        names = {name async for name, _ in self._raw.names(KEYS)}
-        if f"{self._signer.id}.pem" not in names:
-            await self._raw.put(f"{KEYS}/{self._signer.id}.pem", self._signer.public_pem)
+        if not chain.keys.may_sign(self._signer.id, MANIFESTS, (chain.last.number if chain.last else 0) + 1):
+            raise KeyFault(f"the key {self._signer.id} is not in force: {chain.keys.current} is")
+        if self._register.anchor_fault is not None:
+            # Sealing on would give the store a fresh and sound chain in the place of the one that is gone.
+            raise KeyFault(self._register.anchor_fault)
+        head = await self._register.witnesses.known(MANIFESTS)
+        if head is not None and not chain.holds(head):
+            raise KeyFault(missing(MANIFESTS, head))
 
     # -- what there is
 
-    async def _find(self, chain: Chain, due: str) -> _Found:
-        """What is in the store and in no manifest, and ended by the end of the day `due`."""
+    async def _find(self, chain: Chain, registers: Registers, due: str) -> _Found:
+        """What no manifest has, and ended by the end of the day `due`: what was signed when it ended, and what is in
+        the store all the same."""
         listed = {sealed.id for manifest in chain.manifests for sealed in manifest.recordings}
         found, until = _Found(), day_end(due)
+        found.signed = {one.id: one for one in registers.recordings.values() if one.id not in listed}
+        for sealed in found.signed.values():
+            if (ended := _ended(sealed.id, sealed.ended)) < until:
+                found.recordings[sealed.id] = ended
         oldest = day_end(chain.last_day) - LATE * 86400 if chain.last_day else 0.0
         for day in [name.rstrip("/") async for name, _ in self._raw.names("recordings")]:
             if not is_day(day) or day > due:
                 continue
             for name in [name.rstrip("/") async for name, _ in self._raw.names(f"recordings/{day}")]:
-                if not is_id(name) or id_day(name) != day or name in listed:
+                if not is_id(name) or id_day(name) != day or name in listed or name in found.signed:
                     continue
                 recording = await self._recording(name)
                 if recording is None or recording.ended is None:
                     continue
-                # A clock that ran ahead when it began and was put right by its end has not ended it before its day.
-                ended = max(recording.ended, day_end(day) - 86400)
-                if ended < oldest:
+                if (ended := _ended(name, recording.ended)) < oldest:
                     _log.error("recording_too_late_to_seal", recording=name)
                 elif ended < until:
                     found.recordings[name] = ended
         known = {part.name for manifest in chain.manifests for part in manifest.events}
+        for key, part in registers.events.items():
+            if key not in known and (day := key.partition("/")[0]) <= due:
+                found.events[key], found.parts[f"events/{key}"] = day, part
         for day in [name.rstrip("/") async for name, _ in self._raw.names("events")]:
             if is_day(day) and day <= due and day_end(day) >= oldest:
                 for name in [name async for name, _ in self._raw.names(f"events/{day}")]:
                     if is_id(name.removesuffix(".chunk")) and f"{day}/{name}" not in known:
-                        found.events[f"{day}/{name}"] = day
+                        found.events.setdefault(f"{day}/{name}", day)
         return found
 
     async def _recording(self, identifier: str) -> Recording | None:
@@ -217,21 +237,26 @@ class Sealer:
 
     # -- one day
 
-    async def _seal(self, chain: Chain, found: _Found, day: str) -> None:
+    async def _seal(self, chain: Chain, registers: Registers, found: _Found, day: str) -> None:
         until = day_end(day)
         recordings: list[Sealed] = []
         for identifier in sorted(name for name, ended in found.recordings.items() if ended < until):
             del found.recordings[identifier]
-            if (sealed := await self._seal_recording(identifier)) is not None:
+            if (sealed := await self._seal_recording(identifier, found.signed.get(identifier))) is not None:
                 recordings.append(sealed)
         events: list[Part] = []
+        unsigned: list[str] = []
         for key in sorted(key for key, its_day in found.events.items() if its_day <= day):
             del found.events[key]
-            try:
-                data = await self._raw.get(f"events/{key}")
-            except KeyError:
-                continue
-            events.append(Part(key, len(data), await hash_of(data)))
+            part = found.parts.get(f"events/{key}")
+            if part is None:
+                unsigned.append(f"events/{key}")
+                try:
+                    data = await self._raw.get(f"events/{key}")
+                except KeyError:
+                    continue
+                part = Part(key, len(data), await hash_of(data))
+            events.append(part)
         manifest = Manifest(
             number=chain.last.number + 1 if chain.last else 1,
             day=day,
@@ -240,6 +265,9 @@ class Sealer:
             recordings=tuple(recordings),
             events=tuple(events),
             acts=await self._last_act(),
+            registers=_taken_over(chain, registers, recordings, events),
+            unsigned=tuple(unsigned),
+            accepted=_accepted(chain, registers),
         )
         data = await asyncio.to_thread(write_manifest, manifest, self._signer)
         if f"{day}.json" in {name async for name, _ in self._raw.names(DAYS)}:
@@ -249,7 +277,7 @@ class Sealer:
         chain.manifests.append(manifest)
         chain.last_day = self.last_day = day
         chain.hashes[manifest.number] = chain.last.sha256
-        self._signer.remember(chain.last)
+        await self._register.remember(MANIFESTS, chain.last)
         self.sealed += 1
         # The log goes elsewhere than the store, so this line too is a memory of how the chain was.
         _log.info(
@@ -266,32 +294,57 @@ class Sealer:
         acts = await self._acts.read()
         for fault in acts.faults:
             _log.error("proof_fault", fault=fault)
-        remembered = self._signer.acts()
+        remembered = await self._register.witnesses.known(ACTS)
         if remembered is not None and acts.last.number < remembered.number:
             # A manifest that names an earlier one would make the end of the chain look as if it had never been.
-            raise KeyFault(
-                f"the store has no act {remembered.number}, which was signed with this key: acts were made away with, "
-                "or it is another store"
-            )
+            raise KeyFault(missing(ACTS, remembered))
         return acts.last
 
-    async def _seal_recording(self, identifier: str) -> Sealed | None:
+    async def _seal_recording(self, identifier: str, signed: Sealed | None) -> Sealed | None:
+        """What was signed when it ended, and what is wrong with it by now; or what is there."""
+        if signed is None:
+            sealed = await seal(self._store.blobs, identifier, UNSIGNED)
+            if sealed is not None:
+                _log.error("recording_not_signed", recording=identifier)
+            return sealed
+        if signed.fault:
+            return signed
         looked = await look(self._store.blobs, identifier)
-        recording = looked.recording
-        if recording is None or recording.ended is None:
-            return None  # removed meanwhile
-        if looked.fault:
-            _log.error("recording_faulty_when_sealed", recording=identifier, fault=looked.fault)
-        return Sealed(
-            id=identifier,
-            ended=recording.ended,
-            end=recording.end.value,
-            size=recording.size,
-            header="" if looked.encrypted else looked.header,
-            head="" if looked.encrypted else looked.head,
-            parts=tuple(looked.parts),
-            fault=looked.fault,
-        )
+        if fault := differs(signed.parts, looked.parts) if looked.parts else "":
+            _log.error("recording_faulty_when_sealed", recording=identifier, fault=fault)
+        return signed
+
+    async def _forget_entries(self, chain: Chain) -> None:
+        """The entries of registers that manifests have taken over."""
+        bases: dict[str, Anchor] = {}
+        for manifest in chain.manifests:
+            bases |= manifest.registers or {}
+        for name, base in bases.items():
+            files = [file async for file, _ in self._raw.names(f"{REGISTER}/{name}")]
+            old = [file for file in files if file <= entry_file(name, base.number).rpartition("/")[2]]
+            await self._raw.delete([f"{REGISTER}/{name}/{file}" for file in old])
+
+
+def _ended(identifier: str, ended: float) -> float:
+    """A clock that ran ahead when it began and was put right by its end has not ended it before its day."""
+    return max(ended, day_end(id_day(identifier)) - 86400)
+
+
+def _accepted(chain: Chain, registers: Registers) -> tuple[Accepted, ...]:
+    known = [accepted for manifest in chain.manifests for accepted in manifest.accepted]
+    return tuple(accepted for accepted in registers.accepted if accepted not in known)
+
+
+def _taken_over(
+    chain: Chain, registers: Registers, recordings: Iterable[Sealed], events: Iterable[Part]
+) -> dict[str, Anchor]:
+    """Of each register the last entry up to which everything is in a manifest, with the one that is being made."""
+    names = {sealed.id for manifest in chain.manifests for sealed in manifest.recordings}
+    names |= {sealed.id for sealed in recordings}
+    names |= {f"events/{part.name}" for manifest in chain.manifests for part in manifest.events}
+    names |= {f"events/{part.name}" for part in events}
+    names |= {f"looks/{part.name}" for manifest in chain.manifests for part in manifest.looks}
+    return {name: state.taken_over(names.__contains__) for name, state in registers.states.items()}
 
 
 def _first_day(found: _Found) -> str:

@@ -10,19 +10,32 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from recorder.crypt import stored
-from recorder.model import id_day, is_id
+from recorder.model import id_day, id_time, is_id
 from recorder.proof.acts import HOLDS, Acts, Kind, compare, read_acts
-from recorder.proof.chain import Chain, read_chain
-from recorder.proof.documents import Part, Sealed, day_end, day_of, digest, is_day
-from recorder.proof.keys import Anchor, PublicKeys
+from recorder.proof.chain import Chain
+from recorder.proof.documents import (
+    FOUND,
+    JOURNAL,
+    UNSIGNED,
+    Manifest,
+    Part,
+    Sealed,
+    day_end,
+    day_of,
+    digest,
+    is_day,
+)
+from recorder.proof.keys import Anchor, KeyFault, PublicKeys
 from recorder.proof.parts import Looked, hash_of, look
+from recorder.proof.register import Registers, holder, read_both
 from recorder.proof.removal import Removed, old_removals, removals, removals_of
 from recorder.proof.sealer import DELAY
+from recorder.proof.witness import Heads, Witness, missing
 from recorder.store.blobs import Blobs
 from recorder.store.manifest import MANIFEST, folder
 
@@ -32,11 +45,24 @@ _TOGETHER = 4
 _OVERDUE = DELAY + 86400
 
 
+# Seconds that the signature of what has ended may take: the recorder signs at once, or as soon as its store is well.
+_SIGNING = 300.0
+# The same of a chunk of events, from its first event on: a chunk waits for some thousand of them.
+_PUTTING = 86400.0
+
+_ORIGINS = {
+    UNSIGNED: "nobody has signed it when it ended: the recorder did not put it there, or could not sign then",
+    JOURNAL: "its end was signed at a start of the recorder, out of the journal",
+    FOUND: "it was there when the recorder began to keep a register, and was signed then",
+}
+
+
 class Status(enum.Enum):
     """What became of a recording, or of a chunk of events."""
 
     OK = "ok"
     OPEN = "open"
+    LATE = "signed late"
     UNSEALED = "not sealed yet"
     CHANGED = "changed"
     CUT = "cut"
@@ -46,7 +72,7 @@ class Status(enum.Enum):
 
 
 # Those that are as they should be.
-WELL = frozenset({Status.OK, Status.OPEN, Status.UNSEALED, Status.REMOVED})
+WELL = frozenset({Status.OK, Status.LATE, Status.OPEN, Status.UNSEALED, Status.REMOVED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +118,14 @@ class ActsReport:
 
 @dataclass(slots=True)
 class Report:
-    """The answer. faults: of the manifests and the acts, a sentence each. manifests: how many are there; last: the last
-    one."""
+    """The answer. faults: of the manifests, the registers and the acts, a sentence each. notes: what is not a fault,
+    and whoever checks should know for ever. anchors: with what anchor the store was compared, or was not. manifests:
+    how many are there; last: the last one."""
 
     findings: list[Finding] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    anchors: list[str] = field(default_factory=list)
     manifests: int = 0
     first_day: str = ""
     last_day: str = ""
@@ -121,6 +150,8 @@ class Report:
         return {
             "well": self.well,
             "faults": self.faults,
+            "notes": self.notes,
+            "anchors": self.anchors,
             "manifests": {
                 "count": self.manifests,
                 "firstDay": self.first_day,
@@ -138,45 +169,44 @@ Progress = Callable[[int, int], None]
 
 
 class Verifier:
-    """One check. blobs: with their decryption, if there is one. anchor: a manifest that must be in the chain; act: an
-    act that must be in its. now: unix seconds."""
+    """One check. blobs: with their decryption, if there is one. witnesses: what the store must have, by their memory.
+    now: unix seconds."""
 
     def __init__(
-        self,
-        blobs: Blobs,
-        keys: PublicKeys,
-        *,
-        anchor: Anchor | None = None,
-        act: Anchor | None = None,
-        now: float | None = None,
+        self, blobs: Blobs, keys: PublicKeys, *, witnesses: Sequence[Witness] = (), now: float | None = None
     ) -> None:
         self._blobs = blobs
         self._raw = stored(blobs)
         self._keys = keys
-        self._anchor = anchor
-        self._act = act
+        self._witnesses = tuple(witnesses)
         self._now = time.time() if now is None else now
+        self._registers = Registers()
         self._sealed: dict[str, tuple[Sealed, str]] = {}
         self._events: dict[str, tuple[Part, str]] = {}
         self._removals: dict[str, Removed] = {}
+        self._details: dict[str, str] = {}
+        self._unsigned: set[str] = set()
 
     async def run(
         self, *, day: str = "", identifier: str = "", progress: Progress = lambda done, total: None
     ) -> Report:
         """All, or what the manifest of a day lists or has not listed, or one recording. Raises StoreError, and
         KeyError for a recording of which nothing is known."""
-        chain = await read_chain(self._raw, self._keys)
+        # Before the store is read: what is signed meanwhile is no fault.
+        remembered = [(witness.name, await _recall(witness)) for witness in self._witnesses]
+        chain, self._registers = await read_both(self._raw, self._keys)
         report = Report(
-            faults=list(chain.faults),
+            faults=[*chain.faults, *self._registers.faults],
             manifests=len(chain.hashes),
             first_day=chain.first_day,
             last_day=chain.last_day,
             last=chain.last,
         )
-        if self._anchor is not None and not chain.holds(self._anchor):
-            report.faults.append(f"manifest {self._anchor.number} is not the one that was sealed, or is gone")
+        report.notes += _notes(chain, self._registers)
+        acts = await read_acts(self._raw, self._keys)
+        await self._compare(remembered, chain, acts, report)
         self._remember(chain, report)
-        await self._look_at_acts(chain, report)
+        await self._look_at_acts(acts, chain, report)
         wanted = [identifier] if identifier else await self._identifiers(chain, day)
         events = [] if identifier else await self._event_names(chain, day)
         total, done = len(wanted) + len(events), 0
@@ -192,6 +222,27 @@ class Verifier:
         self._complain_of_gap(chain, report)
         return report
 
+    async def _compare(
+        self, remembered: Sequence[tuple[str, Heads | str]], chain: Chain, acts: Acts, report: Report
+    ) -> None:
+        holds = holder(chain, self._registers, acts.has)
+        if not self._witnesses:
+            report.anchors.append("not compared with an anchor: that the end of a chain was cut off is not told")
+        for witness, heads in remembered:
+            if isinstance(heads, str):
+                report.anchors.append(f"not compared with {witness}: {heads}")
+                report.faults.append(f"the anchor cannot be read: {heads}")
+                continue
+            if not heads:
+                report.anchors.append(f"not compared with {witness}: it remembers nothing")
+                if chain.hashes or self._registers.there:
+                    report.faults.append(f"the anchor is empty, and the store has signed chains: {witness}")
+                continue
+            faults = [missing(name, head) for name, head in sorted(heads.items()) if not holds(name, head)]
+            told = ", ".join(f"{name} {head.number}" for name, head in sorted(heads.items()))
+            report.anchors.append(f"{'does not fit' if faults else 'compared with'} {witness}: {told}")
+            report.faults += faults
+
     def _remember(self, chain: Chain, report: Report) -> None:
         for manifest in chain.manifests:
             for sealed in manifest.recordings:
@@ -199,15 +250,25 @@ class Verifier:
                     report.faults.append(f"{sealed.id} is sealed twice, the second time on {manifest.day}")
                 else:
                     self._sealed[sealed.id] = (sealed, manifest.day)
+                    self._late(sealed, manifest)
+            self._unsigned |= set(manifest.unsigned)
             for part in manifest.events:
                 self._events.setdefault(part.name, (part, manifest.day))
+        for sealed in self._registers.recordings.values():
+            self._sealed.setdefault(sealed.id, (sealed, ""))
+        for part in self._registers.events.values():
+            self._events.setdefault(part.name, (part, ""))
 
-    async def _look_at_acts(self, chain: Chain, report: Report) -> None:
-        acts = await read_acts(self._raw, self._keys)
+    def _late(self, sealed: Sealed, manifest: Manifest) -> None:
+        day = day_of(max(sealed.ended, day_end(id_day(sealed.id)) - 86400))
+        if manifest.registers is None and day < manifest.day:
+            self._details[sealed.id] = f"it ended on {day}, and the manifest of {manifest.day} is the first to list it"
+        elif sealed.origin in _ORIGINS:
+            self._details[sealed.id] = _ORIGINS[sealed.origin]
+
+    async def _look_at_acts(self, acts: Acts, chain: Chain, report: Report) -> None:
         self._removals = removals(chain, acts)
         report.faults += [*acts.faults, *compare(acts, chain.manifests, chain.hashes), *old_removals(chain, acts)[1]]
-        if self._act is not None and not acts.has(self._act):
-            report.faults.append(f"act {self._act.number} is not the one that was signed, or is gone")
         told = report.acts = ActsReport(count=len(acts.hashes), last=acts.last if acts.last.number else None)
         for act in acts.believed:
             told.releases += act.kind is Kind.RELEASE
@@ -238,7 +299,11 @@ class Verifier:
                 continue
 
     async def _identifiers(self, chain: Chain, day: str) -> list[str]:
-        found = set(self._sealed) if not day else {name for name, (_, its) in self._sealed.items() if its == day}
+        found = {
+            name
+            for name, (_, its) in self._sealed.items()
+            if not day or its == day or (not its and id_day(name) <= day)
+        }
         # Those of sessions that never were sealed, too.
         found |= {name for name in self._removals if is_id(name) and (not day or id_day(name) == day)}
         async for name in self._folders("recordings"):
@@ -247,7 +312,11 @@ class Verifier:
         return sorted(found)
 
     async def _event_names(self, chain: Chain, day: str) -> list[str]:
-        found = {key for key, (_, its) in self._events.items() if not day or its == day}
+        found = {
+            key
+            for key, (_, its) in self._events.items()
+            if not day or its == day or (not its and key.startswith(f"{day}/"))
+        }
         # Nobody knows which chunks a day had that went before it was sealed.
         days = {name.partition("/")[0] for name in self._events}
         removed = (name.removeprefix("events ") for name in self._removals if not is_id(name))
@@ -276,6 +345,14 @@ class Verifier:
         known = self._sealed.get(name)
         if known is not None:
             status, detail = await self._judge_sealed(known[0])
+            if status is Status.OK:
+                detail = self._details.get(name, _ORIGINS.get(known[0].origin, ""))
+                if known[0].origin == UNSIGNED:
+                    status = Status.UNKNOWN
+                elif not known[1]:
+                    status = Status.UNSEALED
+                elif detail:
+                    status = Status.LATE
             return Finding(name, status, detail, known[1])
         if name in self._removals:
             left = [left async for left, _ in self._raw.names(folder(name))]
@@ -334,13 +411,20 @@ class Verifier:
         if recording is None or recording.ended is None:
             if looked.readable and not any(part.name == MANIFEST for part in looked.parts):
                 return Status.OPEN, ""
+            if not looked.readable and self._registers.there and self._now - id_time(name) > _SIGNING:
+                over = any(part.name == MANIFEST for part in looked.parts)
+                return (Status.UNKNOWN, _ORIGINS[UNSIGNED]) if over else (Status.OPEN, "")
             # Encrypted, and the key is not here: by its id alone it is at least as old as this.
             late = id_day(name) < chain.last_day
             return Status.UNSEALED, "encrypted: it may be one that should be sealed" if late else ""
         ended = max(recording.ended, day_end(id_day(name)) - 86400)
         if chain.last_day and day_of(ended) <= chain.last_day:
             return Status.UNKNOWN, f"it ended on {day_of(ended)}, which is sealed without it"
-        return Status.UNSEALED, ""
+        if not self._registers.there:
+            return Status.UNSEALED, ""
+        if self._now - ended < _SIGNING:
+            return Status.UNSEALED, "it ended just now, and is not signed yet"
+        return Status.UNKNOWN, _ORIGINS[UNSIGNED]
 
     async def _judge_events(self, name: str, chain: Chain) -> Finding | None:
         key = name.removeprefix("events/")
@@ -363,18 +447,19 @@ class Verifier:
         if known is None:
             if removal is not None:
                 return Finding(name, Status.REMOVED, _removed(removal, True))
-            late = bool(chain.last_day) and day <= chain.last_day
-            return (
-                Finding(name, Status.UNKNOWN, "its day is sealed without it")
-                if late
-                else Finding(name, Status.UNSEALED)
-            )
+            if chain.last_day and day <= chain.last_day:
+                return Finding(name, Status.UNKNOWN, "its day is sealed without it")
+            if self._registers.there and self._now - id_time(key.partition("/")[2].removesuffix(".chunk")) > _PUTTING:
+                return Finding(name, Status.UNKNOWN, _ORIGINS[UNSIGNED])
+            return Finding(name, Status.UNSEALED)
         part, its_day = known
         if len(data) < part.size:
             return Finding(name, Status.CUT, "it is shorter than it was", its_day)
         if await hash_of(data) != part.sha256:
             return Finding(name, Status.CHANGED, "it is not what was sealed", its_day)
-        return Finding(name, Status.OK, "", its_day)
+        if name in self._unsigned:
+            return Finding(name, Status.UNKNOWN, _ORIGINS[UNSIGNED], its_day)
+        return Finding(name, Status.OK if its_day else Status.UNSEALED, "", its_day)
 
     def _complain_of_gap(self, chain: Chain, report: Report) -> None:
         """The end of the chain may be missing as well, which no manifest tells."""
@@ -386,6 +471,29 @@ class Verifier:
         if max(after, oldest) < overdue:
             since = f"since {after}" if after else "at all"
             report.faults.append(f"no day was sealed {since}: manifests are missing, or nobody seals")
+
+
+async def _recall(witness: Witness) -> Heads | str:
+    """What it remembers, or why it cannot tell."""
+    try:
+        return await witness.recall()
+    except KeyFault as error:
+        return str(error)
+
+
+def _notes(chain: Chain, registers: Registers) -> list[str]:
+    """What operators have accepted, for whoever checks."""
+    notes = [
+        f"on {day_of(one.at)} the key {one.new} took over from {one.old} without its signature: {one.reason}"
+        for one in chain.keys.handovers
+        if one.reason
+    ]
+    every = [accepted for manifest in chain.manifests for accepted in manifest.accepted]
+    for accepted in [*every, *(one for one in registers.accepted if one not in every)]:
+        lost = ", ".join(f"{name} up to {head.number}" for name, head in sorted(accepted.lost.items()))
+        what = f"without what the anchor remembered ({lost})" if lost else "as it was, without an anchor"
+        notes.append(f"on {day_of(accepted.at)} {accepted.by} accepted the store {what}: {accepted.reason}")
+    return notes
 
 
 def _day(name: str) -> str:

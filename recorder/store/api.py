@@ -6,9 +6,54 @@ Bytes of cast text go in as they come and are safe once `acked` has passed them.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Protocol
 
 from recorder.model import ApiEvent, End, Recording
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A blob as it is stored. name: its key; size: bytes; sha256: hex."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A recording that is over and wholly in the store. header_line: with its line feed. head: SHA-256 of its last
+    chunk. parts: all of it as stored, by what this process has put; None where some of it was there before that."""
+
+    recording: Recording
+    header_line: bytes
+    head: str
+    parts: tuple[Kept, ...] | None
+
+
+class Registrar(Protocol):
+    """Who signs what has come into the store (recorder/proof/register.py)."""
+
+    async def ended(self, ended: Ended) -> None:
+        """A recording; returns when that is signed, or when there is no use in waiting. Raises nothing."""
+
+    async def stored(self, kept: Kept) -> None:
+        """A chunk of API events; the same."""
+
+    def found(self, names: list[str]) -> None:
+        """Ids of recordings, and keys of chunks of events, that are whole in the store and of which the journal still
+        speaks, after a crash."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether something waits for its signature."""
+
+    def let_go(self) -> None:
+        """The journal must not keep it any longer: it is signed later, if this process lives until then."""
+
+    async def aclose(self) -> None:
+        """Sign what is left, and stop."""
 
 
 class Writer(Protocol):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import os
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -19,12 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from recorder.store.api import Kept
 from recorder.store.errors import StoreError
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*\Z")
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9]+\Z")
 # Syncs at once. They wait for the disk, and those that wait together share its commits.
 _THREADS = 16
+# Bytes from which on hashing goes into a thread: a quarter of a millisecond.
+_LARGE = 512 << 10
 
 T = TypeVar("T")
 
@@ -58,6 +62,9 @@ class Blobs(Protocol):
 
     async def put(self, key: str, data: bytes) -> None:
         """Keep it, over what was there. Raises StoreError."""
+
+    async def keep(self, key: str, data: bytes, sha256: str = "") -> Kept:
+        """`put`, and tell what is stored. sha256: of the data, where it is known. Raises StoreError."""
 
     async def create(self, key: str, data: bytes) -> None:
         """Keep it where nothing is yet. Raises FileExistsError, StoreError."""
@@ -109,6 +116,11 @@ class FolderBlobs:
             await self._run(lambda: write_file(self.root, path, data))
         except KeyError:
             raise StoreError("the recorder's folder is gone") from None
+
+    async def keep(self, key: str, data: bytes, sha256: str = "") -> Kept:
+        """See Blobs."""
+        await self.put(key, data)
+        return await kept(key, data, sha256)
 
     async def create(self, key: str, data: bytes) -> None:
         """See Blobs."""
@@ -207,6 +219,18 @@ class FolderBlobs:
     async def aclose(self) -> None:
         """See Blobs."""
         await asyncio.to_thread(self._pool.shutdown)
+
+
+async def kept(key: str, data: bytes, sha256: str = "") -> Kept:
+    """What `Blobs.keep` answers. sha256: as there."""
+    if not sha256:
+        small = len(data) < _LARGE
+        sha256 = _digest(data) if small else await asyncio.to_thread(_digest, data)
+    return Kept(key, len(data), sha256)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def make_folder(path: Path) -> None:

@@ -21,6 +21,7 @@ from itertools import islice
 
 import structlog
 
+from recorder.store.api import Ended, Kept
 from recorder.store.blobs import Blobs
 from recorder.store.chunk import FRAME, ChunkRow, Frame, assemble, cut_frames, pack_frames
 from recorder.store.errors import StoreError
@@ -58,8 +59,9 @@ _TOGETHER = 16
 
 
 class Builder:
-    """One task (`run`), and one for each put. lives: all that are not over yet. released: told of one that is wholly
-    in the store. fault: None, or why chunks cannot be put. errors: puts that failed."""
+    """One task (`run`), and one for each put. lives: all that are not over yet. ended: waits until one that is wholly
+    in the store is signed, as the journal still has it until then. released: told of it after that. fault: None, or why
+    chunks cannot be put. errors: puts that failed."""
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class Builder:
         segment: Callable[[], int],
         released: Callable[[Live], None],
         trim: Callable[[], Awaitable[None]],
+        ended: Callable[[Ended], Awaitable[None]],
     ) -> None:
         self.fault: str | None = None
         self.errors = 0
@@ -79,6 +82,7 @@ class Builder:
         self._segment = segment
         self._released = released
         self._trim = trim
+        self._ended = ended
         self._ripe: dict[Live, None] = {}
         self._puts: dict[Live, asyncio.Task[None]] = {}
         self._wanting: dict[Live, None] = {}
@@ -146,7 +150,7 @@ class Builder:
 
     async def drained(self) -> None:
         """Wait until everything that is over is in the store, or a put has failed."""
-        while self.fault is None and any(live.over for live in self._lives()):
+        while self.fault is None and any(live.over and not live.whole for live in self._lives()):
             self._moved.clear()
             self._wake.set()
             await self._moved.wait()
@@ -256,7 +260,11 @@ class Builder:
             live.close_text()
             recording = live.recording
             data = write_manifest(recording, live.header_line, live.chunks, live.head)
-            await self._until_put(manifest_key(live.id), data)
+            kept = await self._until_put(manifest_key(live.id), data)
+            live.whole = True
+            self._moved.set()
+            parts = None if live.parts is None else (*live.parts, kept)
+            await self._ended(Ended(recording, live.header_line, live.head, parts))
             live.release()
             self._released(live)
             self._moved.set()
@@ -270,13 +278,15 @@ class Builder:
             return assemble(frames, meta, seq=seq, offset=offset, previous=previous)
 
         data, row = await asyncio.to_thread(make)
-        await self._until_put(chunk_key(live.id, seq), data)
+        kept = await self._until_put(chunk_key(live.id, seq), data, row.sha256)
+        if live.parts is not None:
+            live.parts.append(kept)
         live.chunked(row, len(frames))
 
-    async def _until_put(self, key: str, data: bytes) -> None:
+    async def _until_put(self, key: str, data: bytes, sha256: str = "") -> Kept:
         while True:
             try:
-                await self._blobs.put(key, data)
+                kept = await self._blobs.keep(key, data, sha256)
             except StoreError as error:
                 self.errors += 1
                 if self.fault is None:
@@ -288,7 +298,7 @@ class Builder:
                 if self.fault is not None:
                     _log.info("chunks_recovered")
                 self.fault = None
-                return
+                return kept
 
     async def _trim_journal(self) -> None:
         now = asyncio.get_running_loop().time()

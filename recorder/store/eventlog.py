@@ -13,12 +13,13 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 
 from recorder.model import ApiEvent, Source, id_day, id_time, is_id, new_id
+from recorder.store.api import Kept
 from recorder.store.blobs import Blobs
 from recorder.store.chunk import (
     FOOTER,
@@ -47,6 +48,10 @@ MAX_WAITING = 32 << 20
 RETRY = 1.0
 
 
+async def _nothing(kept: Kept) -> None:
+    """Nobody signs."""
+
+
 class _Batch:
     """Events that came together."""
 
@@ -59,8 +64,9 @@ class _Batch:
 
 
 class EventLog:
-    """A source of the journal, and a task (`run`) that makes chunks. added: told of each event that is safe.
-    instance: what tells this recorder's chunks from those of others that share the store."""
+    """A source of the journal, and a task (`run`) that makes chunks. added: told of each event that is safe. stored:
+    waits until a chunk that was put is signed. instance: what tells this recorder's chunks from those of others that
+    share the store."""
 
     def __init__(
         self,
@@ -69,15 +75,18 @@ class EventLog:
         mark: Callable[[EventLog], None],
         added: Callable[[ApiEvent], None],
         segment: Callable[[], int],
+        stored: Callable[[Kept], Awaitable[None]] = _nothing,
         instance: str = "main",
     ) -> None:
         self.fault: str | None = None
         self.errors = 0  # puts that failed
+        self.whole: list[str] = []  # chunks of which the journal still speaks, after a crash
         self._blobs = blobs
         self._instance = instance
         self._mark = mark
         self._added = added
         self._segment = segment
+        self._stored_one = stored
         self._last_id = ""
         self._queue: list[_Batch] = []
         self._taken: list[_Batch] = []
@@ -134,7 +143,10 @@ class EventLog:
             for name in reversed([name for name in names if name.removesuffix(".chunk") <= newest]):
                 data = await self._read(f"events/{day}/{name}")
                 try:
-                    found |= wanted & {event.id for event in await read_events(data, name)}
+                    here = wanted & {event.id for event in await read_events(data, name)}
+                    found |= here
+                    if here:
+                        self.whole.append(f"events/{day}/{name}")
                     whose = _trailer(data).get("recorder", self._instance)
                 except DamagedError as error:  # what the journal has of it is put once more
                     _log.error("events_unreadable", chunk=f"{day}/{name}", why=str(error))
@@ -260,7 +272,7 @@ class EventLog:
         data, sha256 = await asyncio.to_thread(_make, part, meta, previous)
         while True:
             try:
-                await self._blobs.put(f"events/{day}/{first}.chunk", data)
+                kept = await self._blobs.keep(f"events/{day}/{first}.chunk", data, sha256)
             except StoreError as error:
                 self.errors += 1
                 if self.fault is None:
@@ -272,6 +284,7 @@ class EventLog:
                 break
         self.fault = None
         self._previous = {day: sha256}
+        await self._stored_one(kept)
         del self._kept[:count]
         self._kept_size -= size
 

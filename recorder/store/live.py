@@ -18,6 +18,7 @@ from typing import Any
 
 from k8sproxy.protocol.asciicast import MAX_LINE
 from recorder.model import End, Recording, Source
+from recorder.store.api import Kept
 from recorder.store.chunk import ChunkRow, Frame, line_time, origin
 from recorder.store.errors import StoreError
 from recorder.store.journal import Item
@@ -91,8 +92,8 @@ class Live:
     __slots__ = (
         "_asked", "_changed", "_ended_safe", "_line", "_queue", "_said", "acked", "building", "chunks", "damaged",
         "durable", "end", "ended", "error", "events", "framed", "frames", "given", "head", "header", "header_line",
-        "id", "inside", "last", "listener", "marks", "packed", "progress_at", "room", "soundness", "source", "started",
-        "tail", "tail_size",
+        "id", "inside", "last", "listener", "marks", "packed", "parts", "progress_at", "room", "soundness", "source",
+        "started", "tail", "tail_size", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -118,6 +119,9 @@ class Live:
         self.packed = 0
         self.chunks: list[ChunkRow] = []
         self.head = origin(identifier, header_line)
+        # What is stored of it; None where some of it was there before this process.
+        self.parts: list[Kept] | None = []
+        self.whole = False  # all of it is in the store, and its signature may be awaited
         self.last = 0.0
         self.events = 0
         self.damaged = False

@@ -15,7 +15,8 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, NotSupportedError, PreconditionError
 from obstore.store import MemoryStore, ObjectStore, from_url
 
-from recorder.store.blobs import check_key
+from recorder.store.api import Kept
+from recorder.store.blobs import check_key, kept
 from recorder.store.errors import StoreError
 
 # Time for one try, and for all of them: senders give up after 30 s without an ack.
@@ -64,6 +65,11 @@ class ObjectBlobs:
                 await obstore.put_async(self._store, check_key(key), data, use_multipart=False)
         except _FAULTS as error:
             raise _refused(error) from error
+
+    async def keep(self, key: str, data: bytes, sha256: str = "") -> Kept:
+        """See Blobs."""
+        await self.put(key, data)
+        return await kept(key, data, sha256)
 
     async def create(self, key: str, data: bytes) -> None:
         """See Blobs. A store without conditional puts is asked before and after: two that create the same at the very

@@ -118,7 +118,8 @@ def _unfinished(before: bytes, data: bytes, frames: Sequence[FrameRow]) -> bytes
 
 class Recovery:
     """One replay. lives: the recordings that were not over, as they are now. events: those of the journal, in order,
-    with their segments. removals: what was to be removed.
+    with their segments. removals: what was to be removed. whole: recordings that the journal speaks of and that have
+    their recording.json.
 
     register: told of each recording as soon as it has a header, so that the builder can work on it meanwhile. forget:
     of one that was removed after all. relief: waits while too much is in memory; raises StoreError if it won't end."""
@@ -135,6 +136,7 @@ class Recovery:
         self.lives: list[Live] = []
         self.events: list[tuple[str, bytes, int]] = []
         self.removals: set[str] = set()
+        self.whole: list[str] = []
         self._blobs = blobs
         self._room = room
         self._register = register
@@ -184,6 +186,7 @@ class Recovery:
         except KeyError:
             pass
         else:
+            self.whole.append(identifier)
             return Found(skip=True)
         stored = await read_chunks(self._blobs, identifier)
         found = Found()
@@ -204,7 +207,9 @@ class Recovery:
 
     def _live(self, identifier: str, header_line: bytes, found: Found) -> Live:
         header = parse_header(header_line)
-        return Live(identifier, header_line, header, found.source, found.started, self._room)
+        live = Live(identifier, header_line, header, found.source, found.started, self._room)
+        live.parts = None
+        return live
 
     def _data(self, record: Record, found: Found, segment: int) -> None:
         live = found.live

@@ -19,6 +19,7 @@ import structlog
 
 from k8sproxy.protocol.asciicast import MAX_HEADER_LINE
 from recorder.model import ApiEvent, End, Observer, Recording, Source, is_id, new_id, parse_json
+from recorder.store.api import Ended, Kept, Registrar
 from recorder.store.blobs import Blobs
 from recorder.store.builder import Builder
 from recorder.store.errors import StoreError
@@ -43,6 +44,8 @@ LOOK = 2.0
 MIN_FREE = 256 << 20
 # Manifests read at once in a listing.
 _AHEAD = 16
+# Segments of the journal that may be kept for what waits for its signature: a gigabyte.
+HELD_BACK = 16
 # Seconds that the end waits for chunks. What is not there then comes out of the journal at the next start.
 CLOSE_TIMEOUT = 30.0
 
@@ -51,7 +54,8 @@ class Store:
     """blobs: where chunks go; log: where the journal goes (None: to be read only). min_free: bytes. instance: tells
     this recorder from others that share the blobs.
 
-    observers: see model.Observer. commit_seconds: told the time of each commit. `free`: bytes left when last looked at.
+    observers: see model.Observer. registrar: who signs what has come in, None where nothing is signed.
+    commit_seconds: told the time of each commit. `free`: bytes left when last looked at.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Store:
         instance: str = "main",
     ) -> None:
         self.observers: list[Observer] = []
+        self.registrar: Registrar | None = None
         self.free: int | None = None
         self.lives: dict[str, Live] = {}
         self._removing: dict[str, int] = {}  # with the segment of the REMOVE record
@@ -76,6 +81,7 @@ class Store:
         self._space: str | None = None
         self._failed: str | None = None  # for good: a task of it has ended
         self._room = Room()
+        self._oldest = 0  # segment of the journal, when this process began
         self._tasks: list[asyncio.Task[None]] = []
         self._trim_wanted = asyncio.Event()
         self.journal: Journal | None = None
@@ -87,9 +93,15 @@ class Store:
             segment=self._segment,
             released=self._released,
             trim=self._trim,
+            ended=self._sign_ended,
         )
         self.eventlog = EventLog(
-            blobs, mark=self._mark, added=self._event_added, segment=self._segment, instance=instance
+            blobs,
+            mark=self._mark,
+            added=self._event_added,
+            segment=self._segment,
+            stored=self._sign_events,
+            instance=instance,
         )
 
     # -- open and close
@@ -120,7 +132,12 @@ class Store:
         for segment in segments:
             await recovery.read(log, segment, segment == segments[-1])
         recovery.close(time.time())
+        if self.registrar is not None:
+            self.registrar.found([one for one in recovery.whole if one not in recovery.removals])
         events = await self.eventlog.restore(recovery.events)
+        if self.registrar is not None:
+            self.registrar.found(self.eventlog.whole)
+        self._oldest = segments[0] if segments else 0
         room.grown = self._grown
         room.began = lambda live: self._tell("began", live.recording)
         room.ended = self._ended
@@ -166,10 +183,14 @@ class Store:
                         await asyncio.wait((self._journal_task,))
                     await self.builder.drained()
                     await self.eventlog.drain()
+                    if self.registrar is not None:
+                        await self.registrar.aclose()
                     if not self.lives and self.eventlog.drained:
                         await self._trim()
             except (TimeoutError, StoreError) as error:
                 _log.warning("store_closed_early", why=str(error), recordings=len(self.lives))
+        if self.registrar is not None:
+            await self.registrar.aclose()
         await self._stop_tasks()
         if self._log is not None:
             await self._log.aclose()
@@ -215,9 +236,17 @@ class Store:
                 self._space = "the recorder's disk is nearly full" if short else None
             if self.journal is not None:
                 await self.journal.probe()
+            if self.registrar is not None and self.registrar.behind and len(self.journal_segments) > HELD_BACK:
+                self.registrar.let_go()
+                self._oldest = 0
             self.builder.poke()
             self.eventlog.poke()
             await asyncio.sleep(LOOK)
+
+    @property
+    def journal_segments(self) -> Sequence[int]:
+        """Those that are still needed."""
+        return self.journal.segments if self.journal is not None else ()
 
     # -- writing
 
@@ -407,12 +436,25 @@ class Store:
 
     def _pins(self) -> list[int]:
         pins = [live.pin for live in self.lives.values()]
+        if self._oldest and self.registrar is not None:
+            if self.registrar.behind:
+                pins.append(self._oldest)  # of what was found there
+            else:
+                self._oldest = 0
         return [pin for pin in (*pins, self.eventlog.pin, *self._removing.values()) if pin is not None]
 
     async def _trim(self) -> None:
         self._trim_wanted.clear()
         if self.journal is not None and self._opened:
             await self.journal.trim()
+
+    async def _sign_ended(self, ended: Ended) -> None:
+        if self.registrar is not None:
+            await self.registrar.ended(ended)
+
+    async def _sign_events(self, kept: Kept) -> None:
+        if self.registrar is not None:
+            await self.registrar.stored(kept)
 
     def _register(self, live: Live) -> None:
         self.lives[live.id] = live

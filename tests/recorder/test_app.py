@@ -211,7 +211,7 @@ def test_killed_while_they_send(tmp_path: Path) -> None:
         await Sealer(store, signer, clock=lambda: later).seal_due()
         await store.aclose()
         report = await Verifier(FolderBlobs(folder), PublicKeys([signer.public_key]), now=later).run()
-        assert report.well and {finding.status.value for finding in report.findings} == {"ok"}
+        assert report.well and {finding.status.value for finding in report.findings} == {"signed late"}
         assert len(report.findings) == count
 
     def body(name: str) -> bytes:

@@ -25,6 +25,7 @@ from recorder.crypt import (
     key_id,
     read_keys,
 )
+from recorder.store.api import Kept
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
 from recorder.store.logs import FolderLog
@@ -45,6 +46,10 @@ class Memory:
 
     async def put(self, key: str, data: bytes) -> None:
         self.data[key] = data
+
+    async def keep(self, key: str, data: bytes, sha256: str = "") -> Kept:
+        await self.put(key, data)
+        return Kept(key, len(data), sha256)
 
     async def create(self, key: str, data: bytes) -> None:
         if key in self.data:

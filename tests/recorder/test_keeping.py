@@ -15,8 +15,9 @@ import pytest
 from recorder.app import StartError, open_store
 from recorder.config import Config, ConfigError, load
 from recorder.holds import Match
-from recorder.keeping import Keeping, KeepingError, keyring, public_keys, rules, signer
+from recorder.keeping import Keeping, KeepingError, first_key, keyring, public_keys, rules, signer
 from recorder.proof import Signer
+from recorder.proof.witness import FolderWitness
 from recorder.retention import Rule
 from tests.recorder.proof.stage import PROXY, Stage, header, run, statuses
 from tests.recorder.serving import recorder, write_config
@@ -78,9 +79,10 @@ def test_keys(tmp_path: Path) -> None:
     assert signer(nothing) is None and keyring(nothing) is None and len(public_keys(nothing, None)) == 0
     with_keys = config(tmp_path, "proof: {key: seal.pem, publicKeys: [old.pub]}\nencryption: {keys: [k]}")
     with pytest.raises(KeepingError, match=r"proof\.key"):
-        signer(with_keys, make=False)
+        signer(with_keys)
+    Signer.make_file(tmp_path / "seal.pem")
     own = signer(with_keys)
-    assert own is not None and signer(with_keys, make=False) is not None
+    assert own is not None
     with pytest.raises(KeepingError, match=r"proof\.publicKeys"):
         public_keys(with_keys, own)
     (tmp_path / "old.pub").write_bytes(own.public_pem)
@@ -98,7 +100,8 @@ def test_a_recorder_that_seals_and_encrypts(tmp_path: Path) -> None:
 
     async def check() -> None:
         store = open_store(settings)
-        keeping = Keeping(settings, store)
+        keeping = Keeping(settings, store, await first_key(settings, store.blobs))
+        keeping.open()
         await store.open()
         keeping.start()
         writer = await store.begin(header(command="a secret command"), PROXY)
@@ -107,6 +110,7 @@ def test_a_recorder_that_seals_and_encrypts(tmp_path: Path) -> None:
         assert names == {
             "recorder_removed", "recorder_retention_healthy", "recorder_days_sealed", "recorder_sealing_healthy",
             "recorder_proof_mismatches",
+            "recorder_register_entries", "recorder_signing_healthy",
         }  # fmt: skip
         keeping.reload(config(tmp_path, "retention: {maxAge: 1d}"))
         assert keeping.pruner.rules.max_age == DAY
@@ -123,7 +127,7 @@ def test_a_running_recorder_removes_nothing_that_is_not_as_it_was_sealed(
 ) -> None:
     """The process itself: a hold, an edited recording.json, and one that may go; what log, readiness, metrics say."""
     stage = Stage(tmp_path / "data")
-    stage.signer = Signer.load_or_make(tmp_path / "seal.pem")
+    stage.signer = Signer.make_file(tmp_path / "seal.pem")
     now = time.time()
 
     async def fill() -> tuple[str, str, str]:
@@ -139,6 +143,8 @@ def test_a_running_recorder_removes_nothing_that_is_not_as_it_was_sealed(
         held, edited, old = run(fill())
     stage.clock = now
     run(stage.seal())
+    for chain, head in stage.witness.heads.items():
+        run(FolderWitness(tmp_path / "anchor").remember(chain, head))
     path = stage.place(edited) / "recording.json"
     path.write_text(path.read_text().replace("ana@example.com", "bob@example.com"))
 
@@ -164,9 +170,55 @@ def test_a_running_recorder_removes_nothing_that_is_not_as_it_was_sealed(
             assert "recorder_proof_mismatches 1.0" in metrics and "recorder_retention_healthy 0.0" in metrics
 
     run(main())
-    report = run(stage.verify())
+    report = run(stage.verify(witnesses=[FolderWitness(tmp_path / "anchor")]))
     assert not report.well and statuses(report)[edited] == "changed"
     assert statuses(report)[held] == "ok" and statuses(report)[old] == "removed"
     assert [name for name, status in statuses(report).items() if name.startswith("events/")] and all(
         status == "ok" for name, status in statuses(report).items() if name.startswith("events/")
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("proof: {key: data/seal.pem}", "proof.key"),
+        ("proof: {key: link/seal.pem}", "proof.key"),
+        ("proof: {key: seal.pem, previousKey: data/x/old.pem}", "proof.previousKey"),
+        ("proof: {key: seal.pem, anchor: {folder: data/anchor}}", "proof.anchor.folder"),
+        ("proof: {key: seal.pem, publicKeys: [a.pub, data/b.pub]}", "proof.publicKeys[1]"),
+        ("encryption: {keys: [link/k]}", "encryption.keys[0]"),
+    ],
+)
+def test_no_key_in_the_folder_that_it_protects(tmp_path: Path, text: str, key: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    assert f"{key}: is in store.folder" in faults(tmp_path, text)
+
+
+def test_a_key_is_made_at_the_first_start_on_an_empty_store_alone(tmp_path: Path) -> None:
+    settings = config(tmp_path, "proof: {key: seal.pem}")
+
+    async def first() -> Signer | None:
+        store = open_store(settings)
+        try:
+            return await first_key(settings, store.blobs)
+        finally:
+            await store.aclose()
+
+    made = run(first())
+    assert made is not None and (again := run(first())) is not None and again.id == made.id
+    (tmp_path / "seal.pem").unlink()
+    (tmp_path / "anchor").mkdir()
+    (tmp_path / "anchor/manifests").write_text(f"1 {'a' * 64}\n")
+    with pytest.raises(KeepingError, match="the anchor remembers what was signed"):
+        run(first())
+    (tmp_path / "anchor/manifests").unlink()
+    for top in ("recordings", "events", "proof", "holds"):
+        path = tmp_path / "data" / top / "x"
+        path.mkdir(parents=True)
+        with pytest.raises(KeepingError, match="is not there, and the store is not empty"):
+            run(first())
+        assert not (tmp_path / "seal.pem").exists()
+        path.rmdir()
+        path.parent.rmdir()
+    assert run(first()) is not None

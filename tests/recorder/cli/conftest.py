@@ -46,6 +46,7 @@ def _line(cluster: str, user: str, command: str) -> bytes:
 async def make(root: Path) -> tuple[Stage, list[str]]:
     """See Folder."""
     stage = Stage(root)
+    stage.signs = False  # until it has a key
     async with stage.store() as store:
         one = await stage.record(
             store,

@@ -15,6 +15,7 @@ from recorder.crypt import Keyring
 from recorder.index.filters import Filter
 from recorder.model import Recording, Source
 from recorder.proof import Signer
+from recorder.proof.witness import FolderWitness
 from recorder.retention import Pruner, Rules
 from tests.recorder.cli.conftest import Folder
 from tests.recorder.proof.stage import Stage, header, run, statuses
@@ -187,19 +188,24 @@ def test_play_from_the_middle(folder: Folder) -> None:
 @pytest.fixture
 def key(own: Folder, tmp_path: Path) -> str:
     path = tmp_path / "seal.pem"
-    own.stage.signer = Signer.load_or_make(path)
+    anchor = FolderWitness(tmp_path / "anchor")
+    own.stage.signs = True
+    own.stage.signer = Signer.make_file(path)
     run(own.stage.seal())
+    for chain, head in own.stage.witness.heads.items():
+        run(anchor.remember(chain, head))
     return str(path)
 
 
 def test_verify(own: Folder, key: str) -> None:
+    anchor = str(Path(key).with_name("anchor"))
     assert "which key" in own("verify", code=2).stderr
     result = own("verify", "--public-key", f"{key}.pub")
-    assert "3 ok; " in result.stdout and result.stdout.endswith("all is well\n")
-    assert own.json("verify", "--public-key", key)["counts"]["ok"] == 3
+    assert "3 signed late; " in result.stdout and result.stdout.endswith("all is well\n")
+    assert own.json("verify", "--public-key", key)["counts"]["signed late"] == 3
     assert "no forgery" in own("verify", "--trust-store-keys").stderr
-    own("verify", "--public-key", key, "--anchor", f"{key}.anchor")
-    assert own("verify", own.ids[0], "--public-key", key).stdout.splitlines()[1].split()[:2] == [own.ids[0], "ok"]
+    own("verify", "--public-key", key, "--anchor", anchor)
+    assert own("verify", own.ids[0], "--public-key", key).stdout.splitlines()[1].split()[:2] == [own.ids[0], "signed"]
     own("verify", "0" * 26, "--public-key", key, code=1)
     own("verify", "--day", "x", "--public-key", key, code=2)
     path = own.stage.place(own.ids[1]) / "00000000.chunk"
@@ -210,7 +216,8 @@ def test_verify(own: Folder, key: str) -> None:
     assert own.json("verify", "--public-key", key, code=1)["well"] is False
     last = own.stage.manifests()[-1]
     last.unlink()
-    assert "gone" in own("verify", "--public-key", key, "--anchor", f"{key}.anchor", code=1).stderr
+    assert "made away with" in own("verify", "--public-key", key, "--anchor", anchor, code=1).stderr
+    assert "made away with" in own("verify", "--public-key", key, "--anchor", f"{anchor}/manifests", code=1).stderr
 
 
 def test_prune_by_hand_and_holds(own: Folder, key: str) -> None:

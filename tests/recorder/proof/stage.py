@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,12 +14,16 @@ from typing import Any, TypeVar
 from recorder.crypt import EncryptedBlobs, EncryptedLog, Keyring
 from recorder.model import End, Source
 from recorder.proof import PublicKeys, Sealer, Signer
-from recorder.proof.chain import read_chain
+from recorder.proof.documents import NOTHING, Manifest, day_of, digest, manifest_file, write_manifest
 from recorder.proof.handover import MANIFESTS, hand_over
 from recorder.proof.keys import Anchor
+from recorder.proof.register import Register, all_heads, read_both
+from recorder.proof.register import seal as seal_found
 from recorder.proof.verify import Report, Verifier
+from recorder.proof.witness import MemoryWitness, Witness, Witnesses
 from recorder.store import builder
 from recorder.store.blobs import Blobs, FolderBlobs
+from recorder.store.live import Live
 from recorder.store.logs import FolderLog, Log
 from recorder.store.manifest import folder
 from recorder.store.store import Store
@@ -49,13 +53,16 @@ def header(**more: Any) -> bytes:
 
 
 class Stage:
-    """folder: of the store. clock: what the sealer takes for now, two days from now at first."""
+    """root: of the store. signs: whether its recorder has a key. witness: its anchor. clock: what the sealer takes for
+    now, two days from now at first."""
 
     def __init__(self, root: Path, *, keyring: Keyring | None = None) -> None:
         self.root = root
         self.keyring = keyring
         self.signer = Signer.make()
         self.clock = time.time() + 2 * DAY
+        self.witness = MemoryWitness()
+        self.signs = True
 
     def blobs(self) -> Blobs:
         """The store's blobs."""
@@ -63,13 +70,26 @@ class Stage:
         return EncryptedBlobs(blobs, self.keyring) if self.keyring is not None else blobs
 
     @asynccontextmanager
-    async def store(self) -> AsyncGenerator[Store, None]:
-        """The store, open."""
+    async def store(
+        self, keys: PublicKeys | None = None, previous: Signer | None = None
+    ) -> AsyncGenerator[Store, None]:
+        """The store, open, with a recorder's register."""
         self.root.mkdir(exist_ok=True)
         log: Log = FolderLog(self.root)
         if self.keyring is not None:
             log = EncryptedLog(log, self.keyring)
         store = Store(self.blobs(), log, min_free=0)
+        if self.signs:
+            register = Register(
+                store.blobs,
+                self.signer,
+                keys=keys,
+                witnesses=Witnesses([self.witness]),
+                previous=previous,
+                clock=lambda: self.clock,
+            )
+            store.registrar = register
+            register.start()
         await store.open()
         try:
             yield store
@@ -85,8 +105,13 @@ class Stage:
         return (await writer.finish(End.CLEAN)).id
 
     async def settled(self, store: Store) -> None:
-        """Wait until what is over is in chunks."""
-        while any(live.over for live in store.lives.values()):
+        """Wait until what is over is in chunks, and signed where that can be."""
+        own = store.registrar
+
+        def waits(live: Live) -> bool:
+            return live.over and not (live.whole and isinstance(own, Register) and own.fault is not None)
+
+        while any(map(waits, store.lives.values())):
             store.builder.poke()
             await asyncio.sleep(0)
             await store.builder.drained()
@@ -118,9 +143,35 @@ class Stage:
             builder.CHUNK_TEXT = before
         return ids
 
+    async def plant(self, count: int = 1) -> list[str]:
+        """Recordings that somebody without the key has put there."""
+        other = Stage(self.root.with_name(f"{self.root.name}-planted"), keyring=self.keyring)
+        other.signs = False
+        ids = await other.fill(count)
+        for identifier in ids:
+            shutil.copytree(other.place(identifier), self.place(identifier))
+        shutil.rmtree(other.root)
+        return ids
+
+    async def age(self) -> Signer:
+        """A store as recorders without a register have left it: one recording, and the manifest of its day. The key."""
+        self.signs = False
+        (identifier,) = await self.fill(1)
+        self.signs = True
+        blobs = self.blobs()
+        sealed = await seal_found(blobs, identifier, "")
+        assert sealed is not None
+        day = day_of(sealed.ended)
+        await blobs.put(
+            manifest_file(day), write_manifest(Manifest(1, day, NOTHING, self.clock, (sealed,)), self.signer)
+        )
+        self.witness.heads[MANIFESTS] = Anchor(1, digest(await blobs.get(manifest_file(day))))
+        await blobs.aclose()
+        return self.signer
+
     async def seal(self, signer: Signer | None = None, keys: PublicKeys | None = None) -> list[str]:
         """Seal what is due; the days."""
-        async with self.store() as store:
+        async with self.store(keys) as store:
             await self.settled(store)
             return await Sealer(store, signer or self.signer, keys=keys, clock=lambda: self.clock).seal_due()
 
@@ -129,19 +180,28 @@ class Stage:
         blobs = self.blobs()
         try:
             signers = [self.signer] if old is None else [old, self.signer]
-            chain = await read_chain(blobs, PublicKeys([one.public_key for one in signers]))
-            heads = {MANIFESTS: chain.last} if chain.last is not None else {}
+            keys = PublicKeys([one.public_key for one in signers])
+            chain, registers = await read_both(blobs, keys)
+            heads = await all_heads(blobs, keys, chain, registers)
             await hand_over(blobs, chain.keys, old, self.signer, heads, at=self.clock, reason=reason)
         finally:
             await blobs.aclose()
 
     async def verify(
-        self, keys: PublicKeys | None = None, *, key: bool = True, act: Anchor | None = None, **more: Any
+        self,
+        keys: PublicKeys | None = None,
+        *,
+        key: bool = True,
+        witnesses: Sequence[Witness] | None = None,
+        **more: Any,
     ) -> Report:
-        """The report. key: with the decryption key. act: one that must be there."""
+        """The report. key: with the decryption key."""
         blobs = self.blobs() if key else FolderBlobs(self.root)
         try:
-            verifier = Verifier(blobs, keys or PublicKeys([self.signer.public_key]), act=act, now=self.clock)
+            keys = keys or PublicKeys([self.signer.public_key])
+            verifier = Verifier(
+                blobs, keys, witnesses=[self.witness] if witnesses is None else witnesses, now=self.clock
+            )
             return await verifier.run(**more)
         finally:
             await blobs.aclose()
@@ -159,6 +219,7 @@ class Stage:
         shutil.copytree(self.root, where)
         other = Stage(where, keyring=self.keyring)
         other.signer, other.clock = self.signer, self.clock
+        other.witness = MemoryWitness(self.witness.heads)
         return other
 
 

@@ -17,9 +17,11 @@ from recorder.proof import KeyFault, PublicKeys, Signer
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import NONE, Act, Acts, Kind, Subject, act_file, compare, read_act, read_acts, write_act
 from recorder.proof.chain import read_chain
-from recorder.proof.documents import NOTHING, ForgedError, Manifest, sign_document, write_manifest
+from recorder.proof.documents import NOTHING, ForgedError, Manifest, digest, sign_document, write_manifest
+from recorder.proof.handover import ACTS as CHAIN
 from recorder.proof.handover import KeyHistory, hand_over
 from recorder.proof.keys import Anchor
+from recorder.proof.witness import MemoryWitness, Witnesses
 from recorder.store.blobs import Blobs, FolderBlobs
 from recorder.store.objects import ObjectBlobs
 from tests.recorder.proof.stage import run
@@ -301,22 +303,27 @@ def test_several_who_sign_at_once(tmp_path: Path, objects: bool) -> None:
 
 
 def test_a_log_remembers_what_it_has_read_and_signed(tmp_path: Path) -> None:
-    signer = Signer.load_or_make(tmp_path / "seal.pem")
+    signer, witness = Signer.make(), MemoryWitness()
     keys = PublicKeys([signer.public_key])
 
     async def check() -> None:
         blobs = FolderBlobs(tmp_path)
-        log = ActLog(blobs, keys, signer)
+        log = ActLog(blobs, keys, signer, witnesses=Witnesses([witness]))
         for number in (1, 2, 3):
             await log.add(Kind.HOLD, [Subject(new_id())], by="x", body=HASH)
-            assert signer.acts() == (await log.read()).last and (await log.read()).last.number == number
+            assert witness.heads[CHAIN] == (await log.read()).last and (await log.read()).last.number == number
         kept = (tmp_path / act_file(3)).read_bytes()
         (tmp_path / act_file(3)).unlink()
-        # In memory, beside the key, and by both after a restart.
+        # In memory, by the anchor, and by both after a restart.
         assert (await log.read()).faults == ["act 3 was there before, and is gone"]
-        assert (await ActLog(blobs, keys, signer).read()).faults == [
-            "act 3, which was signed with this key, is gone or another"
+        assert (await ActLog(blobs, keys, signer, witnesses=Witnesses([witness])).read()).faults == [
+            "act 3, which the anchor remembers, is gone or another"
         ]
+        # What is signed then does not take the place of the memory.
+        await ActLog(blobs, keys, signer, witnesses=Witnesses([witness])).add(
+            Kind.HOLD, [Subject(ONE)], by="x", body=HASH
+        )
+        assert witness.heads[CHAIN] == Anchor(3, digest(kept))
         (tmp_path / act_file(3)).write_bytes(kept)
         (tmp_path / act_file(2)).unlink()
         fresh = ActLog(blobs, keys, signer)

@@ -9,8 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recorder.proof import KeyFault, PublicKeys, Signer
-from recorder.proof.documents import NOTHING, ForgedError, Manifest, Removal, digest, next_day, write_manifest
+from recorder.proof import KeyFault, PublicKeys, Sealer, Signer
+from recorder.proof.documents import (
+    NOTHING,
+    Entry,
+    ForgedError,
+    Manifest,
+    Removal,
+    digest,
+    entry_file,
+    next_day,
+    write_entry,
+    write_manifest,
+)
 from recorder.proof.handover import (
     ACTS,
     MANIFESTS,
@@ -21,8 +32,12 @@ from recorder.proof.handover import (
     write_handover,
 )
 from recorder.proof.keys import Anchor
+from recorder.proof.register import Register, read_both, seal
 from recorder.proof.verify import Report
-from tests.recorder.proof.stage import DAY, Stage, run
+from recorder.proof.witness import Witnesses
+from recorder.store.blobs import FolderBlobs
+from recorder.store.errors import StoreError
+from tests.recorder.proof.stage import DAY, Stage, run, statuses
 
 OLD, NEW, OTHER = Signer.make(), Signer.make(), Signer.make()
 KEYS = PublicKeys([OLD.public_key, NEW.public_key, OTHER.public_key])
@@ -186,18 +201,136 @@ def test_a_hand_over_that_was_taken_away_or_exchanged(tmp_path: Path) -> None:
 def test_an_old_store_that_changed_its_key_without_a_hand_over_is_still_believed(tmp_path: Path) -> None:
     async def check() -> None:
         stage = Stage(tmp_path / "store")
-        await stage.fill(1)
-        await stage.seal()
-        for path in stage.manifests():  # as a recorder of that time has written them
-            value = json.loads(path.read_bytes().split(b"\n")[0])
-            assert "registers" not in value or value.pop("registers") is not None
-        old, new = stage.signer, Signer.make()
+        old, new = await stage.age(), Signer.make()
         forge(stage, new)
         both = PublicKeys([old.public_key, new.public_key])
         report = await stage.verify(both)
         assert report.well, report.faults
         assert (await stage.verify(both.with_own(new.id))).well
+        assert not (await stage.verify(both.with_own(old.id))).well
         forge(stage, old)
         assert faulty(await stage.verify(both), f"the key {old.id}, which was not in force then")
+
+    run(check())
+
+
+# -- the hand-over of a recorder
+
+
+def test_a_recorder_hands_over_at_its_start(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        ids = await stage.fill(1)
+        await stage.seal()
+        old, stage.signer = stage.signer, Signer.make()
+        both = PublicKeys([old.public_key, stage.signer.public_key], stage.signer.id)
+        for _ in range(2):  # the second start finds it done
+            async with stage.store(both, previous=old) as store:
+                ids.append(await stage.record(store))
+                await stage.settled(store)
+        assert [path.name for path in (stage.root / "proof/keys").glob("handover*")] == ["handover-0001.json"]
+        report = await stage.verify(both)
+        assert report.well and len(report.findings) == len(ids), report
+        assert set(stage.witness.heads) == {"manifests", "register main", "hand-overs"}
+        stage.clock += DAY
+        await stage.seal(keys=both)
+        assert set(statuses(await stage.verify(both)).values()) == {"ok"}
+
+    run(check())
+
+
+def test_without_the_key_in_force_nothing_is_signed_until_it_is_there(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        old, stage.signer = stage.signer, Signer.make()
+        both = PublicKeys([old.public_key, stage.signer.public_key], stage.signer.id)
+        async with stage.store(both) as store:
+            one = await stage.record(store)
+            await stage.settled(store)
+            assert isinstance(store.registrar, Register)
+            assert "has not handed over" in (store.registrar.healthy or "")
+        # The journal has it for the next start.
+        async with stage.store(both, previous=old) as store:
+            await stage.settled(store)
+        stage.clock += DAY
+        await stage.seal(keys=both)
+        report = await stage.verify(both)
+        assert report.well and statuses(report)[one] == "signed late"
+
+    run(check())
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_crash_in_the_middle_of_a_hand_over(tmp_path: Path, after: bool) -> None:
+    """Before or after the file is there."""
+    stage = Stage(tmp_path / "store")
+
+    class Dying(FolderBlobs):
+        async def put(self, key: str, data: bytes) -> None:
+            if "handover" in key:
+                if after:
+                    await super().put(key, data)
+                raise StoreError("dead")
+            await super().put(key, data)
+
+    async def check() -> None:
+        await stage.fill(1)
+        old, stage.signer = stage.signer, Signer.make()
+        both = PublicKeys([old.public_key, stage.signer.public_key], stage.signer.id)
+        blobs = Dying(stage.root)
+        register = Register(blobs, stage.signer, keys=both, witnesses=Witnesses([stage.witness]), previous=old)
+        with pytest.raises(StoreError):
+            await register.open()
+        await blobs.aclose()
+        async with stage.store(both, previous=old) as store:
+            await stage.record(store)
+            await stage.settled(store)
+        assert len(list((stage.root / "proof/keys").glob("handover*"))) == 1
+        report = await stage.verify(both)
+        assert report.well, report.faults
+
+    run(check())
+
+
+def test_a_retired_key_adds_nothing_to_a_register(tmp_path: Path) -> None:
+    async def check() -> None:
+        stage, old, both = await rotated(tmp_path)
+        (added,) = await stage.plant()
+        blobs = stage.blobs()
+        _, registers = await read_both(blobs, both)
+        sealed = await seal(blobs, added, "")
+        assert sealed is not None
+        last = registers.states["main"].last
+        entry = Entry("main", last.number + 1, last.sha256, stage.clock, (sealed,))
+        await blobs.put(entry_file("main", entry.number), write_entry(entry, old))
+        await blobs.aclose()
+        assert faulty(await stage.verify(both), "not in force then")
+        assert statuses(await stage.verify(both))[added] == "unknown"
+
+    run(check())
+
+
+def test_after_a_change_of_the_key_the_anchor_is_still_there(tmp_path: Path) -> None:
+    """The end of the chain was cut off between two starts: recordings, and the last manifests."""
+
+    async def check() -> None:
+        stage, old, both = await rotated(tmp_path)
+        await stage.fill(2)
+        stage.clock += 3 * DAY
+        await stage.seal(keys=both)
+        new, stage.signer = stage.signer, Signer.make()
+        three = PublicKeys([old.public_key, new.public_key, stage.signer.public_key], stage.signer.id)
+        for path in stage.manifests()[-3:]:
+            path.unlink()
+        async with stage.store(three, previous=new) as store:
+            await stage.record(store)
+            await stage.settled(store)
+            assert isinstance(store.registrar, Register) and "made away with" in (store.registrar.healthy or "")
+            with pytest.raises(KeyFault, match="made away with"):
+                await Sealer(store, stage.signer, keys=three, clock=lambda: stage.clock).seal_due()
+        assert faulty(await stage.verify(three), "made away with")
 
     run(check())

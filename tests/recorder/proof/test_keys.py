@@ -24,28 +24,37 @@ from recorder.proof.documents import (
     write_manifest,
     write_removal,
 )
-from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer, read_anchor, read_public_key
+from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer, read_public_key
 
 SIGNER = Signer.make()
 KEYS = PublicKeys([SIGNER.public_key])
 
 
-def test_a_key_is_made_once(tmp_path: Path) -> None:
+def test_a_key_is_made_once_and_on_a_word(tmp_path: Path) -> None:
     path = tmp_path / "seal.pem"
-    made = Signer.load_or_make(path)
+    with pytest.raises(KeyFault, match="can't be read"):
+        Signer.load(path)
+    made = Signer.make_file(path)
     assert path.stat().st_mode & 0o777 == 0o600
-    assert Signer.load_or_make(path).id == made.id
+    assert Signer.load(path).id == made.id
     public = read_public_key(tmp_path / "seal.pem.pub")
     assert PublicKeys([public]).good(made.id, made.sign(b"x"), b"x")
     assert {file.name for file in tmp_path.iterdir()} == {"seal.pem", "seal.pem.pub"}
+    with pytest.raises(KeyFault, match="is not written over"):
+        Signer.make_file(path)
+    assert Signer.load(path).id == made.id
 
 
 def test_keys_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "seal.pem"
-    Signer.load_or_make(path)
+    Signer.make_file(path)
+    (tmp_path / "other").hardlink_to(path)
+    with pytest.raises(KeyFault, match="hard link"):
+        Signer.load(path)
+    (tmp_path / "other").unlink()
     path.chmod(0o644)
     with pytest.raises(KeyFault, match="chmod 600"):
-        Signer.load_or_make(path)
+        Signer.load(path)
     path.chmod(0o640)
     Signer.load(path)
     path.write_bytes(b"nonsense")
@@ -58,25 +67,10 @@ def test_keys_that_are_refused(tmp_path: Path) -> None:
     path.write_bytes(other.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     with pytest.raises(KeyFault, match="another kind"):
         read_public_key(path)
-    with pytest.raises(KeyFault, match="can't be made"):
-        Signer.load_or_make(tmp_path / "none" / "seal.pem")
+    with pytest.raises(KeyFault, match="cannot be made"):
+        Signer.make_file(tmp_path / "none" / "seal.pem")
     with pytest.raises(KeyFault, match="can't be read"):
         read_public_key(tmp_path / "none")
-
-
-def test_the_anchor(tmp_path: Path) -> None:
-    signer = Signer.load_or_make(tmp_path / "seal.pem")
-    assert signer.anchor() is None and Signer.make().anchor() is None
-    assert signer.acts() is None and Signer.make().acts() is None
-    signer.remember(Anchor(7, "a" * 64))
-    assert read_anchor(tmp_path / "seal.pem.anchor") == signer.anchor() == Anchor(7, "a" * 64)
-    signer.remember_act(Anchor(3, "b" * 64))
-    signer.remember_act(Anchor(2, "c" * 64))  # somebody who was slower
-    assert read_anchor(tmp_path / "seal.pem.acts") == signer.acts() == Anchor(3, "b" * 64)
-    assert signer.anchor() == Anchor(7, "a" * 64)
-    (tmp_path / "seal.pem.anchor").write_text("nonsense")
-    with pytest.raises(KeyFault, match="no anchor"):
-        signer.anchor()
 
 
 def test_days() -> None:

@@ -1,0 +1,711 @@
+"""The register: what has come into the store is signed at once, so that nothing can be put in later.
+
+A recorder signs each recording when it has ended, and each chunk of API events and of the book of looks when it was
+put, by what it has in memory and not by what is in the store by then. What comes at the same time shares an entry:
+
+    proof/register/NAME/0000000042.json     number, previous, at, recordings, events, looks (documents.Entry)
+
+NAME is that of the recorder (store.instance), so several that share an object store keep one each. The manifest of a
+day takes over what the entries say, and names for each register the last entry of which everything is listed by then;
+entries up to there are forgotten. A recording without an entry was not put there by the recorder, or the recorder could
+not sign at that time: it is told as `unknown` for ever.
+
+The journal has a session until its entry is there. So what a crash leaves between the two is signed at the next start,
+and says that it came out of the journal. A register that is new signs what it finds, once, and says so too.
+
+    open        reads the chains, holds the store against the anchor, hands over from the key of before
+    run         signs what waits, as one entry at a time
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from recorder.crypt import stored
+from recorder.model import id_day, is_id
+from recorder.proof.acts import read_acts
+from recorder.proof.chain import Chain, read_chain
+from recorder.proof.documents import (
+    DAYS,
+    FOUND,
+    JOURNAL,
+    KEYS,
+    NOTHING,
+    REGISTER,
+    Accepted,
+    Entry,
+    ForgedError,
+    Part,
+    Sealed,
+    UnknownKeyError,
+    digest,
+    entry_file,
+    is_day,
+    read_entry,
+    signed_by,
+    write_entry,
+)
+from recorder.proof.handover import ACTS, HANDOVERS, MANIFESTS, KeyHistory, hand_over, register_chain
+from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
+from recorder.proof.parts import hash_of, look
+from recorder.proof.witness import Heads, Witnesses
+from recorder.store.api import Ended, Kept
+from recorder.store.blobs import Blobs
+from recorder.store.errors import StoreError
+
+_log = structlog.get_logger(__name__)
+
+# Seconds between two entries: what ends meanwhile shares the next one, so a busy recorder puts ten files a second.
+GAP = 0.1
+# Recordings and chunks of one entry, so that it has less than a megabyte or so.
+MOST = 500
+# Recordings that may wait for a signature with the journal still holding them; those behind them wait in memory alone.
+HELD = 1000
+# Seconds between attempts after a failure.
+RETRY = 10.0
+# Seconds that the end of the process waits for the last entries.
+CLOSE_TIMEOUT = 10.0
+
+
+@dataclass(slots=True)
+class State:
+    """A register as it is in the store. base: the last entry that a manifest has taken over. last: the last one that is
+    there. entries: those that are believed, behind the base. hashes: of their files, by number. faults: a sentence
+    each. strange: one is by a key that was not given."""
+
+    name: str
+    base: Anchor = field(default_factory=lambda: Anchor(0, NOTHING))
+    last: Anchor = field(default_factory=lambda: Anchor(0, NOTHING))
+    entries: list[Entry] = field(default_factory=list)
+    strange: bool = False
+    hashes: dict[int, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+    def holds(self, head: Anchor) -> bool:
+        """Whether that entry is there; of one before the base the manifest is the witness."""
+        return head.number < self.base.number or self.hashes.get(head.number) == head.sha256
+
+    def taken_over(self, listed: Callable[[str], bool]) -> Anchor:
+        """The last entry up to which everything is listed. listed: asked about ids and keys of chunks."""
+        head = self.base
+        for entry in self.entries:
+            names = [*(one.id for one in entry.recordings), *_chunk_names(entry)]
+            if entry.number != head.number + 1 or not all(map(listed, names)):
+                break
+            head = Anchor(entry.number, self.hashes[entry.number])
+        return head
+
+
+def _chunk_names(entry: Entry) -> list[str]:
+    return [f"events/{part.name}" for part in entry.events] + [f"looks/{part.name}" for part in entry.looks]
+
+
+@dataclass(slots=True)
+class Registers:
+    """All registers of a store. recordings, events, looks: what they say, by id and by DAY/NAME; the last word counts.
+    accepted: what operators have accepted."""
+
+    states: dict[str, State] = field(default_factory=dict)
+    recordings: dict[str, Sealed] = field(default_factory=dict)
+    events: dict[str, Part] = field(default_factory=dict)
+    looks: dict[str, Part] = field(default_factory=dict)
+    accepted: list[Accepted] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[str]:
+        """Of all, a sentence each."""
+        return [fault for state in self.states.values() for fault in state.faults]
+
+    @property
+    def strange(self) -> bool:
+        """Whether an entry is by a key that was not given."""
+        return any(state.strange for state in self.states.values())
+
+    @property
+    def there(self) -> bool:
+        """Whether there is a register at all."""
+        return any(state.last.number or state.faults for state in self.states.values())
+
+    def holds(self, chain: str, head: Anchor) -> bool:
+        """Whether a register has that entry. chain: what it is called among the chains."""
+        state = self.states.get(chain.removeprefix("register "))
+        return state is not None and state.holds(head)
+
+
+async def read_registers(raw: Blobs, keys: PublicKeys, chain: Chain) -> Registers:
+    """All of them. chain: the manifests, which say what was taken over. Raises StoreError."""
+    bases: dict[str, Anchor] = {}
+    for manifest in chain.manifests:
+        bases |= manifest.registers or {}
+    registers = Registers()
+    names = {name.rstrip("/") async for name, _ in raw.names(REGISTER)}
+    for name in sorted(names | set(bases)):
+        base = bases.get(name, Anchor(0, NOTHING))
+        state = registers.states[name] = State(name, base, base, hashes={base.number: base.sha256})
+        await _read_state(raw, keys, chain.keys, state)
+        for entry in state.entries:
+            registers.recordings |= {sealed.id: sealed for sealed in entry.recordings}
+            registers.events |= {part.name: part for part in entry.events}
+            registers.looks |= {part.name: part for part in entry.looks}
+            if entry.accepted is not None:
+                registers.accepted.append(entry.accepted)
+    return registers
+
+
+async def read_both(raw: Blobs, keys: PublicKeys) -> tuple[Chain, Registers]:
+    """The manifests and the registers behind them, also while a recorder seals a day between the two. Raises
+    StoreError."""
+    while True:
+        chain = await read_chain(raw, keys)
+        registers = await read_registers(raw, keys, chain)
+        if not registers.faults:
+            return chain, registers
+        last = [name async for name, _ in raw.names(DAYS)][-1:]
+        if last <= [f"{chain.last_day}.json"]:
+            return chain, registers
+
+
+async def _read_state(raw: Blobs, keys: PublicKeys, history: KeyHistory, state: State) -> None:
+    for file in [file async for file, _ in raw.names(f"{REGISTER}/{state.name}")]:
+        digits = file.removesuffix(".json")
+        if not digits.isascii() or not digits.isdigit() or f"{int(digits):010}.json" != file:
+            state.faults.append(f"{REGISTER}/{state.name}/{file!a} is not one of the recorder's files")
+            continue
+        number = int(digits)
+        if number <= state.base.number:
+            continue  # a crash has kept it from being forgotten
+        try:
+            data = await raw.get(entry_file(state.name, number))
+        except KeyError:
+            continue  # taken over meanwhile
+        await _take(state, number, data, keys, history)
+
+
+async def _take(state: State, number: int, data: bytes, keys: PublicKeys, history: KeyHistory) -> None:
+    what = f"entry {number} of the register {state.name}"
+    if number != state.last.number + 1:
+        first, last = state.last.number + 1, number - 1
+        which = (
+            f"entry {first} of the register {state.name} is"
+            if first == last
+            else (f"entries {first} to {last} of the register {state.name} are")
+        )
+        state.faults.append(f"{which} missing")
+    try:
+        entry = await asyncio.to_thread(read_entry, data, keys)
+        if entry.name != state.name or entry.number != number:
+            raise ForgedError("it belongs to another place")
+        if number == state.last.number + 1 and entry.previous != state.last.sha256:
+            raise ForgedError("it does not follow the entry before it")
+        key = signed_by(data)
+        if not history.signed(key, register_chain(state.name), number):
+            raise ForgedError(f"it is signed with the key {key}, which was not in force then")
+    except ForgedError as error:
+        state.faults.append(f"{what} is not to be believed: {error}")
+        state.strange = state.strange or isinstance(error, UnknownKeyError)
+    else:
+        state.entries.append(entry)
+    state.last = Anchor(number, digest(data))
+    state.hashes[number] = state.last.sha256
+
+
+class Register:
+    """A recorder's own register; store.Registrar. name: what it is called. keys: public keys of before, besides the
+    signer's own. previous: the key that is to hand over to the signer's, where that was not done yet. fault: None, or
+    why it cannot sign. anchor_fault: None, or why the store does not fit the anchor. signed: entries in this
+    process."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        signer: Signer,
+        *,
+        name: str = "main",
+        keys: PublicKeys | None = None,
+        witnesses: Witnesses | None = None,
+        previous: Signer | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.fault: str | None = None
+        self.anchor_fault: str | None = None
+        self.signed = 0
+        self.signer = signer
+        self.keys = (keys if keys is not None else PublicKeys([signer.public_key])).with_own(signer.id)
+        self.witnesses = witnesses if witnesses is not None else Witnesses()
+        self.name = name
+        self._blobs = blobs
+        self._raw = stored(blobs)
+        self._previous = previous
+        self._clock = clock
+        self._head = Anchor(0, NOTHING)
+        self._opened = False
+        self._lock = asyncio.Lock()
+        self._waiting: list[_Item] = []
+        self._found: list[str] = []
+        self._wake = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._told = asyncio.Event()
+        self._untold: Heads = {}
+        self._task: asyncio.Task[None] | None = None
+        self._teller: asyncio.Task[None] | None = None
+        self._closing = False
+
+    # -- what the store tells
+
+    async def ended(self, ended: Ended) -> None:
+        """See Registrar."""
+        await self._wait(_Item(ended=ended))
+
+    async def stored(self, kept: Kept) -> None:
+        """See Registrar; also of a chunk of looks."""
+        await self._wait(_Item(kept=kept))
+
+    def found(self, names: list[str]) -> None:
+        """See Registrar."""
+        self._found += names
+        self._wake.set()
+
+    @property
+    def behind(self) -> bool:
+        """See Registrar."""
+        return bool(self._found or self._waiting)
+
+    def let_go(self) -> None:
+        """See Registrar."""
+        for item in self._waiting:
+            item.done.set()
+        if self._found:
+            _log.error("not_signed", items=len(self._found), why=self.fault)
+            self._found.clear()
+
+    async def _wait(self, item: _Item) -> None:
+        self._waiting.append(item)
+        self._wake.set()
+        if len(self._waiting) <= HELD:
+            await item.done.wait()
+
+    def waits_for(self, until: float) -> bool:
+        """Whether something that ended before that moment is not signed yet."""
+        recordings = [item.ended.recording for item in self._waiting if item.ended is not None]
+        return bool(self._found) or any((recording.ended or 0.0) < until for recording in recordings)
+
+    async def settled(self) -> None:
+        """Wait until nothing waits for its signature, or it cannot be signed now."""
+        while self.behind and self.fault is None and self._task is not None:
+            self._moved.clear()
+            await self._moved.wait()
+
+    # -- the task
+
+    def start(self) -> None:
+        """Begin to sign."""
+        self._task = asyncio.create_task(self._run(), name="register")
+        self._teller = asyncio.create_task(self._keep_telling(), name="register anchor")
+
+    async def aclose(self) -> None:
+        """See Registrar."""
+        if self._task is None:
+            return
+        task, self._task = self._task, None
+        self._closing = True
+        self._wake.set()
+        # What cannot be signed now is in the journal.
+        await asyncio.wait((task,), timeout=0.0 if self.fault is not None and not self._opened else CLOSE_TIMEOUT)
+        self._moved.set()
+        tasks = [one for one in (task, self._teller) if one is not None]
+        for one in tasks:
+            one.cancel()
+        await asyncio.wait(tasks)
+        await self._tell()
+        if self._waiting:
+            _log.error("not_signed", items=len(self._waiting), why=self.fault or "there was no time")
+        await self.witnesses.aclose()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.open()
+                while await self._step():
+                    pass
+            except (StoreError, KeyFault) as error:
+                self._failed(str(error))
+            except Exception:
+                _log.exception("register_failed")
+                self.fault = "signing fails; the log says why"
+                self._moved.set()
+            else:
+                return
+            await asyncio.sleep(RETRY)
+            self._wake.set()
+
+    async def _step(self) -> bool:
+        """One entry; whether there may be more. Raises StoreError, KeyFault."""
+        await self._wake.wait()
+        self._wake.clear()
+        if self._found:
+            names = list(self._found)
+            await self._sign_found(names)
+            del self._found[: len(names)]
+            self._moved.set()
+        while self._waiting:
+            batch = self._waiting[:MOST]
+            await self._put(await self._entry(batch))
+            del self._waiting[: len(batch)]
+            for item in batch:
+                item.done.set()
+            self._moved.set()
+            if not self._closing:
+                await asyncio.sleep(GAP)
+        return not self._closing
+
+    def _failed(self, fault: str) -> None:
+        if self.fault != fault:
+            _log.error("register_fault", fault=fault)
+        self.fault = fault
+        self._moved.set()
+
+    # -- open
+
+    async def open(self) -> None:
+        """Read the chains, and see that this key may go on with them. Once. Raises StoreError, KeyFault."""
+        async with self._lock:
+            if self._opened:
+                return
+            await self._export_key()
+            chain, registers, fault = await self._read()
+            if chain.strange or registers.strange:
+                # What those list would be taken for unlisted, and be signed a second time.
+                raise KeyFault("there are manifests or registers by a key that is not among the public keys")
+            if chain.keys.current not in ("", self.signer.id):
+                chain = await self._take_over(chain, registers, fault)
+            state = registers.states.get(self.name) or State(self.name)
+            self._head = state.last
+            if not state.last.number or (state.entries and state.entries[-1].opening):
+                await self._begin(chain, registers)
+            self._opened = True
+            self.fault = None
+            self._set_anchor_fault(fault)
+            self._told.set()
+
+    def _set_anchor_fault(self, fault: str | None) -> None:
+        if fault is None and self.anchor_fault is not None:
+            _log.info("anchor_compared")
+        if fault is not None and fault != self.anchor_fault:
+            _log.error("anchor_fault", fault=fault)
+        self.anchor_fault = fault
+
+    async def _read(self) -> tuple[Chain, Registers, str | None]:
+        """The chains, and what is wrong with them by the anchor. What comes in is signed all the same, behind what is
+        there; but then no witness is told of it, and no day is sealed. Raises StoreError."""
+        heads, fault = None, None
+        try:
+            heads = await self.witnesses.recall()
+        except KeyFault as error:
+            self.witnesses.compared = False
+            fault = str(error)
+        chain, registers = await read_both(self._raw, self.keys)
+        return chain, registers, fault if heads is None else await self._compare(heads, chain, registers)
+
+    async def _compare(self, heads: Heads, chain: Chain, registers: Registers) -> str | None:
+        acts = await read_acts(self._raw, self.keys)
+        try:
+            self.witnesses.compare(heads, holder(chain, registers, acts.has))
+        except KeyFault as error:
+            return str(error)
+        empty = not chain.hashes and not registers.there and not chain.keys.handovers
+        if self.witnesses.all and not heads and not empty:
+            self.witnesses.compared = False
+            return (
+                "the anchor is empty, and the store has signed chains: put the anchor back to where it was, or take "
+                "what is in the store for the truth with `recorder anchor accept`"
+            )
+        return None
+
+    async def _take_over(self, chain: Chain, registers: Registers, fault: str | None) -> Chain:
+        if self._previous is None:
+            raise KeyFault(
+                f"the key in force is {chain.keys.current}, and it has not handed over to {self.signer.id}: name the "
+                "private key of the one in force as proof.previousKey until the recorder has started once"
+            )
+        if fault is not None:
+            # A hand-over names the ends of the chains as they are, and these are not the ends.
+            raise KeyFault(f"no hand-over of the key while the anchor does not fit: {fault}")
+        heads = await all_heads(self._raw, self.keys, chain, registers)
+        handover = await hand_over(self._raw, chain.keys, self._previous, self.signer, heads, at=self._clock())
+        _log.info("key_handed_over", old=handover.old, new=handover.new, number=handover.number)
+        chain = await read_chain(self._raw, self.keys)
+        if chain.keys.current != self.signer.id:
+            raise KeyFault("the hand-over between the keys does not hold: " + "; ".join(chain.faults))
+        await self.remember(HANDOVERS, chain.keys.last)
+        return chain
+
+    async def _export_key(self) -> None:
+        names = {name async for name, _ in self._raw.names(KEYS)}
+        if f"{self.signer.id}.pem" not in names:
+            await self._raw.put(f"{KEYS}/{self.signer.id}.pem", self.signer.public_pem)
+
+    async def _begin(self, chain: Chain, registers: Registers) -> None:
+        """Sign what was there before there was a register. The last such entry is none of an opening's own."""
+        known = {sealed.id for manifest in chain.manifests for sealed in manifest.recordings}
+        known |= set(registers.recordings)
+        parts = {f"events/{part.name}" for manifest in chain.manifests for part in manifest.events}
+        parts |= {f"events/{name}" for name in registers.events}
+        waiting = {item.ended.recording.id for item in self._waiting if item.ended is not None}
+        recordings: list[Sealed] = []
+        async for identifier in _recordings(self._raw):
+            if identifier in known or identifier in waiting:
+                continue
+            if (sealed := await seal(self._blobs, identifier, FOUND)) is not None:
+                recordings.append(sealed)
+                if len(recordings) >= MOST:
+                    await self._put(self._new(recordings=tuple(recordings), opening=True))
+                    recordings = []
+        events = [part async for part in _events(self._raw) if f"events/{part.name}" not in parts]
+        if recordings or events or self._head.number:
+            await self._put(self._new(recordings=tuple(recordings), events=tuple(events)))
+
+    async def _sign_found(self, names: Iterable[str]) -> None:
+        chain, registers = await read_both(self._raw, self.keys)
+        known = {sealed.id for manifest in chain.manifests for sealed in manifest.recordings}
+        known |= set(registers.recordings)
+        known |= {f"events/{part.name}" for manifest in chain.manifests for part in manifest.events}
+        known |= {f"events/{name}" for name in registers.events}
+        recordings: list[Sealed] = []
+        events: list[Part] = []
+        for name in dict.fromkeys(names):
+            if name in known:
+                continue
+            if is_id(name):
+                if (sealed := await seal(self._blobs, name, JOURNAL)) is not None:
+                    recordings.append(sealed)
+            elif (part := await _part(self._raw, name)) is not None:
+                events.append(part)
+        if recordings or events:
+            await self._put(self._new(recordings=tuple(recordings), events=tuple(events)))
+
+    # -- entries
+
+    def _new(
+        self,
+        *,
+        recordings: tuple[Sealed, ...] = (),
+        events: tuple[Part, ...] = (),
+        looks: tuple[Part, ...] = (),
+        opening: bool = False,
+        accepted: Accepted | None = None,
+    ) -> Entry:
+        number, previous = self._head.number + 1, self._head.sha256
+        return Entry(self.name, number, previous, self._clock(), recordings, events, looks, opening, accepted)
+
+    async def _entry(self, batch: Sequence[_Item]) -> Entry:
+        recordings: list[Sealed] = []
+        parts: dict[str, list[Part]] = {"events": [], "looks": []}
+        for item in batch:
+            if item.ended is not None:
+                if (sealed := await self._sealed(item.ended)) is not None:
+                    recordings.append(sealed)
+            elif item.kept is not None:
+                top, _, name = item.kept.name.partition("/")
+                parts[top].append(Part(name, item.kept.size, item.kept.sha256))
+        return self._new(recordings=tuple(recordings), events=tuple(parts["events"]), looks=tuple(parts["looks"]))
+
+    async def _sealed(self, ended: Ended) -> Sealed | None:
+        recording = ended.recording
+        if ended.parts is None:
+            return await seal(self._blobs, recording.id, JOURNAL)
+        encrypted = self._raw is not self._blobs
+        return Sealed(
+            id=recording.id,
+            ended=recording.ended or self._clock(),
+            end=recording.end.value,
+            size=recording.size,
+            header="" if encrypted else digest(ended.header_line),
+            head="" if encrypted else ended.head,
+            parts=tuple(
+                sorted(
+                    (Part(kept.name.rpartition("/")[2], kept.size, kept.sha256) for kept in ended.parts),
+                    key=lambda part: part.name,
+                )
+            ),
+        )
+
+    async def _put(self, entry: Entry) -> None:
+        data = write_entry(entry, self.signer)
+        key = entry_file(self.name, entry.number)
+        try:
+            await self._raw.create(key, data)
+        except FileExistsError:
+            if await self._raw.get(key) != data:
+                raise StoreError(f"another recorder keeps the register {self.name!a}: give each its own name") from None
+        self._head = Anchor(entry.number, digest(data))
+        self.signed += 1
+        self.fault = None
+        self._untold[register_chain(self.name)] = self._head
+        self._told.set()
+
+    async def remember(self, chain: str, head: Anchor) -> None:
+        """Tell the witnesses, once the store was compared with what they know. Raises nothing: what was signed stays
+        signed, and `healthy` tells."""
+        self._untold[chain] = head
+        await self._tell()
+
+    async def _tell(self) -> None:
+        if not self.witnesses.compared:
+            return
+        for chain, head in list(self._untold.items()):
+            try:
+                await self.witnesses.remember(chain, head)
+            except KeyFault:
+                continue
+            if self._untold.get(chain) == head:
+                del self._untold[chain]
+
+    async def _keep_telling(self) -> None:
+        """Beside the signing, which does not wait for it."""
+        while True:
+            try:
+                async with asyncio.timeout(RETRY if self._untold or not self.witnesses.compared else None):
+                    await self._told.wait()
+            except TimeoutError:
+                if self._opened and not self.witnesses.compared:
+                    await self._compare_again()
+            self._told.clear()
+            await self._tell()
+            await asyncio.sleep(self.witnesses.pause)
+
+    async def _compare_again(self) -> None:
+        """The anchor could not be read, or somebody may have put it right."""
+        try:
+            _, _, fault = await self._read()
+        except StoreError as error:
+            fault = str(error)
+        self._set_anchor_fault(fault)
+
+    @property
+    def healthy(self) -> str | None:
+        """None while all is signed and remembered; else what is wrong."""
+        return self.fault or self.anchor_fault or next(iter(self.witnesses.faults.values()), None)
+
+    async def accept(self, by: str, reason: str) -> list[str]:
+        """On an operator's word, take the store as it is: without what the anchor remembers and the store has not, and
+        without the signature of a key that is lost. What that was, a sentence each; it is told at every check. No
+        recorder may run. Raises StoreError, KeyFault where there is nothing to accept."""
+        done: list[str] = []
+        remembered = await self.witnesses.recall()
+        await self._export_key()
+        chain, registers = await read_both(self._raw, self.keys)
+        acts = await read_acts(self._raw, self.keys)
+        if chain.strange or registers.strange:
+            raise KeyFault("there are manifests or registers by a key that is not among the public keys")
+        holds = holder(chain, registers, acts.has)
+        lost = {name: head for name, head in remembered.items() if not holds(name, head)}
+        if chain.keys.current not in ("", self.signer.id):
+            heads = await all_heads(self._raw, self.keys, chain, registers)
+            old = chain.keys.current
+            await hand_over(self._raw, chain.keys, None, self.signer, heads, at=self._clock(), reason=reason)
+            chain = await read_chain(self._raw, self.keys)
+            done.append(f"the key {self.signer.id} has taken over from {old} without its signature")
+        if lost or not remembered:
+            state = registers.states.get(self.name) or State(self.name)
+            self._head = state.last
+            await self._put(self._new(accepted=Accepted(self._clock(), by, reason, lost)))
+            told = ", ".join(f"number {head.number} of the {name}" for name, head in sorted(lost.items()))
+            done.append(f"the store goes on without {told}" if lost else "the store as it is begins a new anchor")
+        if not done:
+            raise KeyFault("the store fits the anchor, and the key is in force: there is nothing to accept")
+        chain, registers = await read_both(self._raw, self.keys)
+        heads = await all_heads(self._raw, self.keys, chain, registers)
+        await self.witnesses.begin({name: Anchor(0, NOTHING) for name in remembered} | heads)
+        return done
+
+
+@dataclass(slots=True)
+class _Item:
+    """What waits for its signature: a recording, or a chunk."""
+
+    ended: Ended | None = None
+    kept: Kept | None = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def holder(chain: Chain, registers: Registers, has_act: Callable[[Anchor], bool]) -> Callable[[str, Anchor], bool]:
+    """Whether a store has a number of a chain with that hash, for Witnesses.compare."""
+
+    def holds(name: str, head: Anchor) -> bool:
+        if head.number == 0:
+            return True
+        if name == MANIFESTS:
+            return chain.holds(head)
+        if name == ACTS:
+            return has_act(head)
+        if name == HANDOVERS:
+            return chain.keys.hashes.get(head.number) == head.sha256
+        return registers.holds(name, head)
+
+    return holds
+
+
+async def all_heads(raw: Blobs, keys: PublicKeys, chain: Chain, registers: Registers) -> Heads:
+    """The last of each chain in a store. Raises StoreError."""
+    heads: Heads = {register_chain(name): state.last for name, state in registers.states.items()}
+    if chain.last is not None:
+        heads[MANIFESTS] = chain.last
+    acts = await read_acts(raw, keys)
+    if acts.last.number:
+        heads[ACTS] = acts.last
+    if chain.keys.last.number:
+        heads[HANDOVERS] = chain.keys.last
+    return {name: head for name, head in heads.items() if head.number}
+
+
+async def seal(blobs: Blobs, identifier: str, origin: str) -> Sealed | None:
+    """A recording by what is in the store, each byte of it read; None for one that is not over. Raises StoreError."""
+    looked = await look(blobs, identifier)
+    recording = looked.recording
+    if recording is None or recording.ended is None:
+        return None
+    if looked.fault:
+        _log.error("recording_faulty_when_sealed", recording=identifier, fault=looked.fault)
+    return Sealed(
+        id=identifier,
+        ended=recording.ended,
+        end=recording.end.value,
+        size=recording.size,
+        header="" if looked.encrypted else looked.header,
+        head="" if looked.encrypted else looked.head,
+        parts=tuple(looked.parts),
+        fault=looked.fault,
+        origin=origin,
+    )
+
+
+async def _recordings(raw: Blobs) -> AsyncIterator[str]:
+    for day in [name.rstrip("/") async for name, _ in raw.names("recordings")]:
+        if is_day(day):
+            for name in [name.rstrip("/") async for name, _ in raw.names(f"recordings/{day}")]:
+                if is_id(name) and id_day(name) == day:
+                    yield name
+
+
+async def _events(raw: Blobs) -> AsyncIterator[Part]:
+    for day in [name.rstrip("/") async for name, _ in raw.names("events")]:
+        if is_day(day):
+            for name in [name async for name, _ in raw.names(f"events/{day}")]:
+                if (
+                    is_id(name.removesuffix(".chunk"))
+                    and (part := await _part(raw, f"events/{day}/{name}")) is not None
+                ):
+                    yield part
+
+
+async def _part(raw: Blobs, key: str) -> Part | None:
+    try:
+        data = await raw.get(key)
+    except KeyError:
+        return None
+    return Part(key.partition("/")[2], len(data), await hash_of(data))

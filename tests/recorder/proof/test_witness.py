@@ -1,0 +1,199 @@
+"""What is remembered outside of the store, and what happens where it does not fit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from recorder.proof import KeyFault, PublicKeys, Sealer, Signer
+from recorder.proof.documents import NOTHING
+from recorder.proof.keys import Anchor
+from recorder.proof.register import Register
+from recorder.proof.witness import FolderWitness, MemoryWitness, Witnesses, read_anchor
+from tests.recorder.proof.stage import DAY, Stage, run, statuses
+
+ONE, TWO = Anchor(7, "a" * 64), Anchor(9, "b" * 64)
+
+
+def test_a_folder_remembers_each_chain_in_a_file(tmp_path: Path) -> None:
+    witness = FolderWitness(tmp_path / "deep" / "anchor")
+
+    async def check() -> None:
+        assert await witness.recall() == {}
+        await witness.remember("manifests", ONE)
+        await witness.remember("register main", TWO)
+        assert await witness.recall() == {"manifests": ONE, "register main": TWO}
+
+    run(check())
+    assert read_anchor(tmp_path / "deep/anchor/manifests") == ONE
+    (tmp_path / "deep/anchor/manifests").write_text("nonsense")
+    with pytest.raises(KeyFault, match="is not an anchor"):
+        run(witness.recall())
+    (tmp_path / "deep/anchor/manifests").unlink()
+    (tmp_path / "deep/anchor/manifests").mkdir()
+    with pytest.raises(KeyFault, match="cannot be"):
+        run(witness.remember("manifests", ONE))
+
+
+def test_an_anchor_of_an_older_recorder_counts_whatever_its_key_was_called(tmp_path: Path) -> None:
+    (tmp_path / "2025.pem.anchor").write_text(f"{ONE.number} {ONE.sha256}\n")
+    (tmp_path / "2026.pem.anchor").write_text(f"{TWO.number} {TWO.sha256}\n")
+    witness = FolderWitness(tmp_path / "anchor", old=tmp_path)
+    assert run(witness.recall()) == {"manifests": TWO}
+    run(witness.remember("manifests", ONE))
+    assert run(witness.recall()) == {"manifests": ONE}
+
+
+def test_several_count_by_the_highest_and_must_not_disagree() -> None:
+    first, second = MemoryWitness({"acts": ONE}), MemoryWitness({"acts": TWO})
+    assert run(Witnesses([first, second]).recall()) == {"acts": TWO}
+    second.heads["acts"] = Anchor(ONE.number, TWO.sha256)
+    with pytest.raises(KeyFault, match="disagree"):
+        run(Witnesses([first, second]).recall())
+
+
+class Away(MemoryWitness):
+    """Cannot be reached while `away`."""
+
+    away = True
+
+    async def recall(self) -> dict[str, Anchor]:
+        if self.away:
+            raise KeyFault("it is away")
+        return await super().recall()
+
+    async def remember(self, chain: str, head: Anchor) -> None:
+        if self.away:
+            raise KeyFault("it is away")
+        await super().remember(chain, head)
+
+
+def test_while_the_anchor_is_away_all_is_signed_and_no_day_is_sealed(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        (one,) = await stage.fill(1)
+        away = Away(stage.witness.heads)
+        stage.witness = away
+        async with stage.store() as store:
+            two = await stage.record(store)
+            await stage.settled(store)
+            register = store.registrar
+            assert isinstance(register, Register) and register.healthy == "it is away"
+            sealer = Sealer(store, stage.signer, clock=lambda: stage.clock)
+            with pytest.raises(KeyFault, match="away"):
+                await sealer.seal_due()
+            report = await stage.verify()
+            assert report.anchors == ["not compared with memory: it is away"] and not report.well
+            away.away = False
+            await register._compare_again()
+            assert register.healthy is None
+            await sealer.seal_due()
+        report = await stage.verify()
+        assert report.well and statuses(report) == {one: "ok", two: "ok"}, report.faults
+        assert report.anchors == ["compared with memory: manifests 2, register main 2"]
+
+    run(check())
+
+
+def test_a_store_that_was_taken_back_within_a_day_is_found(tmp_path: Path) -> None:
+    """Snapshot of the volume, two sessions more, the snapshot again: whatever was signed then is gone too."""
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        shutil.copytree(stage.root, tmp_path / "snapshot")
+        await stage.fill(2)
+        shutil.rmtree(stage.root)
+        shutil.copytree(tmp_path / "snapshot", stage.root)
+        report = await stage.verify()
+        assert not report.well and "taken back to an earlier state" in report.faults[0]
+        # The next start tells it too, goes on signing, and destroys no memory.
+        before = dict(stage.witness.heads)
+        await stage.fill(2)
+        with pytest.raises(KeyFault, match="earlier state"):
+            await stage.seal()
+        assert stage.witness.heads == before
+        assert not (await stage.verify()).well
+
+    run(check())
+
+
+def test_an_empty_anchor_is_not_filled_from_a_store_that_has_something(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        await stage.seal()
+        stage.witness = MemoryWitness()
+        stage.clock += DAY
+        with pytest.raises(KeyFault, match="the anchor is empty"):
+            await stage.seal()
+        assert stage.witness.heads == {}
+        assert not (await stage.verify()).well
+
+    run(check())
+
+
+async def accept(stage: Stage, keys: PublicKeys | None = None) -> list[str]:
+    blobs = stage.blobs()
+    try:
+        register = Register(
+            blobs, stage.signer, keys=keys, witnesses=Witnesses([stage.witness]), clock=lambda: stage.clock
+        )
+        return await register.accept("ana@host", "restored from the backup of Monday")
+    finally:
+        await blobs.aclose()
+
+
+def test_what_an_operator_accepts_is_told_for_ever(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        await stage.seal()
+        shutil.copytree(stage.root, tmp_path / "snapshot")
+        with pytest.raises(KeyFault, match="nothing to accept"):
+            await accept(stage)
+        await stage.fill(1)
+        stage.clock += DAY
+        await stage.seal()
+        shutil.rmtree(stage.root)
+        shutil.copytree(tmp_path / "snapshot", stage.root)
+        (done,) = await accept(stage)
+        assert done.startswith("the store goes on without number 3 of the manifests")
+        await stage.fill(1)
+        for _ in range(3):
+            stage.clock += DAY
+            await stage.seal()
+            report = await stage.verify()
+            assert report.well, report.faults
+            assert "ana@host accepted the store without what the anchor remembered" in report.notes[0]
+            assert "manifests up to 3" in report.notes[0] and "backup of Monday" in report.notes[0]
+
+    run(check())
+
+
+def test_a_key_that_is_lost_is_followed_on_an_operators_word(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        await stage.seal()
+        old, stage.signer = stage.signer, Signer.make()
+        both = PublicKeys([old.public_key, stage.signer.public_key], stage.signer.id)
+        (done,) = await accept(stage, both)
+        assert "without its signature" in done
+        stage.clock += DAY
+        await stage.seal(keys=both)
+        report = await stage.verify(both)
+        assert report.well and "without its signature: restored" in report.notes[0]
+        # And never back to the lost one.
+        stage.signer = old
+        with pytest.raises(KeyFault, match="stays so"):
+            await accept(stage, both)
+        assert NOTHING not in {head.sha256 for head in stage.witness.heads.values()}
+
+    run(check())
