@@ -192,7 +192,7 @@ class App:
             checks=self._checks,
             whois=self._whois,
             trusted=config.ingest.insecure_allow,
-            warnings=lambda: self._keeping.warnings() if self._keeping is not None else {},
+            warnings=self._warnings,
         )
         admin = self._bind(config.admin.address)
         self.admin_address = _name(admin)
@@ -312,6 +312,11 @@ class App:
             "draining": "the recorder is stopping" if self._stop.is_set() else None,
             "store": self._store.healthy if self._store is not None else "the store is not open",
         }
+
+    def _warnings(self) -> dict[str, str | None]:
+        """What is wrong or late and keeps nobody from sending."""
+        kept = dict(self._keeping.warnings()) if self._keeping is not None else {}
+        return kept | ({"index": self._finding.fault} if self._finding is not None else {})
 
     def reload(self) -> None:
         """As SIGHUP does."""

@@ -52,8 +52,18 @@ class Finding:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with it."""
-        return (self.index.healthy if self.opened else None) or self._fault
+        """What is wrong with it, or late."""
+        return (self.index.healthy if self.opened else None) or self._fault or self._late
+
+    @property
+    def _late(self) -> str | None:
+        standing = self.index.standing
+        if standing.compared:
+            return None
+        return (
+            f"the index has been compared with {standing.seen} of {standing.stored} sessions of the store so far:"
+            " searches and lists may be short"
+        )
 
     @property
     def errors(self) -> int:

@@ -222,6 +222,12 @@ def _log_line(logger: object, method: str, event: MutableMapping[str, Any]) -> s
     return "recorder: " + printable(f"{what}: {more}" if more else what)
 
 
+def tell_short(why: str) -> None:
+    """Say that an answer may lack something, where it may."""
+    if why:
+        click.echo(f"recorder: {why}", err=True)
+
+
 def printable(text: str, most: int = 4000) -> str:
     """Text from elsewhere, for a terminal: nothing in it acts on what is around it."""
     from recorder.web.words import visible

@@ -19,6 +19,7 @@ from recorder.config import Config
 from recorder.crypt import EncryptedBlobs, is_encrypted, stored
 from recorder.holds import Hold, Holds
 from recorder.index import Index, IndexFailure
+from recorder.index.coverage import Standing
 from recorder.index.filters import EVERYTHING, Filter
 from recorder.index.records import command_segments
 from recorder.index.rows import RecordingRow
@@ -60,7 +61,10 @@ class Unseens:
 
 
 class Library(Protocol):
-    """All of it raises Failed where it can't, with what is to be said."""
+    """All of it raises Failed where it can't, with what is to be said. short: why the answers so far may lack
+    something, "" where they are whole."""
+
+    short: str
 
     async def sessions(self, wanted: Filter, limit: int, progress: Progress) -> list[Values]:
         """Newest first. With a text, each has `hits`."""
@@ -165,6 +169,7 @@ class StoreLibrary:
     """See Library. Where there is no index a search reads every recording."""
 
     def __init__(self, store: Store, index: _Lazy) -> None:
+        self.short = ""
         self._store = store
         self._index = index
 
@@ -193,6 +198,7 @@ class StoreLibrary:
         return found
 
     async def _indexed(self, index: Index, wanted: Filter, limit: int) -> list[RecordingRow]:
+        await self._compare(index)
         rows: list[RecordingRow] = []
         cursor: str | None = None
         while len(rows) < limit:
@@ -204,6 +210,13 @@ class StoreLibrary:
             if cursor is None:
                 break
         return rows
+
+    async def _compare(self, index: Index) -> None:
+        """See what of the store the index has: a recorder may still be at it, or be stopped."""
+        known = {identifier for (identifier,) in await index.database.fetch("SELECT id FROM recordings")}
+        stored = {identifier async for identifier in self._store.identifiers()}
+        index.standing = Standing(len(stored), compared=True, unreadable=stored - known)
+        self.short = shortness(values.coverage(await index.coverage(EVERYTHING), counts=True))
 
     async def _search(self, recording: Recording, text: str) -> RecordingRow | None:
         cast, segments = await self._text(recording)
@@ -259,6 +272,7 @@ class StoreLibrary:
         index = await self._index.get()
         if index is None:
             return None
+        await self._compare(index)
         try:
             return [values.event(event) for event in await index.related(identifier, EVERYTHING)]
         except KeyError:
@@ -290,10 +304,27 @@ class StoreLibrary:
                 yield line
 
 
+def shortness(index: object, *, searched: bool = True) -> str:
+    """Why an answer may lack something, of what the API says of its index; "" where it is whole."""
+    if not isinstance(index, dict):
+        return ""
+    parts: list[str] = []
+    if index.get("complete") is False:
+        count, sessions, share = index.get("indexed"), index.get("sessions"), index.get("share")
+        of = f"{share:.1%} of all" if isinstance(share, int | float) else "not all"
+        if isinstance(count, int) and isinstance(sessions, int):
+            of = f"{count} of {sessions}"
+        parts.append(f"the index has {of} sessions so far, and the answer may be short")
+    if searched and isinstance(index.get("running"), int) and index["running"] > 0:
+        parts.append(f"the last minutes of {index['running']} running are not searched yet")
+    return "; ".join(parts)
+
+
 class ApiLibrary:
     """See Library. client: an aiohttp.ClientSession; url: of the site."""
 
     def __init__(self, client: Any, url: str) -> None:
+        self.short = ""
         self._client = client
         self._base = f"{url}/api/v1"
 
@@ -304,6 +335,7 @@ class ApiLibrary:
         while len(found) < limit:
             answer = await self._json("/sessions", query | {"limit": str(min(_PAGE, limit - len(found)))}, "cursor")
             found += self._items(answer, (*_NEEDED, "hits"))
+            self.short = shortness(answer.get("index"), searched=bool(wanted.text))
             progress(len(found), 0)
             if not answer["cursor"]:
                 break
@@ -316,7 +348,9 @@ class ApiLibrary:
 
     async def events(self, identifier: str) -> list[Values] | None:
         """See Library."""
-        return self._items(await self._json(f"{_path(identifier)}/events"))
+        answer = await self._json(f"{_path(identifier)}/events")
+        self.short = shortness(answer.get("index"))
+        return self._items(answer)
 
     async def unseen(self, identifier: str) -> Unseens:
         """See Library."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recorder.cli.common import Where, execute, json_option, place_options, print_json, progress_bar
+from recorder.cli.common import Where, execute, json_option, place_options, print_json, progress_bar, tell_short
 from recorder.cli.filters import filter_options, print_sessions
 
 if TYPE_CHECKING:
@@ -38,4 +38,6 @@ async def _find(where: Where, wanted: Filter, limit: int) -> list[Values]:
 
     with progress_bar("sessions looked at") as progress:
         async with open_library(where) as library:
-            return await library.sessions(wanted, limit, progress)
+            found = await library.sessions(wanted, limit, progress)
+    tell_short(library.short)
+    return found

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recorder.cli.common import Where, execute, json_option, place_options, print_json, printable, progress_bar
+from recorder.cli.common import (
+    Where,
+    execute,
+    json_option,
+    place_options,
+    print_json,
+    printable,
+    progress_bar,
+    tell_short,
+)
 from recorder.cli.filters import filter_options, place
 
 if TYPE_CHECKING:
@@ -57,7 +66,9 @@ async def _search(where: Where, wanted: Filter, limit: int) -> list[Values]:
 
     with progress_bar("sessions looked at") as progress:
         async with open_library(where) as library:
-            return await library.sessions(wanted, limit, progress)
+            found = await library.sessions(wanted, limit, progress)
+    tell_short(library.short)
+    return found
 
 
 def _clock(hit: Mapping[str, Any]) -> str:

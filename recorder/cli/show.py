@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recorder.cli.common import Where, execute, json_option, place_options, print_json, print_table, printable
+from recorder.cli.common import (
+    Where,
+    execute,
+    json_option,
+    place_options,
+    print_json,
+    print_table,
+    printable,
+    tell_short,
+)
 from recorder.cli.filters import place
 
 if TYPE_CHECKING:
@@ -51,7 +60,9 @@ async def _show(where: Where, identifier: str) -> tuple[Values, list[Values] | N
     from recorder.cli.library import open_library
 
     async with open_library(where) as library:
-        return await library.session(identifier), await library.events(identifier)
+        session, events = await library.session(identifier), await library.events(identifier)
+        tell_short(library.short)
+        return session, events
 
 
 def _show_unseen(where: Where, identifier: str, as_json: bool) -> None:

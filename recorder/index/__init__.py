@@ -9,8 +9,10 @@ made again; it never holds up what is being recorded.
     schema    tables, migrations                 sqlite, postgres   where the two differ
     questions the queries                        records    values -> statements
     intake    the observer: queue, extraction    index      Index, the whole
+    catchup   compared with the store, rebuilt   coverage   how much of the store it has
 """
 
+from recorder.index.coverage import Coverage
 from recorder.index.database import IndexFailure
 from recorder.index.filters import EventFilter, Filter, LookFilter, Place, Scope
 from recorder.index.index import Index
@@ -18,6 +20,7 @@ from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
 
 __all__ = [
     "Bucket",
+    "Coverage",
     "EventFilter",
     "EventRow",
     "Filter",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from recorder.index.coverage import Standing
 from recorder.index.database import Change, Database, Writing
 from recorder.index.intake import Intake, Readable, extract
 from recorder.index.records import put_events, put_recordings, put_text, take_out
@@ -31,31 +32,37 @@ Report = Callable[[Progress], None]
 
 
 async def catch_up(
-    database: Database, store: Readable, intake: Intake, report: Report | None = None
+    database: Database, store: Readable, intake: Intake, standing: Standing, report: Report | None = None
 ) -> AsyncIterator[None]:
     """Bring to the index what it missed, and take out what the store has no longer; texts are left to the intake. A
-    step is some hundred rows; between two of them the intake writes what is new."""
+    step is some hundred rows; between two of them the intake writes what is new. standing: told how far it is."""
+    standing.compared = False
+    stored = {identifier async for identifier in store.identifiers()}
+    standing.stored, standing.seen = len(stored), 0
     rows = await database.known("SELECT id, size, state, damaged, indexed, text_truncated FROM recordings")
     present = {identifier: tuple(rest) for identifier, *rest in rows}
     gone = set(present)
     recordings: list[Recording] = []
+    texts: list[Recording] = []  # asked for when their rows are there: without a row a text is nobody's
     done, seen = 0, 0
     async with aclosing(store.recordings()) as found:
         async for recording in found:
             seen += 1
+            standing.seen = seen
             gone.discard(recording.id)
+            stored.discard(recording.id)
             size, state, damaged, indexed, truncated = present.get(recording.id, (-1, "", 0, -1, 0))
             if (size, state, damaged) != (recording.size, recording.end.value, recording.damaged):
                 recordings.append(recording)
             if recording.end is End.RUNNING or (indexed != recording.size and not truncated):
-                intake.text_wanted(recording)
-            if len(recordings) >= _BATCH:
-                await _put_recordings(database, store, intake, recordings)
-                recordings = []
+                texts.append(recording)
+            if len(recordings) >= _BATCH or len(texts) >= _BATCH:
+                await _put_recordings(database, intake, recordings, texts)
+                recordings, texts = [], []
                 yield
             if report is not None and seen % _BATCH == 0:
                 report(Progress(seen))
-    await _put_recordings(database, store, intake, recordings)
+    await _put_recordings(database, intake, recordings, texts)
     yield
     # A running one that this store does not know is in the journal of another recorder, which shares the index.
     for identifier in sorted(one for one in gone if present[one][1] != End.RUNNING.value):
@@ -74,14 +81,31 @@ async def catch_up(
                 if report is not None:
                     report(Progress(seen, done))
     await _put_events(database, intake, events)
+    standing.unreadable = {identifier for identifier in stored if not await _is_gone(store, identifier)}
+    standing.compared = True
     if report is not None:
         report(Progress(seen, done))
 
 
-async def _put_recordings(database: Database, store: Readable, intake: Intake, recordings: list[Recording]) -> None:
+async def _is_gone(store: Readable, identifier: str) -> bool:
+    """Of one that was not listed: whether it has been removed meanwhile. Else it can't be read, or began meanwhile."""
+    try:
+        await store.get(identifier)
+    except KeyError:
+        return True
+    except UnreadableError:
+        return False
+    return True
+
+
+async def _put_recordings(
+    database: Database, intake: Intake, recordings: list[Recording], texts: list[Recording]
+) -> None:
     if recordings:
         async with intake.writing:
             await database.write(await put_recordings(database, recordings))
+    for recording in texts:
+        intake.text_wanted(recording)
 
 
 async def _put_events(database: Database, intake: Intake, events: list[ApiEvent]) -> None:

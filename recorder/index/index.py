@@ -16,14 +16,16 @@ from pathlib import Path
 
 from k8sproxy.peer import Peer
 from recorder.index.catchup import Progress, Report, catch_up, rebuild
+from recorder.index.coverage import Coverage, Standing
 from recorder.index.database import Database, IndexFailure
+from recorder.index.filters import Scope
 from recorder.index.intake import WAITING, Intake, Readable
 from recorder.index.postgres import Postgres
 from recorder.index.questions import Questions
 from recorder.index.records import put_look
 from recorder.index.rows import Look
 from recorder.index.sqlite import Sqlite
-from recorder.model import ApiEvent, Recording, new_id
+from recorder.model import ApiEvent, End, Recording, new_id
 from recorder.screen import CAST_LIMIT, TEXT_LIMIT
 
 _TRIES = 5  # for a look, where another process took its place in the order
@@ -37,6 +39,7 @@ class Index(Questions):
         self, url: str, *, text_limit: int = TEXT_LIMIT, cast_limit: int = CAST_LIMIT, waiting: int = WAITING
     ) -> None:
         super().__init__(_database(url))
+        self.standing = Standing()
         self._limits = (text_limit, cast_limit)
         self._intake = Intake(self.database, text_limit=text_limit, cast_limit=cast_limit, waiting=waiting)
 
@@ -47,7 +50,7 @@ class Index(Questions):
 
     def watch(self, store: Readable) -> None:
         """Begin to write what this observer is told; the store is where texts are read from."""
-        self._intake.start(store, lambda: catch_up(self.database, store, self._intake))
+        self._intake.start(store, lambda: catch_up(self.database, store, self._intake, self.standing))
 
     async def aclose(self) -> None:
         """Stop writing and let go. What was told and isn't written is found by the next catch_up."""
@@ -78,6 +81,22 @@ class Index(Questions):
         """How often writing failed and was to be tried again, ever since."""
         return self._intake.errors
 
+    async def coverage(self, scope: Scope = ()) -> Coverage:
+        """How much of the store it has; see Coverage. Raises IndexFailure."""
+        unread: dict[str, int] = dict(
+            await self.database.fetch(
+                "SELECT state, count(*) FROM recordings WHERE indexed <> size AND text_truncated = 0 GROUP BY state"
+            )
+        )
+        running = await self.unread_running(scope) if End.RUNNING.value in unread else 0
+        missing = sum(count for state, count in unread.items() if state != End.RUNNING.value)
+        absent = len(self.standing.unreadable | self._intake.lost)
+        if not (missing or absent or self._intake.behind) and self.standing.compared:
+            return Coverage(complete=True, sessions=0, indexed=0, running=running)
+        ((rows,),) = await self.database.fetch("SELECT count(*) FROM recordings")
+        sessions = max(rows + absent, 0 if self.standing.compared else self.standing.stored)
+        return Coverage(complete=False, sessions=sessions, indexed=rows - missing, running=running)
+
     async def settled(self) -> None:
         """Wait until all that was told is findable (texts of running recordings excepted)."""
         await self._intake.settled()
@@ -106,13 +125,14 @@ class Index(Questions):
 
     def removed(self, identifier: str) -> None:
         """It is gone."""
+        self.standing.unreadable.discard(identifier)
         self._intake.removed(identifier)
 
     # --- as a whole
 
     async def catch_up(self, store: Readable, report: Report | None = None) -> None:
         """Compare with the store and write what is missing; texts follow (see `settled`). Raises IndexFailure."""
-        async for _ in catch_up(self.database, store, self._intake, report):
+        async for _ in catch_up(self.database, store, self._intake, self.standing, report):
             await asyncio.sleep(0)
 
     async def rebuild(self, store: Readable, report: Report | None = None) -> Progress:

@@ -53,7 +53,10 @@ class Readable(Protocol):
         """One recording. Raises KeyError."""
 
     def recordings(self) -> AsyncGenerator[Recording, None]:
-        """All."""
+        """All that can be read."""
+
+    def identifiers(self) -> AsyncGenerator[str, None]:
+        """Of all, in no order."""
 
     def cast(self, identifier: str, *, start: float = 0.0, end: float | None = None) -> AsyncGenerator[bytes, None]:
         """A recording's cast. Raises KeyError."""
@@ -65,8 +68,8 @@ class Readable(Protocol):
 class Intake:
     """What the store tells, and the two tasks that work it off.
 
-    dropped: rows and texts given up. errors: steps that failed and are tried again. missed: the queue was full.
-    text_limit: characters, cast_limit: bytes of cast, a recording.
+    dropped: rows and texts given up. lost: ids of the rows among them. errors: steps that failed and are tried again.
+    missed: the queue was full. text_limit: characters, cast_limit: bytes of cast, a recording.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Intake:
     ) -> None:
         self._failures: dict[str, str] = {}  # task -> why its last step failed
         self.dropped = 0
+        self.lost: set[str] = set()
         self.errors = 0
         self.missed = False
         # Held while something is read and then written on its grounds, and all the while that a rebuild goes on.
@@ -122,6 +126,7 @@ class Intake:
     def removed(self, identifier: str) -> None:
         self._texts.pop(identifier, None)
         self._made.pop(identifier, None)
+        self.lost.discard(identifier)
         if self._has_room(identifier, self._recordings):
             self._recordings[identifier] = None
             self._rows_wake.set()
@@ -152,6 +157,11 @@ class Intake:
     def failure(self) -> str | None:
         """Why nothing is written at present, None while all is well."""
         return next(iter(self._failures.values()), None)
+
+    @property
+    def behind(self) -> bool:
+        """Whether something that was told may not get in: nothing can be written, or more was told than can wait."""
+        return self.missed or bool(self._failures)
 
     @property
     def waiting(self) -> int:
@@ -271,6 +281,7 @@ class Intake:
             if error.passing:
                 raise
             self.dropped += 1
+            self.lost.add(identifier)
             _log.error("index_row_dropped", id=identifier, error=str(error))
 
     def _due(self) -> list[str]:

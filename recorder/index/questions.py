@@ -20,6 +20,7 @@ from recorder.index.records import (
 from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
 from recorder.index.where import Where, moment
 from recorder.index.words import Term, terms, unseen
+from recorder.model import End
 from recorder.unseen import Unseen
 
 MOST_ROWS = 1000  # in one page
@@ -93,6 +94,17 @@ class Questions:
         row = await self._one(identifier, scope)
         bodies = await self.database.fetch("SELECT body FROM segments WHERE number = $1 ORDER BY place", (row[0],))
         return tuple(unseen((body for (body,) in bodies), most))
+
+    async def unread_running(self, scope: Scope) -> int:
+        """How many running ones have something that is not searched yet."""
+        if not scope:
+            return 0
+        where = Where(self.database.dialect)
+        where.add("r.indexed <> r.size AND r.text_truncated = 0")
+        where.text("r.state", End.RUNNING.value)
+        where.scope(scope, "r")
+        ((count,),) = await self.database.fetch(f"SELECT count(*) FROM recordings r WHERE {where}", where.parameters)
+        return int(count)
 
     async def events(
         self, asked: EventFilter, scope: Scope, *, limit: int = 50, cursor: str | None = None

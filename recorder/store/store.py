@@ -364,6 +364,18 @@ class Store:
             return Manifest(recording, stored.header_line, stored.chunks, stored.head)
         return read_manifest(data, identifier)
 
+    async def identifiers(self) -> AsyncGenerator[str, None]:
+        """The ids of all recordings, by their names alone. Raises StoreError."""
+        lives = set(self.lives)
+        async for day, _ in self.blobs.names("recordings"):
+            async for name, _ in self.blobs.names(f"recordings/{day.rstrip('/')}"):
+                identifier = name.rstrip("/")
+                if is_id(identifier):
+                    lives.discard(identifier)
+                    yield identifier
+        for identifier in lives:
+            yield identifier
+
     async def recordings(self) -> AsyncGenerator[Recording, None]:
         """See api.Reading. One whose manifest cannot be read is logged and left out."""
         days = {name.rstrip("/") async for name, _ in self.blobs.names("recordings")}

@@ -105,8 +105,9 @@ async def whoami(request: web.Request) -> web.Response:
 
 async def sessions(request: web.Request) -> web.Response:
     found = queries.values(request.query, (*queries.QUERY_FIELDS, *queries.PAGE_FIELDS))
+    index = await asked.covered(request)
     page = await asked.find_sessions(request, found, queries.limit(found))
-    return answer({"items": [values.row(row) for row in page.items], "cursor": page.cursor})
+    return answer({"items": [values.row(row) for row in page.items], "cursor": page.cursor, "index": index})
 
 
 async def session(request: web.Request) -> web.Response:
@@ -125,6 +126,7 @@ async def session(request: web.Request) -> web.Response:
             "hits": values.hits(hits),
             "rights": asked.rights(granted, recording),
             "holds": None if held is None else [values.hold(hold) for hold in held],
+            "index": await asked.covered(request),
         }
     )
 
@@ -218,13 +220,16 @@ async def session_events(request: web.Request) -> web.Response:
     site, granted = request.app[SITE], granted_to(request)
     recording = await site.recording(granted, request.match_info["id"])
     await site.look(granted, "view", recording)
-    return answer({"items": [values.event(event) for event in await asked.related(request, recording)]})
+    index = await asked.covered(request)
+    found = await asked.related(request, recording)
+    return answer({"items": [values.event(event) for event in found], "index": index})
 
 
 async def events(request: web.Request) -> web.Response:
     found = queries.values(request.query, (*queries.EVENT_FIELDS, *queries.PAGE_FIELDS))
+    index = await asked.covered(request)
     page = await asked.find_events(request, found, queries.limit(found))
-    return answer({"items": [values.event(event) for event in page.items], "cursor": page.cursor})
+    return answer({"items": [values.event(event) for event in page.items], "cursor": page.cursor, "index": index})
 
 
 async def event(request: web.Request) -> web.Response:
@@ -234,18 +239,22 @@ async def event(request: web.Request) -> web.Response:
 
 async def activity(request: web.Request) -> web.Response:
     found = queries.values(request.query, ("since", "until", "buckets"))
-    return answer({"items": [values.bucket(bucket) for bucket in await asked.activity(request, found)]})
+    index = await asked.covered(request)
+    buckets = await asked.activity(request, found)
+    return answer({"items": [values.bucket(bucket) for bucket in buckets], "index": index})
 
 
 async def facets(request: web.Request) -> web.Response:
     queries.values(request.query, ())
+    index = await asked.covered(request)
     found = await asked.facets(request)
     return answer(
         {
             "items": {
                 name: [{"value": value, "count": count} for value, count in commonest]
                 for name, commonest in found.items()
-            }
+            },
+            "index": index,
         }
     )
 

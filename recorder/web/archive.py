@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from k8sproxy.peer import Peer
+from recorder.index.coverage import Coverage
 from recorder.index.filters import EventFilter, Filter, LookFilter, Scope
 from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
 from recorder.unseen import Unseen
@@ -19,6 +20,9 @@ Facets = Mapping[str, Sequence[tuple[str, int]]]  # field -> its commonest value
 
 class Archive(Protocol):
     """The questions."""
+
+    async def coverage(self, scope: Scope) -> Coverage:
+        """How much of the store the answers are made of."""
 
     async def recordings(
         self,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from aiohttp import web
 
 from recorder.access import Access, Action
 from recorder.holds import Hold
+from recorder.index.coverage import Coverage
+from recorder.index.filters import is_unrestricted
 from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
 from recorder.model import Recording
 from recorder.proof.acts import Act
 from recorder.unseen import Unseen
-from recorder.web import kept, queries
+from recorder.web import kept, queries, values
 from recorder.web.archive import Facets
 from recorder.web.site import SITE, audit_scope, granted_to
 
@@ -42,6 +45,17 @@ async def find_hits(request: web.Request, recording: Recording, text: str) -> Se
         return await site.archive.hits(recording.id, text, granted.scope())
     except KeyError:  # the index has not heard of it yet
         return ()
+
+
+async def coverage(request: web.Request) -> Coverage:
+    """How much of the store the answers are made of. Asked before them: what gets in meanwhile is no fault."""
+    return await request.app[SITE].archive.coverage(granted_to(request).scope())
+
+
+async def covered(request: web.Request) -> dict[str, Any]:
+    """The same as the API tells it."""
+    counts = is_unrestricted(granted_to(request).scope())
+    return values.coverage(await coverage(request), counts=counts)
 
 
 async def find_row(request: web.Request, recording: Recording) -> RecordingRow | None:

@@ -26,9 +26,13 @@ def _object(**properties: Schema) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _list(name: str, *, cursor: bool = True) -> dict[str, Any]:
-    items: dict[str, Schema] = {"items": {"type": "array", "items": ref(name)}}
-    return _object(**items, cursor=_CURSOR) if cursor else _object(**items)
+def _list(name: str, *, cursor: bool = True, index: bool = True) -> dict[str, Any]:
+    fields: dict[str, Schema] = {"items": {"type": "array", "items": ref(name)}}
+    if cursor:
+        fields["cursor"] = _CURSOR
+    if index:
+        fields["index"] = ref("Coverage")
+    return _object(**fields)
 
 
 def _extended(base: dict[str, Any], **properties: Schema) -> dict[str, Any]:
@@ -119,10 +123,29 @@ SCHEMAS: dict[str, Any] = {
     ),
     "Session": _extended(_SESSION, hits=_HITS, **_TEXT),
     "Sessions": _list("Session"),
-    "SessionDetail": _extended(_SESSION, **_TEXT, header=_ANY, hits=_HITS, rights=ref("Rights"), holds=_HOLDS),
+    "SessionDetail": _extended(
+        _SESSION, **_TEXT, header=_ANY, hits=_HITS, rights=ref("Rights"), holds=_HOLDS, index=ref("Coverage")
+    ),
     "Export": _object(session=_SESSION, header=_ANY, events={"type": "array", "items": {"type": "array"}}),
     "Unseen": _object(time=_NUMBER, kind=_STRING, text=_STRING),
     "UnseenList": _object(items={"type": "array", "items": ref("Unseen")}, complete=_SWITCH),
+    "Coverage": _object(
+        complete={
+            "type": "boolean",
+            "description": "false: the index does not have all of the store yet, and the answer may be short",
+        },
+        share={"type": "number", "minimum": 0, "maximum": 1, "description": "of the sessions that are indexed"},
+        indexed={
+            "type": ["integer", "null"],
+            "description": "sessions that are; null where it is complete, or not told",
+        },
+        sessions={"type": ["integer", "null"], "description": "sessions of the store; null as above"},
+        running={
+            "type": "integer",
+            "minimum": 0,
+            "description": "sessions that run, the last minutes of which are not searched yet",
+        },
+    ),
     "Event": _EVENT,
     "Events": _list("Event"),
     "EventList": _list("Event", cursor=False),
@@ -133,7 +156,8 @@ SCHEMAS: dict[str, Any] = {
         items={
             "type": "object",
             "additionalProperties": {"type": "array", "items": _object(value=_STRING, count=_COUNT)},
-        }
+        },
+        index=ref("Coverage"),
     ),
     "Look": _object(
         id=_STRING,
@@ -146,7 +170,6 @@ SCHEMAS: dict[str, Any] = {
         address=_STRING,
         detail=_STRING,
     ),
-    "Looks": _list("Look"),
     "Hold": _object(
         id=_STRING,
         at=_TIME,
@@ -174,6 +197,7 @@ SCHEMAS: dict[str, Any] = {
         key={"type": "string", "description": "what the key is called that has signed it"},
     ),
     "Acts": _object(items={"type": "array", "items": ref("Act")}, cursor=_CURSOR, faults=_FAULTS),
+    "Looks": _list("Look", index=False),
 }
 
 _REFUSALS = {

@@ -53,7 +53,12 @@ async def start(request: web.Request) -> web.Response:
     running = await site.archive.recordings(Filter(state=End.RUNNING), scope, limit=_RUNNING)
     latest = await site.archive.recordings(Filter(), scope, limit=_LATEST)
     buckets = await asked.activity(request, {"buckets": str(_BARS)})
-    values = {"running": running.items, "latest": latest.items, "plot": plot.activity(buckets)}
+    values = {
+        "running": running.items,
+        "latest": latest.items,
+        "plot": plot.activity(buckets),
+        "index": await asked.covered(request),
+    }
     return _page(request, "start.html", values)
 
 
@@ -64,8 +69,10 @@ def _filtered(found: Mapping[str, str]) -> bool:
 
 async def sessions(request: web.Request) -> web.Response:
     found = queries.values(request.query, (*queries.QUERY_FIELDS, *queries.PAGE_FIELDS))
+    index = await asked.covered(request)
     page = await asked.find_sessions(request, found, queries.limit(found))
     values = {
+        "index": index,
         "rows": page.items,
         "cursor": page.cursor,
         "found": found,
@@ -96,6 +103,8 @@ async def session(request: web.Request) -> web.Response:
         "running": running,
         "readable": readable,
         "unseen": await asked.find_unseen(request, recording),
+        "known": await asked.find_row(request, recording),
+        "index": await asked.covered(request),
         "at": min(at, recording.duration),
         "text": text,
         "hits": hits,
@@ -110,8 +119,9 @@ async def session(request: web.Request) -> web.Response:
 
 async def events(request: web.Request) -> web.Response:
     found = queries.values(request.query, (*queries.EVENT_FIELDS, *queries.PAGE_FIELDS))
+    index = await asked.covered(request)
     page = await asked.find_events(request, found, queries.limit(found))
-    values = {"rows": page.items, "cursor": page.cursor, "found": found, "filtered": _filtered(found)}
+    values = {"index": index, "rows": page.items, "cursor": page.cursor, "found": found, "filtered": _filtered(found)}
     return _page(request, "events.html", values)
 
 

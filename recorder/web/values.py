@@ -7,6 +7,7 @@ from typing import Any
 
 from recorder.access import Access
 from recorder.holds import Hold
+from recorder.index.coverage import Coverage
 from recorder.index.rows import Bucket, EventRow, Hit, Look, RecordingRow
 from recorder.model import Recording
 from recorder.proof.acts import Act
@@ -71,6 +72,17 @@ def text(found: RecordingRow | None) -> Values:
 def unseen(found: Iterable[Unseen]) -> list[Values]:
     """Output that a terminal does not show."""
     return [{"time": piece.time, "kind": piece.kind, "text": piece.text} for piece in found]
+
+
+def coverage(found: Coverage, *, counts: bool) -> Values:
+    """How much an answer is made of. counts: say how many sessions there are, to whoever may see them all."""
+    return {
+        "complete": found.complete,
+        "share": found.share,
+        "indexed": found.indexed if counts and not found.complete else None,
+        "sessions": found.sessions if counts and not found.complete else None,
+        "running": found.running,
+    }
 
 
 def header(document: Mapping[str, Any]) -> Values:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from recorder.cli import cli
-from recorder.cli.library import fits
+from recorder.cli.library import fits, shortness
 from recorder.crypt import Keyring
 from recorder.index.filters import Filter
 from recorder.model import Recording, Source
@@ -437,3 +437,31 @@ def test_output_that_a_terminal_does_not_show(own: Folder, indexed: bool) -> Non
     assert "(not shown: APC) stolen sécret" in own("search", "secret").stdout
     assert "does not show" in own("play", identifier, "--raw", "--speed", "64").stderr
     assert "does not show" not in own("play", own.ids[0], "--raw", "--speed", "64", "--idle-limit", "0.01").stderr
+
+
+def test_an_answer_of_an_index_that_lacks_something_says_so(own: Folder) -> None:
+    own("rebuild")
+    assert own("search", "deploy").stderr == ""
+    run(_hide(own.stage))
+    for arguments in (["search", "deploy"], ["search", "deploy", "--json"], ["show", own.ids[0]]):
+        assert "the index has 3 of 4 sessions so far, and the answer may be short" in own(*arguments).stderr
+    assert "3 of 4" in own("search", "secret", code=1).stderr
+    assert own("ls").stderr == ""  # of the store itself
+
+
+@pytest.mark.parametrize(
+    ("index", "why"),
+    [
+        (None, ""),
+        ({}, ""),
+        ({"complete": True, "share": 1, "indexed": None, "sessions": None, "running": 0}, ""),
+        ({"complete": False, "share": 0.25, "indexed": 1, "sessions": 4, "running": 0}, "1 of 4 sessions"),
+        ({"complete": False, "share": 0.25, "indexed": None, "sessions": None, "running": 0}, "25.0% of all sessions"),
+        ({"complete": False}, "not all sessions"),
+        ({"complete": True, "running": 2}, "the last minutes of 2 running"),
+        ({"complete": "x", "running": "y"}, ""),
+    ],
+)
+def test_what_a_recorder_says_of_its_index(index: object, why: str) -> None:
+    found = shortness(index)
+    assert why in found and bool(why) is bool(found)

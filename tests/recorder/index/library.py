@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any
 
 from recorder.index import Index
-from recorder.model import ApiEvent, End, Observer, Recording, Source, new_id
+from recorder.model import ApiEvent, End, Observer, Recording, Source, UnreadableError, new_id
 
 START = 1_800_000_000.0
 SENDER = Source("proxy", "100.64.0.9", tags=("tag:k8sproxy",))
@@ -119,6 +119,7 @@ class Library:
         self.told: list[ApiEvent] = []
         self.reads: list[str] = []
         self.arriving = 0.0
+        self.unreadable: set[str] = set()
 
     def put(self, kept: Recording, *lines: tuple[float, str]) -> Recording:
         """Add it or change it; without lines its cast stays what it was."""
@@ -150,7 +151,14 @@ class Library:
 
     async def get(self, identifier: str) -> Recording:
         await asyncio.sleep(0)
+        if identifier in self.unreadable:
+            raise UnreadableError(identifier)
         return self.kept[identifier]
+
+    async def identifiers(self) -> AsyncGenerator[str, None]:
+        for identifier in [*self.kept, *self.unreadable]:
+            await asyncio.sleep(0)
+            yield identifier
 
     async def recordings(self) -> AsyncGenerator[Recording, None]:
         for identifier in sorted(self.kept, reverse=True):

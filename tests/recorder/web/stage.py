@@ -150,6 +150,7 @@ class Stage:
         self.store.observers.append(self.index)
         await self.store.open()
         self.index.watch(self.store)
+        await self.index.catch_up(self.store)
         self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)

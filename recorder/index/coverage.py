@@ -1,0 +1,40 @@
+"""How much of the store the index has: an answer that may be short has to say so.
+
+It is short while the index is compared with the store (after a start, a restore, a lost disk), while texts of sessions
+that have ended are being made, where a session can't be read, and where the index can't be written. Sessions that run
+are searched as they were when they were read last, by design (see `intake`); they are counted by themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Standing:
+    """What a comparison with the store has found. stored: sessions that the store had at its beginning. seen: how many
+    of them it has gone through. compared: it is done. unreadable: those that the store can't give."""
+
+    stored: int = 0
+    seen: int = 0
+    compared: bool = False
+    unreadable: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """complete: every session that has ended, and every API event, is in the index with all that is kept of its text.
+    sessions: in the store. indexed: those of them that the index has whole. running: sessions that run, in the scope
+    of whoever asks, of which something is not searched yet."""
+
+    complete: bool
+    sessions: int
+    indexed: int
+    running: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of all sessions, from 0 to 1; below 1 where it is not complete."""
+        if self.complete or not self.sessions:
+            return float(self.complete)
+        return min(round(self.indexed / self.sessions, 3), 0.999)
