@@ -12,6 +12,8 @@ What each end means:
 - Upstream ends too early: before any byte on a connection that was used before, StaleConnection; before the head is
   whole, a Refusal; within the body, Cut: the client's body must be seen to break, so nobody ends it.
 - The client ends: ClientGone; upstream is closed with it, which cancels the request there.
+- Where the tap bounds an answer (a session that must be recorded, and was not begun), the answer is held until it is
+  whole, and refused where it gets longer than that.
 - After a switch of protocols the two wires are `switched`'s until both directions have ended.
 """
 
@@ -62,6 +64,8 @@ class Exchange:
     _held: tuple[ResponseHead, bytes] | None = None
     _pending = b""
     _interim = 0
+    _interim_size = 0
+    _answer: _HeldAnswer | None = None
     _body_down: Body | None = None
     _end_at_boundary = False
     _switched: Switched | None = None
@@ -301,8 +305,13 @@ class Exchange:
                     break
                 # RFC 9110, 15.2: interim responses are passed on as they come; the final one follows.
                 self._interim += 1
+                self._interim_size += end
                 if self._interim > _MAX_INTERIM:
                     raise ProtocolError("the API server sends interim responses without end", status=502)
+                if self._tap is not NO_TAP:
+                    most = self._tap.unswitched(head.status)
+                    if most is not None and self._interim_size > most:
+                        raise _too_long(most)
                 fields = head.fields if self.guard is None else self.guard.interim(head.fields)
                 self._client.wire.write(b"HTTP/1.1" + head.status_line[8:] + fields + b"\r\n")
                 data = data[end:]
@@ -323,8 +332,15 @@ class Exchange:
             self._connection.wire.pause()
             self._fail(Doubtful())
             return
-        if self._tap is not NO_TAP and head.status < 300:
-            self._tap.unswitched()
+        if self._tap is not NO_TAP and self._answer is None:
+            most = self._tap.unswitched(head.status)
+            if most is not None:
+                self._answer = _HeldAnswer(
+                    head, response_body(self._head.method, head.status, head.content_length, head.chunked), most
+                )
+                self._connection.wire.receiver = self._hold_answer
+                self._hold_answer(rest)
+                return
         self.status = head.status
         if head.content_length == len(rest) and self._head.method != "HEAD" and head.status not in (204, 304):
             # Most answers: all of it came in one piece.
@@ -371,6 +387,20 @@ class Exchange:
         if self._end_at_boundary:
             self._try_boundary()
 
+    def _hold_answer(self, view: memoryview) -> None:
+        """A part of an answer that the tap bounds."""
+        answer = self._answer
+        assert answer is not None  # noqa: S101  # set before this receiver is
+        try:
+            whole = answer.take(view)
+        except ProtocolError as error:
+            self._fail(Refusal(502, "upstream_malformed", error.message, close=True))
+        except Refusal as refusal:
+            self._fail(refusal)
+        else:
+            if whole:
+                self._response(answer.head, memoryview(bytes(answer.held)))
+
     def _body_from_upstream(self, view: memoryview) -> None:
         self._read_down(view, 0)
 
@@ -414,6 +444,8 @@ class Exchange:
         self.reusable = False
         if self._down is not None and self._down.behind(lambda: self._upstream_end(error)):
             return
+        if not self.status and error is None and self._answer is not None and isinstance(self._answer.body, UntilClose):
+            self._response(self._answer.head, memoryview(bytes(self._answer.held)))
         if not self.status:
             untouched = not self._pending and self._connection.reused and self._head.repeatable
             self._fail(
@@ -491,6 +523,37 @@ def _take(body: Body, view: memoryview, units: int) -> int:
     while taken < size and not body.done and (body.run >= size or body.work - begun < units):
         taken += body.take(view[taken : taken + body.run + STEP])
     return taken
+
+
+class _HeldAnswer:
+    """An answer that goes on only once it is whole, if it has `most` bytes at most."""
+
+    __slots__ = ("body", "head", "held", "most")
+
+    def __init__(self, head: ResponseHead, body: Body, most: int) -> None:
+        self.head = head
+        self.body = body
+        self.most = most
+        self.held = bytearray()
+
+    def take(self, view: memoryview) -> bool:
+        """Whether it is whole. Raises Refusal where it is too long, ProtocolError where its body is malformed."""
+        if len(self.head.fields) + max(len(self.held) + len(view), self.head.content_length or 0) > self.most:
+            raise _too_long(self.most)
+        self.held += view
+        if not self.body.done:
+            self.body.take(view)
+        return self.body.done
+
+
+def _too_long(most: int) -> Refusal:
+    return Refusal(
+        403,
+        "unrecordable_session",
+        "this session must be recorded (enforceRecorder), and can't be: it was answered without a switch of protocols, "
+        f"and the answer has more than {most} bytes",
+        close=True,
+    )
 
 
 def _nothing() -> None:

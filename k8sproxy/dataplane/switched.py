@@ -1,8 +1,8 @@
 """A connection whose two sides have switched protocols: bytes go both ways until both ends have ended.
 
-The tap sees the bytes before they go on. What it leaves of upstream's waits here (a turn's bytes at the most, since
-upstream is not read meanwhile) and is shown to it again. Backpressure is the relay's: a wire that does not take all of
-what it is given pauses the other one; a blocked tap pauses upstream.
+The tap sees the bytes before they go on, each once. What it does not let go of upstream's waits here until it does; a
+tap that lets too much wait is blocked, and upstream is not read meanwhile. Backpressure is the relay's: a wire that
+does not take all of what it is given pauses the other one; a blocked tap pauses upstream.
 
 Both sides' bytes are shown to the tap in steps, as many of them in a turn of the loop as turns allows by what the tap
 says that they cost; the rest waits, and so does the wire that it came from.
@@ -14,6 +14,7 @@ ends too. A side that breaks ends both.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from k8sproxy.dataplane.ends import ClientGone, Cut
@@ -50,8 +51,9 @@ class Switched:
         self._tap = tap
         self._finish = finish
         self._fail = fail
-        self._held = b""  # upstream's, which the tap has seen and not let go yet
-        self._going: memoryview | None = None  # what it has let go in this call, and the client has not been sent
+        self._held: deque[memoryview] = deque()  # upstream's bytes that the tap has seen and not let go yet
+        self._fresh = memoryview(b"")  # behind them, those that it has seen in this call; good during the call alone
+        self._going = 0  # bytes of both that it has let go, and the client has not been sent
         self._over = False
         self._end_waits = False  # upstream has ended, and the client is not to know yet
         self._client_ended = False
@@ -82,9 +84,7 @@ class Switched:
         """End it from outside, or for the tap. message: what the client's user is told."""
         if self._over:
             return
-        if self._going is not None:
-            self._client.write(self._going)  # what is said stands behind all that the tap has let go
-            self.sent += len(self._going)
+        self._send()  # what is said stands behind all that the tap has let go
         words = self._tap.farewell(message)
         if words is not None:
             self._client.write(words)
@@ -136,44 +136,57 @@ class Switched:
         return not (self._tap.blocked or self._client.blocked)
 
     def _read_upstream(self, view: memoryview, units: int) -> tuple[int, int]:
-        """Show it to the tap, as far as the units go, and send on what that lets go: Pace.read.
-
-        What it does not let go stands in front of what it is shown next, and is held where nothing more is.
-        """
+        """Show it to the tap, as far as the units go, and send on what that lets go: Pace.read."""
         tap = self._tap
-        begun, before, gone = tap.work, len(self._held), 0
-        if before:
-            view = memoryview(self._held + view)
-            self._held = b""
-        shown, size = before, len(view)
-        # What was held may go in the very first step, without a byte that is new.
-        while shown < size or shown == before:
-            if tap.work - begun >= units and size > before and tap.upstream_run < size:
-                break
-            shown = min(size, shown + tap.upstream_run + STEP)
-            gone += tap.from_upstream(view[gone:shown])
+        begun, shown, size = tap.work, 0, len(view)
+        while shown < size and (tap.work - begun < units or tap.upstream_run >= size - shown):
+            end = min(size, shown + tap.upstream_run + STEP)
+            going = tap.from_upstream(view[shown:end])
             if self._over:
-                self._going = None
-                return max(0, shown - before), tap.work - begun
-            self._going = view[:gone] if gone else None
-            if tap.blocked or shown == size:
+                return end, tap.work - begun
+            self._fresh = view[:end]  # nothing of it is sent before the end of this call, or of the session
+            self._going += going
+            shown = end
+            if tap.blocked:
                 break
-        self._going = None
-        self._held = bytes(view[gone:shown])
-        if gone:
-            self.sent += gone
-            self._client.write(view[:gone])
+        self._send()
+        if self._fresh:
+            self._held.append(memoryview(bytes(self._fresh)))
+            self._fresh = memoryview(b"")
         if not self._client_has_room():
             self._upstream.pause()
-        return shown - before, tap.work - begun
+        return shown, tap.work - begun
+
+    def _send(self) -> None:
+        """Send the client what the tap has let go: first of what was held, in one piece."""
+        size, self._going = self._going, 0
+        if not size:
+            return
+        self.sent += size
+        held = self._held
+        pieces: list[memoryview] = []
+        while size and held:
+            piece = held.popleft()
+            if len(piece) > size:
+                held.appendleft(piece[size:])
+                piece = piece[:size]
+            pieces.append(piece)
+            size -= len(piece)
+        if size:
+            pieces.append(self._fresh[:size])
+            self._fresh = self._fresh[size:]
+        self._client.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def _tap_drained(self) -> None:
-        """The tap takes bytes again: first those that had to wait."""
+        """The tap takes bytes again, and lets go of some that had to wait."""
         if self._over:
             return
-        if self._held and not self._down.waiting:
-            self._down.receive(memoryview(b""))
-        if self._over or self._tap.blocked:
+        going = self._tap.from_upstream(memoryview(b""))
+        if self._over:
+            return
+        self._going += going
+        self._send()
+        if self._tap.blocked:
             return
         if self._end_waits:
             self._pass_upstream_end()
@@ -191,8 +204,7 @@ class Switched:
         self._pass_upstream_end()
 
     def _pass_upstream_end(self) -> None:
-        # Held while the tap is blocked: to be shown again first. Otherwise it is a frame that will never be whole.
-        self._end_waits = (bool(self._held) and self._tap.blocked) or not self._tap.upstream_ended()
+        self._end_waits = not self._tap.upstream_ended()
         if self._end_waits:
             return
         self._upstream_ended = True
@@ -232,7 +244,9 @@ class Switched:
     def let_go(self) -> None:
         """It is over; nobody is told. What is held, and the timer that holds all of this, go at once."""
         self._over = True
-        self._held = b""
+        self._held.clear()
+        self._fresh = memoryview(b"")
+        self._going = 0
         self._up.drop()
         self._down.drop()
         if self._last is not None:

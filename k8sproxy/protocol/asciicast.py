@@ -236,10 +236,15 @@ class OutputEncoder:
         text = self.feed(bytes(data))
         return event_line(seconds, code, text) if text else b""
 
+    @property
+    def held(self) -> bytes:
+        """What is held back: the front of a character."""
+        return self._held
+
     def finish(self) -> str:
         """What is held back, in the same form: the stream is over, or goes on behind a gap."""
         held, self._held = self._held, b""
-        return _escape_all(held)
+        return escape_all(held)
 
     def _feed_broken(self, data: bytes, start: int) -> str:
         sample = data[start : start + _SAMPLE].decode("utf-8", "surrogateescape")
@@ -247,7 +252,7 @@ class OutputEncoder:
         # Short pieces are taken as text: there is too little to tell, and they cost nothing.
         if len(data) > _SAMPLE and broken * _BINARY_SHARE > len(sample):
             self._held = b""
-            return _escape_all(data)
+            return escape_all(data)
         text, used = codecs.utf_8_decode(data, "surrogateescape", False)
         self._held = data[used:]
         return _with_range(text.encode("utf-8", "surrogatepass"))
@@ -306,7 +311,7 @@ def _with_range(data: bytes) -> str:
     return data.replace(b"\xed\xb2", b"\xf4\x8f\xba").replace(b"\xed\xb3", b"\xf4\x8f\xbb").decode()
 
 
-def _escape_all(data: bytes) -> str:
+def escape_all(data: bytes) -> str:
     """Each byte from 0x80 on as a character of the range, whatever it may be part of."""
     return codecs.charmap_decode(data, "strict", _ALL_ESCAPED)[0]
 

@@ -5,15 +5,21 @@ the end. What is typed is counted and never unmasked, decoded or held. `farewell
 its middle so that kubectl prints why and exits with an error.
 
 Who could hide output from a recording is the client: it opens the streams and masks what it likes; the framing of what
-comes back is the API server's or the kubelet's. Therefore:
+comes back is the API server's or the kubelet's. Therefore the two directions are read apart, and each fails alone:
 
-- Output that comes on a stream or channel whose meaning is not known, or which only goes the other way, is a
-  ProtocolError. A stream keeps its meaning for the session's life: one that was reset can still carry output.
+- A client's bytes that can't be read are a ProtocolError of from_client, then and on every later call. from_upstream
+  goes on: upstream's framing depends on none of the client's bytes. On WebSocket neither does its meaning. On SPDY it
+  is the client that says what a stream is for, so output on a stream that was opened behind the fault is UNKNOWN.
+- Output on a stream or channel whose meaning is not known, or which only goes the other way, is told as UNKNOWN, never
+  passed over. A stream keeps its meaning for the session's life: one that was reset can still carry output.
 - A stream of a type that is unknown to the protocol, or a second of one type (the kubelet would write to the last), is
   a ProtocolError: no client does this (client-go's remotecommand/v1.go to v4.go).
-- Servers (wsstream in k8s.io/streaming, on golang.org/x/net) take each WebSocket frame for a message, RFC 6455 does
-  not. A client's fragments are read by the RFC, but where the two readings differ on what is a terminal's size, it is a
-  ProtocolError. Text and binary frames are the same to these servers, and here: the Python client sends both.
+- What can carry bytes beside the output, and carries some though Kubernetes' servers send none there, is told as
+  Hidden. The error channel is bounded (MAX_ERROR): more on it is UNKNOWN output.
+- Servers (wsstream in k8s.io/streaming, on golang.org/x/net) take each of a client's data frames for a message, where
+  RFC 6455 has fragments, and so it is here. Text and binary frames are the same to these servers, and here: the Python
+  client sends both.
+- Terminal sizes are read as Go reads them (sizes.py). One that Go would not take is no fault: sizes end there.
 - Behind a client's close frame or GOAWAY these servers read nothing, and so nothing is read here.
 """
 
@@ -23,14 +29,17 @@ from k8sproxy.errors import ProtocolError
 from k8sproxy.protocol.session import (
     CLOSE,
     ERROR,
+    MAX_ERROR,
     MAX_FILLING,
     RESIZE,
     STDERR,
     STDIN,
     STDOUT,
+    UNKNOWN,
     Closing,
     ErrorData,
     Event,
+    Hidden,
     Output,
     Ping,
     Resize,
@@ -53,16 +62,19 @@ _WITH_STATUS = frozenset(("v5.channel.k8s.io", "v4.channel.k8s.io", "v4.base64.c
 __all__ = [
     "CLOSE",
     "ERROR",
+    "MAX_ERROR",
     "MAX_FILLING",
     "RESIZE",
     "SPDY_PROTOCOLS",
     "STDERR",
     "STDIN",
     "STDOUT",
+    "UNKNOWN",
     "WEBSOCKET_PROTOCOLS",
     "Closing",
     "ErrorData",
     "Event",
+    "Hidden",
     "Output",
     "Ping",
     "RemoteCommand",
@@ -78,10 +90,11 @@ class RemoteCommand:
     Raises ProtocolError for an upgrade or a subprotocol that is not known.
     """
 
-    __slots__ = ("_failure", "_transport", "_with_status")
+    __slots__ = ("_client_failure", "_transport", "_upstream_failure", "_with_status")
 
     def __init__(self, upgrade: str, subprotocol: str, *, tty: bool) -> None:
-        self._failure: str | None = None
+        self._client_failure: str | None = None
+        self._upstream_failure: str | None = None
         self._with_status = subprotocol in _WITH_STATUS
         self._transport: SpdySession | WebSocketSession
         if upgrade == "spdy/3.1" and subprotocol in SPDY_PROTOCOLS:
@@ -93,24 +106,30 @@ class RemoteCommand:
 
     def from_client(self, data: memoryview) -> list[Event]:
         """What the client's next bytes mean: Resize, Stdin, Ping, Closing. Raises ProtocolError, and then always."""
-        if self._failure is not None:
-            raise ProtocolError(self._failure)
+        if self._client_failure is not None:
+            raise ProtocolError(self._client_failure)
         try:
             return self._transport.from_client(data)
         except ProtocolError as error:
-            self._failure = error.message
+            self._client_failure = error.message
+            self._transport.client_unreadable = True
             raise
 
     def from_upstream(self, data: memoryview) -> list[Event]:
-        """What upstream's next bytes mean: Output, ErrorData, Closing. Raises ProtocolError, and then always."""
-        if self._failure is not None:
-            raise ProtocolError(self._failure)
+        """What upstream's next bytes mean: Output, ErrorData, Hidden, Closing. Raises ProtocolError, then always."""
+        if self._upstream_failure is not None:
+            raise ProtocolError(self._upstream_failure)
         try:
             return self._transport.from_upstream(data)
         except ProtocolError as error:
-            self._failure = error.message
+            self._upstream_failure = error.message
             self._transport.unreadable = True
             raise
+
+    def give_up_client(self, why: str) -> None:
+        """The client's bytes can't be read, for a reason that lies outside of them."""
+        self._client_failure = self._client_failure or why
+        self._transport.client_unreadable = True
 
     @property
     def work(self) -> int:
@@ -133,20 +152,26 @@ class RemoteCommand:
         return self._transport.at_boundary
 
     @property
+    def unfinished(self) -> int:
+        """Bytes so far of upstream's message that is not whole yet, all of its frames together; 0 between two."""
+        return self._transport.unfinished
+
+    @property
     def undecided(self) -> int:
         """Bytes so far of upstream's unfinished frame, while it may be one that ends the session; else 0. Who may have
         to say a farewell there keeps them back: servers write a SPDY frame's header apart from what it heads."""
         return self._transport.undecided
 
-    def farewell(self, status: bytes, message: str, *, held: bool = False) -> bytes | None:
+    def farewell(self, status: bytes, message: str, *, held: bool = False, early: bool = False) -> bytes | None:
         """The bytes that end the session for the client, behind exactly the upstream bytes given so far.
 
         status: a Kubernetes Status in JSON; message: the same for protocols before v4. First an unfinished frame is
         filled up with NUL (at most MAX_FILLING bytes), then the error channel says why, then all of it is closed.
         held: upstream's bytes from the `start` of an ErrorData or Closing on, the first of them, were not passed on.
+        early: nor were messages before that, and what was passed on ends between two messages.
 
         None where it can't be said: upstream's bytes could not be read, or end within a frame that can't be filled,
         or have closed the session; or the client has no error stream yet.
         """
         text = status if self._with_status else message.encode()
-        return None if self._transport.unreadable else self._transport.farewell(text, held)
+        return None if self._transport.unreadable else self._transport.farewell(text, held or early, early)

@@ -1,16 +1,8 @@
-"""What a remotecommand session is made of: its channels, what is told of it, and its terminal's sizes.
-
-Sizes are the JSON objects {"Width", "Height"} that Go decodes from the client's stream of them: names in any case,
-16 bits each, the last of a name counts. No JSON is a ProtocolError (Go stops reading sizes there), and a size of zero,
-which a client sends that does not know its own, tells nothing.
-"""
+"""What a remotecommand session is made of: its channels, and what is told of it."""
 
 from __future__ import annotations
 
-import json
 from typing import NamedTuple
-
-from k8sproxy.errors import ProtocolError
 
 STDIN = 0
 STDOUT = 1
@@ -19,16 +11,19 @@ ERROR = 3
 RESIZE = 4
 # k8s.io/apimachinery/pkg/util/remotecommand: in v5 [255, channel] ends a channel.
 CLOSE = 255
+# Of Output: upstream wrote on a stream or channel of which nobody knows what it is for.
+UNKNOWN = -1
 
 # What farewell() fills an unfinished frame up with, bytes. Go's servers send frames of 32 KiB; a terminal or a file
 # should not get more than a moment's worth of NUL.
 MAX_FILLING = 1024 * 1024
-# A terminal's size in JSON with the blanks before it, bytes: 30 in practice.
-MAX_SIZE = 256
+# Bytes that the error channel may carry in all: a Status with the exit code has 200, the words of a container runtime
+# that can't start a command a few KiB. They are not in the recording, so they are bounded.
+MAX_ERROR = 64 * 1024
 
 
 class Output(NamedTuple):
-    """What the command wrote. channel: STDOUT or STDERR. data: never empty, good during the call.
+    """What upstream wrote. channel: STDOUT, STDERR or UNKNOWN. data: never empty, good during the call.
 
     start: where the frame that it is in began, an index in the call's bytes, negative where that was in an earlier
     call; so in all of these.
@@ -65,6 +60,14 @@ class ErrorData(NamedTuple):
     start: int
 
 
+class Hidden(NamedTuple):
+    """Bytes from upstream that reach the client beside the output, where Kubernetes' servers send none: the payload of
+    a ping, the reason of a close, fields of a header block, a control frame of another kind."""
+
+    data: bytes
+    start: int
+
+
 class Closing(NamedTuple):
     """A side ends the session. clean: as one that has said all. Told once a direction."""
 
@@ -72,53 +75,4 @@ class Closing(NamedTuple):
     start: int
 
 
-Event = Output | Resize | Stdin | Ping | ErrorData | Closing
-
-
-class Sizes:
-    """Reads the client's stream of sizes. Holds one that is unfinished, at most MAX_SIZE bytes.
-
-    work: what that has cost, in microseconds or thereabouts; it only grows."""
-
-    __slots__ = ("_text", "work")
-
-    def __init__(self) -> None:
-        self.work = 0
-        self._text = b""
-
-    def feed(self, data: bytes, events: list[Event]) -> None:
-        text = (self._text + data).lstrip(b" \t\r\n")
-        while text:
-            if text[:1] != b"{":
-                raise ProtocolError("a terminal size that is no JSON object")
-            piece, brace, rest = text.partition(b"}")
-            if len(piece) > MAX_SIZE:
-                raise ProtocolError("a terminal size that is too long")
-            if not brace:
-                break
-            self._size(piece + brace, events)
-            text = rest.lstrip(b" \t\r\n")
-        self._text = text
-
-    def _size(self, text: bytes, events: list[Event]) -> None:
-        self.work += 4
-        try:
-            pairs: list[tuple[str, object]] = json.loads(text.decode(), object_pairs_hook=list)
-        except (ValueError, RecursionError):
-            raise ProtocolError("a terminal size that is no JSON") from None
-        size = {"width": 0, "height": 0}
-        for name, value in pairs:
-            name = name.lower()
-            if name in size and value is not None:
-                if type(value) is not int or not 0 <= value <= 0xFFFF:
-                    raise ProtocolError("a terminal size that is no number of 16 bits")
-                size[name] = value
-        if all(size.values()):
-            events.append(Resize(size["width"], size["height"]))
-
-
-def short(view: memoryview) -> memoryview:
-    """A piece of a terminal's size, bounded before it is copied."""
-    if len(view) > 2 * MAX_SIZE:
-        raise ProtocolError("a terminal size that is too long")
-    return view
+Event = Output | Resize | Stdin | Ping | ErrorData | Hidden | Closing

@@ -2,32 +2,44 @@
 
 The theory is remotecommand's. A stream keeps its type for the session's life, since one that was reset can still carry
 output; so no more than one of each type is held.
+
+The client alone says what a stream is for. Once its bytes can't be read (`client_unreadable`), no stream that it opens
+is known any more, and output there is UNKNOWN.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 from k8sproxy.errors import ProtocolError
 from k8sproxy.protocol import spdy
 from k8sproxy.protocol.session import (
     ERROR,
+    MAX_ERROR,
     MAX_FILLING,
     RESIZE,
     STDERR,
     STDIN,
     STDOUT,
+    UNKNOWN,
     Closing,
     ErrorData,
     Event,
+    Hidden,
     Output,
     Ping,
-    Sizes,
+    Resize,
     Stdin,
-    short,
 )
+from k8sproxy.protocol.sizes import Sizes
 
 _STREAM_TYPES = {b"stdin": STDIN, b"stdout": STDOUT, b"stderr": STDERR, b"error": ERROR, b"resize": RESIZE}
 # draft 3, 2.6.3
 _CANCEL = 5
+# The statuses of RST_STREAM and of GOAWAY (2.6.3, 2.6.6) that mean something.
+_LAST_RESET, _LAST_GOAWAY = 11, 2
+# Pings of the client that upstream may still answer.
+_MAX_PINGS = 64
 # Those that upstream writes to.
 _WRITTEN = (ERROR, STDOUT, STDERR)
 
@@ -42,14 +54,18 @@ class SpdySession:
         "_client_closed",
         "_closed",
         "_ended",
+        "_errors",
         "_ids",
         "_last",
         "_mute",
+        "_ping",
+        "_pings",
         "_sizes",
         "_told",
         "_types",
         "_upstream",
         "_version",
+        "client_unreadable",
         "unreadable",
     )
 
@@ -67,7 +83,11 @@ class SpdySession:
         self._clean = True  # whether those ended by FIN, or were cancelled
         self._closed = False
         self._told = False  # an ErrorData or a Closing
+        self._errors = 0  # bytes on the error stream
+        self._pings: deque[int] = deque(maxlen=_MAX_PINGS)  # the client's, that upstream has not answered
+        self._ping = 0  # upstream's last: spdystream counts 2, 4, 6
         self._mute = False  # the error stream has ended before that: what is said on it is not heard
+        self.client_unreadable = False
         self.unreadable = False
 
     @property
@@ -89,6 +109,10 @@ class SpdySession:
         return self._upstream.at_boundary
 
     @property
+    def unfinished(self) -> int:
+        return self._upstream.unfinished
+
+    @property
     def undecided(self) -> int:
         upstream = self._upstream
         if upstream.data_left and self._types.get(upstream.stream) in (STDOUT, STDERR):
@@ -106,13 +130,21 @@ class SpdySession:
                 kind = self._types.get(frame.stream)
                 if kind == STDIN:
                     typed += len(frame.data)
-                elif kind == RESIZE and self._sizes is not None and frame.data:
-                    self._sizes.feed(bytes(short(frame.data)), events)
+                elif kind == RESIZE and self._sizes is not None:
+                    if not self._sizes.stopped:
+                        events += [Resize(*size) for size in self._sizes.feed(bytes(frame.data))]
+                    if frame.fin:
+                        self._sizes.stop()
             elif isinstance(frame, spdy.SynStream):
                 self._open(frame)
             elif isinstance(frame, spdy.Ping):
                 if frame.id & 1:
+                    self._pings.append(frame.id)
                     events.append(Ping(spdy.ping_frame(frame.id)))
+            elif isinstance(frame, spdy.Reset):
+                # A stream that was reset is not read any more.
+                if self._sizes is not None and self._types.get(frame.stream) == RESIZE:
+                    self._sizes.stop()
             elif isinstance(frame, spdy.GoAway):
                 self._client_closed = True
                 events.append(Closing(frame.status == 0, frame.start))
@@ -132,6 +164,8 @@ class SpdySession:
         self._last = frame.stream
         self._ids[kind] = frame.stream
         self._types[frame.stream] = kind
+        if frame.fin and kind == RESIZE and self._sizes is not None:
+            self._sizes.stop()
 
     def from_upstream(self, data: memoryview) -> list[Event]:
         events: list[Event] = []
@@ -143,27 +177,61 @@ class SpdySession:
                 if view:
                     if kind in (STDOUT, STDERR):
                         events.append(Output(kind, view, start))
-                    elif kind == ERROR:
+                    elif kind == ERROR and self._errors + len(view) <= MAX_ERROR:
+                        self._errors += len(view)
                         self._told = True
                         events.append(ErrorData(view, start))
                     else:
-                        raise ProtocolError("output on a stream that is not known to carry any")
+                        events.append(Output(UNKNOWN, view, start))
+                elif kind is None:
+                    self._unexpected(stream.to_bytes(4, "big"), start, events)
                 if fin:
                     self._end(kind, True, start, events)
-            elif isinstance(frame, spdy.Reply):
-                kind = types.get(frame.stream)
-                if frame.opening and kind is not None:
-                    self._accepted.add(kind)
-                if frame.fin:
-                    self._end(kind, True, frame.start, events)
-            elif isinstance(frame, spdy.Reset):
-                # connection.Close() in k8s.io/streaming cancels the streams that it has not closed.
-                self._end(types.get(frame.stream), frame.status == _CANCEL, frame.start, events)
-            elif isinstance(frame, spdy.GoAway):
-                self._close(self._clean and frame.status == 0, frame.start, events)
-            elif isinstance(frame, spdy.SynStream):
-                raise ProtocolError("a stream that upstream opens")
+            else:
+                self._control(frame, events)
         return events
+
+    def _control(self, frame: spdy.Frame, events: list[Event]) -> None:
+        """A frame without output. What Kubernetes' servers would not put there is told."""
+        if isinstance(frame, spdy.Reply):
+            kind = self._types.get(frame.stream)
+            if frame.headers:
+                events.append(Hidden(_text(frame.headers), frame.start))
+            if kind is None:
+                self._unexpected(frame.stream.to_bytes(4, "big"), frame.start, events)
+            elif frame.opening:
+                self._accepted.add(kind)
+            if frame.fin:
+                self._end(kind, True, frame.start, events)
+        elif isinstance(frame, spdy.Reset):
+            if frame.status > _LAST_RESET:
+                events.append(Hidden(frame.status.to_bytes(4, "big"), frame.start))
+            if frame.stream not in self._types:
+                self._unexpected(frame.stream.to_bytes(4, "big"), frame.start, events)
+            # connection.Close() in k8s.io/streaming cancels the streams that it has not closed.
+            self._end(self._types.get(frame.stream), frame.status == _CANCEL, frame.start, events)
+        elif isinstance(frame, spdy.GoAway):
+            if frame.status > _LAST_GOAWAY:
+                events.append(Hidden(frame.status.to_bytes(4, "big"), frame.start))
+            if frame.last > self._last:
+                self._unexpected(frame.last.to_bytes(4, "big"), frame.start, events)
+            self._close(self._clean and frame.status == 0, frame.start, events)
+        elif isinstance(frame, spdy.Ping):
+            if not frame.id & 1 and frame.id == self._ping + 2:
+                self._ping += 2
+            elif frame.id in self._pings:
+                self._pings.remove(frame.id)
+            else:
+                self._unexpected(frame.id.to_bytes(4, "big"), frame.start, events)
+        elif isinstance(frame, spdy.SynStream):
+            events.append(Hidden(_text(frame.headers), frame.start))
+        elif isinstance(frame, spdy.Other):
+            events.append(Hidden(frame.kind.to_bytes(2, "big") + frame.payload, frame.start))
+
+    def _unexpected(self, number: bytes, start: int, events: list[Event]) -> None:
+        """A number that answers to none of the client's, as far as the client's are known."""
+        if not self.client_unreadable:
+            events.append(Hidden(number, start))
 
     def _end(self, kind: int | None, clean: bool, start: int, events: list[Event]) -> None:
         """Upstream sends no more on a stream; the session is over with the last of those that it writes to."""
@@ -180,7 +248,7 @@ class SpdySession:
             self._closed = self._told = True
             events.append(Closing(clean, start))
 
-    def farewell(self, text: bytes, held: bool) -> bytes | None:
+    def farewell(self, text: bytes, held: bool, early: bool) -> bytes | None:
         error = self._ids.get(ERROR)
         if error is None or ERROR not in self._accepted or self._mute:
             return None
@@ -199,3 +267,7 @@ class SpdySession:
             frames += [spdy.data_frame(stream, b"", fin=True) for stream in streams if stream != error]
             frames.append(spdy.goaway_frame(self._last))
         return b"".join(frames)
+
+
+def _text(headers: dict[bytes, bytes]) -> bytes:
+    return b"; ".join(name + b": " + value for name, value in headers.items())

@@ -1,32 +1,82 @@
 """A remotecommand session on WebSocket: a message's first byte is its channel, a digit where the rest is base64.
 
-The theory is remotecommand's. Only base64 is decoded, and only upstream's; of it up to three characters are held.
+The theory is remotecommand's. Of base64 that upstream sends up to three characters are held.
+
+A client's size in base64 counts as Go counts it: a message that can't be decoded whole is dropped whole (wsstream's
+DataFromSocket), line feeds and carriage returns are passed over, and what stands in the bits behind the end does not
+matter. Its sizes are read as it comes, and forgotten again where it turns out to be such a message.
 """
 
 from __future__ import annotations
 
 import binascii
+import re
+from collections import deque
 
 from k8sproxy.errors import ProtocolError
 from k8sproxy.protocol import websocket
 from k8sproxy.protocol.session import (
     CLOSE,
     ERROR,
+    MAX_ERROR,
     MAX_FILLING,
-    MAX_SIZE,
     RESIZE,
     STDERR,
     STDIN,
     STDOUT,
+    UNKNOWN,
     Closing,
     ErrorData,
     Event,
+    Hidden,
     Output,
     Ping,
-    Sizes,
+    Resize,
     Stdin,
-    short,
 )
+from k8sproxy.protocol.sizes import Sizes
+
+# Pings of the client that upstream may still answer: kubectl sends one every five seconds.
+_MAX_PINGS = 64
+# A channel that has not come yet: no byte less 0x30 is that.
+_NONE = -256
+_QUADS = re.compile(rb"[A-Za-z0-9+/]*+(={0,2})")
+
+
+class _Sizes64:
+    """One message of base64 on the channel of sizes. Takes effect with its end, if it is whole."""
+
+    __slots__ = ("_broken", "_ended", "_sizes", "_text", "_told")
+
+    def __init__(self, sizes: Sizes) -> None:
+        self._sizes = sizes.copy()
+        self._sizes.work += 6
+        self._told: list[tuple[int, int]] = []
+        self._text = b""  # up to three characters that are not four yet
+        self._ended = False  # by padding
+        self._broken = False
+
+    @property
+    def work(self) -> int:
+        return self._sizes.work
+
+    def feed(self, text: bytes) -> None:
+        text = self._text + text.translate(None, b"\r\n")
+        whole = len(text) & ~3
+        self._text = text[whole:]
+        text = text[:whole]
+        if not text or self._broken:
+            return
+        match = _QUADS.fullmatch(text)
+        if match is None or self._ended:
+            self._broken = True
+            return
+        self._ended = match[1] != b""
+        self._told += self._sizes.feed(binascii.a2b_base64(text))
+
+    def end(self) -> tuple[Sizes, list[tuple[int, int]]] | None:
+        """The stream behind the message, and its sizes; None where it is dropped."""
+        return None if self._broken or self._text else (self._sizes, self._told)
 
 
 class WebSocketSession:
@@ -39,15 +89,20 @@ class WebSocketSession:
         "_client",
         "_client_channel",
         "_client_closed",
-        "_client_text",
-        "_close_size",
         "_closed",
+        "_closing",
+        "_errors",
+        "_given",
         "_has_close",
         "_held_in_message",
+        "_message_at",
         "_padded",
+        "_pings",
         "_sizes",
+        "_sizes64",
         "_upstream",
         "_upstream_channel",
+        "client_unreadable",
         "unreadable",
     )
 
@@ -58,15 +113,20 @@ class WebSocketSession:
         self._base_channel = 0x30 if self._base64 else 0
         self._has_close = subprotocol == "v5.channel.k8s.io"
         self._sizes = Sizes() if tty else None
-        self._client_channel = -1  # of the message that is open; -1 where its channel has not come
-        self._upstream_channel = -1
-        self._client_text = b""  # base64 of an unfinished size
-        self._close_size = 0  # bytes of a message on the channel that ends another
+        self._sizes64: _Sizes64 | None = None  # of the message that is open
+        self._client_channel = _NONE  # of the frame that is open
+        self._closing = b""  # of a client's message that closes a channel: what has come of it
+        self._pings: deque[bytes] = deque(maxlen=_MAX_PINGS)  # the client's, that upstream has not answered
+        self._upstream_channel = _NONE  # of the message that is open
+        self._given = 0  # upstream's bytes
+        self._message_at: int | None = None  # where in them the message begins that is open
+        self._errors = 0  # bytes on the error channel
         self._carry = b""  # up to three characters of base64 that are not four yet
         self._padded = False
         self._held_in_message: bool | None = None  # whether the first ErrorData or Closing was inside a message
         self._client_closed = False
         self._closed = False
+        self.client_unreadable = False  # which changes nothing here
         self.unreadable = False
 
     @property
@@ -87,6 +147,10 @@ class WebSocketSession:
         return self._upstream.at_boundary
 
     @property
+    def unfinished(self) -> int:
+        return self._upstream.unfinished if self._message_at is None else self._given - self._message_at
+
+    @property
     def undecided(self) -> int:
         upstream = self._upstream
         if upstream.payload_begun and self._upstream_channel in (STDOUT, STDERR):
@@ -101,65 +165,76 @@ class WebSocketSession:
         for piece in self._client.receive_data(data):
             if isinstance(piece, websocket.Control):
                 if piece.opcode == websocket.PING:
+                    self._pings.append(piece.payload)
                     events.append(Ping(websocket.frame(websocket.PONG, piece.payload)))
                 elif piece.opcode == websocket.CLOSE:
                     self._client_closed = True
-                    clean = websocket.close_code(piece.payload) == websocket.NORMAL_CLOSURE
-                    events.append(Closing(clean, piece.start))
+                    events.append(Closing(_is_clean(piece.payload), piece.start))
                     break
                 continue
-            view, mask, offset, opcode, fin, last, _ = piece
+            view, mask, offset, _, _, last, _ = piece
             begins = 0
             if not offset:
-                if opcode != websocket.CONTINUATION:
-                    self._client_channel = -1
+                self._client_channel = _NONE
+                self._closing = b""
                 if view:
-                    channel = (view[0] ^ mask[0]) - self._base_channel
-                    if channel == RESIZE and not (fin and opcode != websocket.CONTINUATION):
-                        raise ProtocolError("a terminal size in fragments, which servers read in two ways")
-                    if self._client_channel == -1:
-                        self._client_channel = channel
-                        begins = 1
+                    self._client_channel = (view[0] ^ mask[0]) - self._base_channel
+                    begins = 1
             channel = self._client_channel
             if channel == STDIN:
                 typed += len(view) - begins
-            elif channel == RESIZE and self._sizes is not None:
-                self._resize(websocket.unmask(short(view), mask, offset)[begins:], last, events)
+            elif channel == RESIZE and self._sizes is not None and not self._sizes.stopped:
+                self._resize(websocket.unmask(view, mask, offset)[begins:], last, events)
+            elif channel == CLOSE and self._has_close:
+                if len(self._closing) < 2:
+                    self._closing += websocket.unmask(view[:3], mask, offset)[begins:]
+                if last and self._closes(events, piece.start):
+                    break
         if typed:
             events.append(Stdin(typed * 3 // 4 if self._base64 else typed))
         return events
 
+    def _closes(self, events: list[Event], start: int) -> bool:
+        """The client ends a channel (v5). Whether the server takes that for the session's end: not one of five."""
+        if len(self._closing) != 1 or self._closing[0] > RESIZE:
+            self._client_closed = True
+            events.append(Closing(False, start))
+        elif self._closing[0] == RESIZE and self._sizes is not None:
+            self._sizes.stop()
+        return self._client_closed
+
     def _resize(self, text: bytes, last: bool, events: list[Event]) -> None:
         assert self._sizes is not None  # noqa: S101 - from_client has looked
         if not self._base64:
-            self._sizes.feed(text, events)
+            events += [Resize(*size) for size in self._sizes.feed(text)]
             return
-        self._client_text += text
-        if len(self._client_text) > 2 * MAX_SIZE:
-            raise ProtocolError("a terminal size that is too long")
+        message = self._sizes64 = self._sizes64 or _Sizes64(self._sizes)
+        message.feed(text)
+        self._sizes.work = message.work
         if last:
-            self._sizes.feed(_decoded(self._client_text), events)
-            self._client_text = b""
+            self._sizes64 = None
+            if (ended := message.end()) is not None:
+                self._sizes, sizes = ended
+                events += [Resize(*size) for size in sizes]
 
     def from_upstream(self, data: memoryview) -> list[Event]:
         events: list[Event] = []
         for piece in self._upstream.receive_data(data):
             if isinstance(piece, websocket.Control):
-                if piece.opcode == websocket.CLOSE and not self._closed:
-                    self._closed = True
-                    self._mark(self._upstream.message_open)
-                    clean = websocket.close_code(piece.payload) == websocket.NORMAL_CLOSURE
-                    events.append(Closing(clean, piece.start))
+                self._control(piece, events)
                 continue
             view, _, offset, opcode, fin, last, start = piece
             if not offset:
                 if opcode != websocket.CONTINUATION:
-                    self._upstream_channel = -1
+                    self._upstream_channel = _NONE
                     self._padded = False
-                    self._close_size = 0
-                if self._upstream_channel == -1 and view:
+                    self._message_at = self._given + start
+                if self._upstream_channel == _NONE and view:
                     self._upstream_channel = view[0] - self._base_channel
                     view = view[1:]
+                    self._begins(events, start)
+            if fin and last:
+                self._message_at = None
             if self._base64:
                 view = self._decode(view, fin and last)
             if not view:
@@ -167,17 +242,42 @@ class WebSocketSession:
             channel = self._upstream_channel
             if channel in (STDOUT, STDERR):
                 events.append(Output(channel, view, start))
-            elif channel == ERROR:
+            elif channel == ERROR and self._errors + len(view) <= MAX_ERROR:
+                self._errors += len(view)
                 self._mark(opcode == websocket.CONTINUATION)
                 events.append(ErrorData(view, start))
-            elif channel != CLOSE or not self._has_close:
-                raise ProtocolError("output on a channel that is not known to carry any")
+            elif channel == CLOSE and self._has_close:
+                # One byte, the channel that ends.
+                if offset <= 1 and opcode != websocket.CONTINUATION and view[0] <= RESIZE:
+                    view = view[1:]
+                if view:
+                    events.append(Output(UNKNOWN, view, start))
             else:
-                # One byte, the channel's. More would be held until the frame is whole, which may be never.
-                self._close_size += len(view)
-                if self._close_size > 1:
-                    raise ProtocolError("a message that ends more than one channel")
+                events.append(Output(UNKNOWN, view, start))
+        self._given += len(data)
         return events
+
+    def _begins(self, events: list[Event], start: int) -> None:
+        """A message's channel has come. One that nobody knows says a byte by itself."""
+        channel = self._upstream_channel
+        if not 0 <= channel <= RESIZE and not (channel == CLOSE and self._has_close):
+            events.append(Hidden(bytes((channel + self._base_channel & 0xFF,)), start))
+
+    def _control(self, frame: websocket.Control, events: list[Event]) -> None:
+        payload = frame.payload
+        if frame.opcode == websocket.CLOSE:
+            if len(payload) > 2:
+                events.append(Hidden(payload[2:], frame.start))
+            if not self._closed:
+                self._closed = True
+                self._mark(self._upstream.message_open)
+                events.append(Closing(_is_clean(payload), frame.start))
+        elif frame.opcode == websocket.PONG and payload in self._pings:
+            # It answers all that came before, too (RFC 6455, 5.5.3).
+            while self._pings.popleft() != payload:
+                pass
+        elif payload:
+            events.append(Hidden(payload, frame.start))
 
     def _mark(self, in_message: bool) -> None:
         if self._held_in_message is None:
@@ -192,12 +292,13 @@ class WebSocketSession:
         self._padded = self._padded or text[:whole].endswith(b"=")
         return memoryview(_decoded(text[:whole]))
 
-    def farewell(self, text: bytes, held: bool) -> bytes | None:
+    def farewell(self, text: bytes, held: bool, early: bool) -> bytes | None:
         if self._closed and not held:
             return None
         opening = bytes((self._base_channel + STDOUT,))
         if held:
-            completion: bytes | None = websocket.frame(websocket.CONTINUATION, b"") if self._held_in_message else b""
+            inside = self._held_in_message and not early
+            completion: bytes | None = websocket.frame(websocket.CONTINUATION, b"") if inside else b""
         elif self._base64:
             fill = b"=" if self._carry.endswith(b"=") else b"A"
             completion = self._upstream.completion(opening, fill, limit=MAX_FILLING, quantum=4)
@@ -211,6 +312,11 @@ class WebSocketSession:
         )
         close = websocket.frame(websocket.CLOSE, websocket.NORMAL_CLOSURE.to_bytes(2, "big"))
         return completion + websocket.frame(opcode, payload) + close
+
+
+def _is_clean(payload: bytes) -> bool:
+    """Whether a close frame says that all has been said. Half a code says nothing."""
+    return int.from_bytes(payload[:2], "big") == websocket.NORMAL_CLOSURE
 
 
 def _decoded(text: bytes) -> bytes:

@@ -8,8 +8,8 @@ The readers behind the proxy (moby/spdystream) are lenient, and where two reader
 stream's name something can be hidden from one of them. So a ProtocolError is: a version other than 3; a frame of fixed
 length with another one (spdystream reads what it expects and goes on behind that); header bytes left over when a block
 has ended (it would read them as the next block's beginning); a name in capitals or twice; a zlib stream that ends; a
-reserved bit that is set. Control frames of unknown types are skipped, as the draft asks; a reader may be told which
-types its side sends at all, and refuses the others.
+reserved bit that is set. Control frames of unknown types are told as Other, with SETTINGS and WINDOW_UPDATE: both ends
+skip them, as the draft asks. A reader may be told which types its side sends at all, and refuses the others.
 
 `work` counts what the reading has cost, in microseconds or thereabouts (of a machine of 2025): one for a stretch of
 DATA, three for a control frame, more for a header block. Whoever reads for many at once stops a reader by it (turns).
@@ -73,7 +73,7 @@ DICTIONARY = (
 
 
 class Data(NamedTuple):
-    """A stretch of a DATA frame's payload, never empty unless fin.
+    """A stretch of a DATA frame's payload, empty for a frame without any.
 
     data: a slice of what was given. fin: the last byte that this side sends on the stream is in it. start: where the
     frame's header began, an index in what was given, negative where that was in an earlier call; so in all of these.
@@ -127,7 +127,15 @@ class GoAway(NamedTuple):
     start: int
 
 
-Frame = Data | SynStream | Reply | Reset | Ping | GoAway
+class Other(NamedTuple):
+    """A control frame that Kubernetes' two ends pass over. payload: all behind its eight bytes of header."""
+
+    kind: int
+    payload: bytes
+    start: int
+
+
+Frame = Data | SynStream | Reply | Reset | Ping | GoAway | Other
 
 
 class FrameReader:
@@ -244,8 +252,8 @@ class FrameReader:
         self.stream = stream
         self._fin = rest >> 24 & FLAG_FIN != 0
         self._left = rest & 0xFFFFFF
-        if self._fin and not self._left:
-            frames.append(Data(stream, nothing, True, self._start))
+        if not self._left:
+            frames.append(Data(stream, nothing, self._fin, self._start))
 
     def _advance(self, nothing: memoryview, frames: list[Frame]) -> None:
         """A header, or a whole control frame, is in _held."""
@@ -266,11 +274,9 @@ class FrameReader:
             return
         self._held = bytearray()
         self._need = 8
-        frame = self._control(word, rest >> 24, memoryview(held)[8:])
-        if frame is not None:
-            frames.append(frame)
+        frames.append(self._control(word, rest >> 24, memoryview(held)[8:]))
 
-    def _control(self, word: int, flags: int, payload: memoryview) -> Frame | None:
+    def _control(self, word: int, flags: int, payload: memoryview) -> Frame:
         if word & 0xFFFF0000 != _VERSION:
             raise ProtocolError("a SPDY control frame of another version")
         self._check_kind(word)
@@ -299,7 +305,7 @@ class FrameReader:
                 return GoAway(first, second, self._start)
         elif kind == _SETTINGS and (size < 4 or _WORD.unpack_from(payload)[0] * 8 + 4 != size):
             raise ProtocolError("a malformed SPDY SETTINGS")
-        return None
+        return Other(kind, bytes(payload), self._start)
 
     def _check_kind(self, word: int) -> None:
         if self._only is not None and word & 0xFFFF not in self._only:

@@ -340,12 +340,3 @@ def frame(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
     if size < 1 << 16:
         return bytes((first, 126)) + size.to_bytes(2, "big") + payload
     return bytes((first, 127)) + size.to_bytes(8, "big") + payload
-
-
-def close_code(payload: bytes) -> int | None:
-    """The code of a close frame, None where it gives none. Raises ProtocolError for half of one (RFC 6455, 5.5.1)."""
-    if not payload:
-        return None
-    if len(payload) == 1:
-        raise ProtocolError("a WebSocket close frame with half a code")
-    return int.from_bytes(payload[:2], "big")

@@ -5,6 +5,10 @@ and in the daemons at both ends of the tailnet more CPU than the proxy spends on
 together until there are BATCH bytes of them or WAIT seconds have passed, and go out as one event with the first one's
 time; lines of other kinds wait behind them. Nobody sees 20 ms in a replay, and what reaches the recorder is confirmed
 by it no sooner than it has been written to a disk.
+
+Where output is not shown before the recorder has it, its owner calls `flush` itself, whenever nothing is on its way
+that is not confirmed yet; what comes meanwhile is the next batch. The front of a character at the end of a batch waits
+WAIT seconds for its rest, then its bytes go out as they are (Capture.release).
 """
 
 from __future__ import annotations
@@ -22,14 +26,23 @@ WAIT = 0.02
 
 
 class Outbox:
-    """One session's. capture: turns output into lines. write: takes the lines."""
+    """One session's. capture: turns output into lines. write: takes the lines. prompt: parts of characters do not wait
+    for the output that follows."""
 
-    __slots__ = ("_capture", "_lines", "_loop", "_pieces", "_since", "_size", "_stderr", "_timer", "_write")
+    __slots__ = ("_capture", "_lines", "_loop", "_pieces", "_prompt", "_since", "_size", "_stderr", "_timer", "_write")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, capture: Capture, write: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        capture: Capture,
+        write: Callable[[bytes], None],
+        *,
+        prompt: bool = False,
+    ) -> None:
         self._loop = loop
         self._capture = capture
         self._write = write
+        self._prompt = prompt
         self._pieces: list[bytes] = []  # of one stream
         self._stderr = False
         self._size = 0
@@ -41,6 +54,11 @@ class Outbox:
     def due(self) -> float | None:
         """When `deadline` has to be called; None: the header has gone out."""
         return self._capture.due
+
+    @property
+    def pending(self) -> int:
+        """Bytes that have not been written, as far as they are known: of output, and of lines."""
+        return self._size + sum(map(len, self._lines))
 
     def output(self, stderr: bool, pieces: Sequence[memoryview], now: float) -> None:
         """Bytes of stdout, or of stderr. Views are not kept."""
@@ -65,6 +83,22 @@ class Outbox:
         self._end_piece()
         self._line(self._capture.gap(lost, why, now))
 
+    def beside(self, data: bytes, now: float) -> None:
+        """Bytes from upstream that no terminal shows."""
+        self._end_piece()
+        self._line(self._capture.beside(data, now))
+
+    def note(self, text: str, now: float) -> None:
+        """A sentence of the proxy's."""
+        self._end_piece()
+        self._line(self._capture.note(text, now))
+
+    def begin(self, now: float) -> None:
+        """The header goes out now."""
+        self._end_piece()
+        self._line(self._capture.begin(now))
+        self.flush()
+
     def deadline(self, now: float) -> None:
         """The time for the header may have come (Capture.due)."""
         self._end_piece()
@@ -85,6 +119,8 @@ class Outbox:
         if self._lines:
             lines, self._lines = self._lines, []
             self._write(lines[0] if len(lines) == 1 else b"".join(lines))
+        if self._prompt and self._capture.held:
+            self._arm()
 
     def close(self) -> None:
         """Forget what is here."""
@@ -93,6 +129,7 @@ class Outbox:
             self._timer = None
         self._pieces.clear()
         self._lines.clear()
+        self._size = 0
 
     def _end_piece(self) -> None:
         """What has come of one stream becomes a line. The capture is told of things in their order."""
@@ -112,4 +149,6 @@ class Outbox:
 
     def _due(self) -> None:
         self._timer = None
+        if self._prompt and not self._pieces and self._capture.held:
+            self._line(self._capture.release(self._loop.time()))
         self.flush()

@@ -73,6 +73,16 @@ class _Recorder:
         )
 
 
+class _Unfit(Exception):
+    """The recorder is well, and can't do what the session needs."""
+
+    def __str__(self) -> str:
+        return (
+            "it speaks version 1 of the recorder protocol, which confirms nothing before a session's end, and a grant "
+            "asks for acknowledged recording"
+        )
+
+
 class _Attempt:
     """One session's attempt at one address: how far it came, and the connection that is to blame if it hangs."""
 
@@ -111,8 +121,9 @@ class Recorders:
 
     # -- sessions
 
-    async def open(self, addresses: Sequence[str]) -> Upload:
-        """An upload that one of the recorders has accepted. Raises NoRecorder, within `accept_timeout` seconds."""
+    async def open(self, addresses: Sequence[str], *, acks: bool = False) -> Upload:
+        """An upload that one of the recorders has accepted. acks: only one that says within a session what it has
+        stored (v2) will do. Raises NoRecorder, within `accept_timeout` seconds."""
         attempts: list[tuple[str, str]] = []
         recorders: list[_Recorder] = []
         for address in dict.fromkeys(addresses):
@@ -135,7 +146,10 @@ class Recorders:
             attempt = _Attempt()
             try:
                 async with asyncio.timeout(seconds):
-                    return await self._accept(recorder, attempt, seconds)
+                    return await self._accept(recorder, attempt, seconds, acks)
+            except _Unfit as error:
+                attempts.append((recorder.address, str(error)))
+                continue
             except TimeoutError:
                 why = f"{attempt.step} within {seconds:.3g} s"
                 if attempt.connection is not None:
@@ -194,10 +208,10 @@ class Recorders:
             return left
         return min(self.limits.dial_timeout, left / sum(1 for recorder in recorders if not _is_bad(recorder)))
 
-    async def _accept(self, recorder: _Recorder, attempt: _Attempt, seconds: float) -> Upload:
-        """An upload there. Raises Rejected, ConnectionLost."""
+    async def _accept(self, recorder: _Recorder, attempt: _Attempt, seconds: float, acks: bool) -> Upload:
+        """An upload there. Raises Rejected, ConnectionLost, _Unfit."""
         if recorder.health.version == 1:
-            return await self._accept_v1(recorder, attempt)
+            return await self._accept_v1(recorder, attempt, acks)
         connection = recorder.usable()
         if connection is not None:
             attempt.step = "did not accept the session"
@@ -214,7 +228,7 @@ class Recorders:
                 try:
                     connection = await self._connected(recorder, attempt)
                 except (NotHTTP2, Rejected):
-                    return await self._accept_v1(recorder, attempt)
+                    return await self._accept_v1(recorder, attempt, acks)
                 if not connection.usable:
                     if not connection.open_streams:
                         raise Rejected("it takes no streams")
@@ -223,7 +237,9 @@ class Recorders:
             attempt.connection = connection
             return await connection.submit(lambda stream: self._upload(recorder, 2, stream))
 
-    async def _accept_v1(self, recorder: _Recorder, attempt: _Attempt) -> Upload:
+    async def _accept_v1(self, recorder: _Recorder, attempt: _Attempt, acks: bool) -> Upload:
+        if acks:
+            raise _Unfit
         attempt.step = "did not accept a connection"
         sock = await self._dialled(recorder)
         attempt.step = "did not accept the session (100 Continue)"

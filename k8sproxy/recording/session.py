@@ -1,29 +1,36 @@
 """One session: a tap that reads what both sides say, tells a recorder, and ends it where it must not go on.
 
     Session(..)  made of a request      open()      a recorder has accepted it, or nothing has been sent upstream
-    switched()   the streams begin      from_*()    beside the bytes: frames -> Capture -> Upload
+    switched()   the streams begin      from_*()    beside the bytes: frames -> Recording -> Upload
     close()      the last ack
 
-What happens when a recorder can't be had, or fails, is decided in three methods and nowhere else:
+Two sides are read, and apart: upstream's bytes do not depend on the client's. What happens when something goes wrong is
+decided in these methods and nowhere else:
 
-                                CLOSED and ACKNOWLEDGED (enforced)            OPEN
-    _not_accepted   before      Refusal 403; upstream hears nothing           goes on unrecorded; said in log and metric
-    _failed         within      the session ends, its user reads why          goes on unrecorded; said in log and metric
-    _full           too slow    output waits, up to the ack time-out          output is left out, a gap notice put in
+                                     CLOSED and ACKNOWLEDGED (enforced)       OPEN
+    _not_accepted        before      Refusal 403; upstream hears nothing      goes on unrecorded; said in log and metric
+    _failed              recorder    the session ends, its user reads why     goes on unrecorded; said in log and metric
+    _client_unreadable   client      ends; what was shown is kept, and why    goes on recorded; the recording says so
+    _upstream_unreadable upstream    ends; that piece is not shown            goes on; the recording ends and says so
+    Recording            too slow    output waits, up to the ack time-out     output is left out, a gap notice put in
 
-Bytes that can't be read are a recorder that failed: what can't be read can't be recorded. So is a fault of ours in
-reading them, or in what is made of them.
+A fault of ours in reading a side is that side's bytes being unreadable. The recorder's failure alone makes a recording
+fail: whatever else ends one, all that was captured is sent, and the last line says why it ends.
 
-CLOSED holds the end of a session back: the frame with its exit status (the first on the error channel) waits until the
-recorder has confirmed the last byte, so that a session that looked well to its user was kept whole. While output waits
-for a slow recorder, the proxy answers the client's pings itself, between two frames, since the pongs of upstream wait
-behind the output; one that comes later is a pong that nobody asked for, which WebSocket (RFC 6455, 5.5.3) and SPDY
-both pass over.
+How far upstream's bytes may go is `_limit`, in places of a Passage; the earliest of these counts (only where enforced):
 
-Reading may be ahead of what has been passed on: a piece is read whole, and where output has to wait, what lies behind
-the first border between two frames is left with the relay. So a client that waits stands between two frames, and can be
-sent a pong or a farewell there. For the same reason CLOSED leaves a frame with the relay of which so little has come
-that it may yet be the one with the exit status: servers write the header of a SPDY frame apart from its payload.
+    confirmed   ACKNOWLEDGED: what upstream sent up to there is in bytes that the recorder has confirmed
+    first       CLOSED: the first output, until the recorder has confirmed the header
+    end         the message with the exit status (the first on the error channel), until the recorder has all of it: a
+                session that looked well to its user was kept whole
+    undecided   a frame of which so little has come that it may yet be that message: servers write the header of a SPDY
+                frame apart from its payload
+    border      while the recorder is slow: what lies behind the last border between two messages
+
+So a client that waits stands between two messages, unless one is as large as all that may wait (WINDOW), and can be
+sent a pong or a farewell there. Upstream's pongs wait behind its output; the proxy answers the client's pings itself
+then, and one that comes later is a pong that nobody asked for, which WebSocket (RFC 6455, 5.5.3) and SPDY both pass
+over.
 
 Every session is read, recorded or not, so that one that is ended from outside can be told why in its own protocol.
 """
@@ -32,7 +39,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import structlog
 
@@ -40,14 +47,20 @@ from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.policy.decision import RecordingDemand
 from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.policy.rewrite import Streaming
-from k8sproxy.recording.capture import GuardedCapture
 from k8sproxy.recording.facts import Facts
-from k8sproxy.recording.outbox import Outbox
+from k8sproxy.recording.passage import Passage
+from k8sproxy.recording.recording import Recording, State
 from k8sproxy.recording.streams import ForwardedPorts, Streams, negotiated, open_streams, readable
 from k8sproxy.recording.tap import ALL, Tap
 from k8sproxy.recording.upload import NoRecorder, Upload, UploadError
 
 _log = structlog.get_logger("k8sproxy")
+# Bytes of upstream's output that may wait for the recorder's confirmation (ACKNOWLEDGED): what a disk that takes 10 ms
+# for a commit lets through is 50 MB/s.
+WINDOW = 512 * 1024
+# Bytes of an answer that is no session, head and body: a Status has some hundred, the words of an admission webhook a
+# few thousand. Nobody records it.
+MAX_ANSWER = 16 * 1024
 # What users are told of a fault of ours.
 _OURS = "an internal error of k8sproxy; its log has more"
 
@@ -64,8 +77,8 @@ def unavailable(attempts: tuple[tuple[str, str], ...]) -> Refusal:
 class Registry(Protocol):
     """What a session needs of those around it (sessions.Sessions)."""
 
-    async def accept(self, recorders: tuple[str, ...]) -> Upload:
-        """An accepted upload. Raises NoRecorder."""
+    async def accept(self, recorders: tuple[str, ...], *, acks: bool) -> Upload:
+        """An accepted upload. acks: one that is confirmed while it goes on. Raises NoRecorder."""
 
     def begun(self, session: Session) -> None:
         """The streams begin."""
@@ -74,7 +87,7 @@ class Registry(Protocol):
         """The session has ended; also for one that never began."""
 
     def failed(self, stage: str, mode: RecordingLevel) -> None:
-        """Count a recording that failed. stage: not_accepted, failed or slow."""
+        """Count a recording that failed. stage: not_accepted, failed, unreadable or slow."""
 
     def run(self, session: Session) -> asyncio.Task[None]:
         """Run session.settle()."""
@@ -101,31 +114,26 @@ class Session(Tap):
         self.sent = 0
         self.recorder = ""  # the one that has it, or had it until it failed
         self.recorded = False  # whether all of its output so far is on the way to a recorder, or there
-        self.lost = 0  # bytes of output that are not in the recording
         self.cause = ""  # why it was ended, where it did not end by itself
         self._lost_words = ""  # what its user is told where its recording failed and it must not go on
         self._registry = registry
-        self._closed_mode = demand is not None and demand.level.enforced
+        self._level = demand.level if demand is not None else RecordingLevel.OPEN
+        self._enforced = self._level.enforced
+        self._acknowledged = self._level is RecordingLevel.ACKNOWLEDGED
         self._loop = asyncio.get_running_loop()
-        self._upload: Upload | None = None
-        self._outbox: Outbox | None = None  # from the switch to the recording's end
-        self._streams: Streams | ForwardedPorts | None = None
+        self._recording: Recording | None = None  # from the recorder's word on; None again once it has failed
+        self._lost = 0  # of a recording that failed
+        self._read_size = 0  # bytes of output that were given to it
+        self._streams: Streams | ForwardedPorts | None = None  # None: upstream's side is not read, or not any more
+        self._client_read = True  # whether the client's side is
         self._ports: ForwardedPorts | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._passage = Passage()
+        self._fronts: dict[bool, int] = {}  # of stdout and stderr: where a character begins whose rest is to come
         self._settling: asyncio.Task[None] | None = None
-        self._holds_end = self._closed_mode  # whether the end has to wait for the last ack
-        self._slow = False  # the recorder's buffer is full
-        self._encoded = 0  # bytes of output that were made into lines
-        self._gap = 0  # bytes of output left out since it is
-        self._gaps = 0  # how often it was
-        self._size: tuple[int, int] | None = None  # the terminal's, which is not in the recording since it is
-        self._ahead = 0  # bytes that have been read, and not been passed on
-        self._hole = False  # what has been made of the output is not all of it
-        self._torn = False  # the client waits within a frame, of which nobody knows how it goes on
         known = readable(facts.kind, upgrade)
         # Without an offer the server takes its oldest protocol, which can be read.
         can_be_read = not offered or not known.isdisjoint(offered)
-        if self._closed_mode and not can_be_read:
+        if self._enforced and not can_be_read:
             raise Refusal(
                 403,
                 "unrecordable_session",
@@ -139,6 +147,11 @@ class Session(Tap):
         """Of a port-forward, by port: connections, bytes received and sent."""
         return self._ports.ports() if self._ports is not None else {}
 
+    @property
+    def lost(self) -> int:
+        """Bytes of output that are not in the recording."""
+        return self._recording.lost if self._recording is not None else self._lost
+
     def end(self, cause: str, message: str) -> None:
         """End it from outside. message: for its user."""
         self.cause = self.cause or cause
@@ -151,47 +164,51 @@ class Session(Tap):
         if self.demand is None:
             return
         try:
-            upload = await self._registry.accept(self.demand.recorders)
+            upload = await self._registry.accept(self.demand.recorders, acks=self._acknowledged)
         except NoRecorder as error:
             self._not_accepted(error)
             return
-        self._upload = upload
+        self._recording = Recording(
+            upload,
+            self._level,
+            slow=self._too_slow,
+            moved=self._moved,
+            wrote=self._promise if self._acknowledged else _nothing,
+            faulty=self._capture_faulty,
+        )
         self.recorder = upload.recorder
         self.recorded = True
-        upload.drained = self._upload_drained
         upload.failed = self._failed
 
     def _not_accepted(self, error: NoRecorder) -> None:
         """No recorder takes it."""
-        self._registry.failed("not_accepted", self._mode)
-        if self._closed_mode:
+        self._registry.failed("not_accepted", self._level)
+        if self._enforced:
             raise unavailable(error.attempts)
         self._warn("session_unrecorded", why=str(error))
 
     # -- while it runs
 
     def switched(self, upgrade: str, fields: bytes) -> None:
-        if self._upload is not None and self._upload.failure is not None:
-            self._failed(self._upload.failure)
-        if self._closed_mode and not self.recorded:
+        if self._recording is not None and self._recording.failure is not None:
+            self._failed(self._recording.failure)
+        if self._enforced and not self.recorded:
             # It was accepted, and failed while upstream was asked: there was nobody yet to tell.
             raise Refusal(403, "recorder_failed", self._lost_words, close=True)
+        if self._enforced and len(fields) > MAX_ANSWER:
+            self._refuse(f"the answer's head has more than {MAX_ANSWER} bytes")
+        facts = self.facts
         try:
-            self._streams = open_streams(self.facts, upgrade, negotiated(upgrade, fields))
+            self._streams = open_streams(facts, upgrade, negotiated(upgrade, fields))
         except ProtocolError as error:
-            if self._closed_mode:
-                raise Refusal(
-                    403,
-                    "unrecordable_session",
-                    f"this session must be recorded (enforceRecorder), and can't be: {error.message}",
-                    close=True,
-                ) from None
-            self._unreadable(error)
+            if self._enforced:
+                self._refuse(error.message)
+            # Without a recording nothing depends on it.
+            self._failed(f"the session's protocol can't be read: {error.message}")
         if isinstance(self._streams, ForwardedPorts):
             self._ports = self._streams
         self.began = True
         self._registry.begun(self)
-        upload, facts = self._upload, self.facts
         self._say(
             "session_started",
             connection=facts.connection,
@@ -205,36 +222,35 @@ class Session(Tap):
             recorder=self.recorder or None,
             failure_mode=self.demand.level.value if self.demand else None,
         )
-        if upload is None:
-            return
-        now = self._loop.time()
-        header = facts.cast_header(self.started)
-        capture = GuardedCapture(header, now, tty=facts.tty, event_codes=upload.event_codes, fault=self._capture_faulty)
-        self._outbox = Outbox(self._loop, capture, self._write)
-        self._outbox.deadline(now)
-        if capture.due is not None:
-            self._timer = self._loop.call_at(capture.due, self._header_due)
+        if self._recording is not None:
+            self._recording.begin(facts.cast_header(self.started), tty=facts.tty)
 
-    def unswitched(self) -> None:
-        """Neither the API server nor a kubelet answers so; what stands on another port of a node, behind a path like
-        the kubelet's exec, may. What it says is a body, which nobody records."""
-        if self._closed_mode:
-            raise Refusal(
-                403,
-                "unrecordable_session",
-                "this session must be recorded (enforceRecorder), and can't be: it was answered without a switch of "
-                "protocols",
-                close=True,
-            )
+    def unswitched(self, status: int) -> int | None:
+        """The API server and the kubelet refuse with a Status, in a body that nobody records. What stands on another
+        port of a node, behind a path like the kubelet's exec, may answer what it likes."""
+        if not self._enforced:
+            return None
+        if 200 <= status < 300:
+            self._refuse("it was answered without a switch of protocols")
+        return MAX_ANSWER
+
+    def _refuse(self, why: str) -> NoReturn:
+        """Before upstream's answer has been passed on."""
+        raise Refusal(
+            403,
+            "unrecordable_session",
+            f"this session must be recorded (enforceRecorder), and can't be: {why}",
+            close=True,
+        )
 
     @property
     def work(self) -> int:
         # A line of a cast costs about 10 ns a byte.
-        return self._encoded // 100 + (self._streams.work if self._streams is not None else 0)
+        return self._read_size // 100 + (self._streams.work if self._streams is not None else 0)
 
     @property
     def client_run(self) -> int:
-        return self._streams.client_run if self._streams is not None else ALL
+        return self._streams.client_run if self._streams is not None and self._client_read else ALL
 
     @property
     def upstream_run(self) -> int:
@@ -243,146 +259,177 @@ class Session(Tap):
     def from_client(self, view: memoryview) -> bytes:
         self.received += len(view)
         streams = self._streams
-        if streams is None:
+        if streams is None or not self._client_read:
             return b""
         try:
             said = streams.from_client(view)
         except ProtocolError as error:
-            self._unreadable(error)
+            self._client_unreadable(streams, error.message)
             return b""
         except Exception:
             self._say_fault()
-            self._unreadable(ProtocolError(_OURS))
+            self._client_unreadable(streams, _OURS)
             return b""
         if said is None:
             return b""
-        if said.sizes and self._outbox is not None:
-            if self._slow:
-                # While no output is kept a later size replaces an earlier one: a client can send them without end.
-                self._size = said.sizes[-1]
-            else:
-                now = self._loop.time()
-                for width, height in said.sizes:
-                    self._outbox.resize(width, height, now)
-        return b"".join(said.replies) if self.blocked and not self._torn else b""
+        if self._recording is not None:
+            for size in said.sizes:
+                self._recording.resize(*size)
+        return b"".join(said.replies) if self._pongs_wait else b""
 
     def from_upstream(self, view: memoryview) -> int:
-        if self.blocked:
-            return 0
-        streams = self._streams
-        size = len(view)
-        if streams is not None:
-            between = self._ahead > 0 or streams.at_boundary
-            try:
-                streams.from_upstream(view[self._ahead :] if self._ahead else view)
-            except ProtocolError as error:
-                self._unreadable(error)
-            except Exception:
-                self._say_fault()
-                self._streams = None  # where the client stands is not known: it can't be told anything
-                self._unreadable(ProtocolError(_OURS))
-            else:
-                size = self._look(streams, size, between)
-        self._ahead = len(view) - size
+        if view:
+            self._read(view)
+        size = self._passage.go(self._limit())
         self.sent += size
+        self.blocked = self._waits()
         return size
 
-    def _look(self, streams: Streams | ForwardedPorts, size: int, between: bool) -> int:
-        """Keep what upstream has said; how many of the `size` bytes that the relay has may go on. between: whether the
-        client, which has none of them, stands between two frames."""
-        if self.demand is None:
-            return size
-        if streams.output:
-            if self._outbox is None and self._closed_mode:
-                self._ahead, self._torn = size, not between
-                self._failed("there was output behind the end of the session")
-                return 0
-            self._keep_output(streams)
-        if self._upload is None:
-            return size
-        if self._holds_end and streams.end_at is not None:
-            self._settle()
-            border = self._ahead + streams.end_at
-            # Output that ends its stream may end the session too, and its first bytes have gone.
-            self._torn = border < 0
-            return max(border, 0)
-        undecided = streams.undecided if self._holds_end else 0
-        if self._slow and self._closed_mode:
-            if streams.border is not None:
-                self.blocked = True
-                return self._ahead + streams.border
-            self.blocked = streams.at_boundary or undecided > 0
-        return size - undecided
-
-    def _keep_output(self, streams: Streams | ForwardedPorts) -> None:
-        outbox = self._outbox
-        if outbox is None:
-            return
-        now = self._loop.time()
-        for stderr, pieces in streams.output:
-            if self._slow and not self._closed_mode:
-                self._gap += sum(map(len, pieces))
-            else:
-                self._keep_gap(outbox, now)
-                self._encoded += sum(map(len, pieces))
-                outbox.output(stderr, pieces, now)
-
     def upstream_ended(self) -> bool:
-        if not self._holds_end or self._upload is None:
-            return True
-        self._settle()
-        return False
+        recording = self._recording
+        if self._enforced and recording is not None and recording.state is not State.KEPT:
+            self._settle()
+            return False
+        return not self._passage.held
 
     def farewell(self, message: str) -> bytes | None:
-        if self._streams is None or self._torn:
+        passage = self._passage
+        if self._streams is None or (passage.held and not passage.stands):
             return None
         status = Refusal(500, "session_ended", message).body().rstrip()
-        return self._streams.farewell(status, f"k8sproxy: {message}", held=self._ahead > 0)
+        held = passage.held > 0
+        try:
+            return self._streams.farewell(
+                status, f"k8sproxy: {message}", held=held, early=held and passage.passed != passage.end
+            )
+        except Exception:
+            self._say_fault()
+            return None
 
-    # -- to the recorder
+    # -- what upstream says, and how much of it may go
 
-    def _write(self, data: bytes) -> None:
-        upload = self._upload
-        if upload is None:
+    def _read(self, view: memoryview) -> None:
+        """Keep what upstream has said."""
+        streams, passage, size = self._streams, self._passage, len(view)
+        if streams is None:
+            passage.show(size, 0)
             return
-        upload.write(data)
-        if upload.blocked and not self._slow:
-            self._full()
+        try:
+            streams.from_upstream(view)
+        except ProtocolError as error:
+            passage.show(size, 0)
+            self._upstream_unreadable(error.message)
+            return
+        except Exception:
+            self._say_fault()
+            passage.show(size, 0)
+            self._upstream_unreadable(_OURS)
+            return
+        if self._recording is not None:
+            if why := self._unkept(streams, self._recording):
+                passage.show(size, streams.unfinished)
+                self._unrecordable(why)
+                return
+            self._keep(streams, self._recording)
+        passage.show(size, streams.unfinished)
+        if self._acknowledged:
+            self._promise()
 
-    def _full(self) -> None:
-        """The recorder is slower than the output: that waits from the next border on, or is left out."""
-        self._slow = True
-        if not self._closed_mode and not self._gaps:
-            # Said once; how much is missing in the end is said with the end.
-            self._registry.failed("slow", self._mode)
-            self._warn("recording_gap", recorder=self.recorder)
-        self._gaps += 1
+    def _unkept(self, streams: Streams | ForwardedPorts, recording: Recording) -> str:
+        """Why what upstream has said can't be kept, though it must be."""
+        if not self._enforced or streams.first_at is None:
+            return ""
+        if not recording.takes:
+            return "there was output behind the end of the session"
+        return "there was output on a stream that is not known to carry any" if streams.unknown else ""
 
-    def _upload_drained(self) -> None:
-        self._slow = False
-        size, self._size = self._size, None
-        if size is not None and self._outbox is not None:
-            self._outbox.resize(*size, self._loop.time())
-        if self._settling is None:
-            self._go_on()
+    def _keep(self, streams: Streams | ForwardedPorts, recording: Recording) -> None:
+        passage = self._passage
+        if streams.first_at is not None:
+            if self._enforced and not recording.has_header:
+                recording.begin_header()
+                if passage.first is None and not self._acknowledged:
+                    passage.first = passage.read + streams.first_at
+            for stderr, pieces in streams.output:
+                size = sum(map(len, pieces))
+                if self._acknowledged and (stderr not in self._fronts or size > 3):
+                    # The front of a character has three bytes at most.
+                    self._fronts[stderr] = passage.border
+                self._read_size += size
+                recording.output(stderr, pieces, size)
+            for data in streams.beside:
+                recording.beside(data)
+        if self._enforced and streams.end_at is not None and passage.end is None:
+            passage.end = passage.read + streams.end_at
+            self._settle()
 
-    def _go_on(self) -> None:
-        if self.blocked:
-            self.blocked = False
+    def _limit(self) -> int:
+        """The place up to which upstream's bytes may go."""
+        passage, recording = self._passage, self._recording
+        if not self._enforced or recording is None or recording.state is State.KEPT:
+            return passage.read
+        limit = passage.read - (self._streams.undecided if self._streams is not None else 0)
+        if self._acknowledged:
+            passage.confirm(recording.stored)
+            limit = min(limit, passage.confirmed)
+        elif passage.first is not None:
+            if recording.has_header:
+                passage.first = None
+            else:
+                limit = min(limit, passage.first)
+        if passage.end is not None:
+            limit = min(limit, passage.end)
+        if recording.state is State.SLOW:
+            if self.blocked and passage.stands:
+                return passage.passed
+            if passage.border > passage.passed:
+                limit = min(limit, passage.border)
+        return limit
+
+    def _waits(self) -> bool:
+        """Whether no more of upstream may be read just now."""
+        passage, recording = self._passage, self._recording
+        if not self._enforced or recording is None or recording.state is State.KEPT:
+            return False
+        if self._settling is not None or (passage.first is not None and passage.held > 0):
+            return True
+        if recording.state is State.SLOW and (passage.stands or recording.full):
+            return True
+        return self._acknowledged and passage.held >= WINDOW
+
+    @property
+    def _pongs_wait(self) -> bool:
+        """Whether the client's pings have to be answered here, and can be."""
+        passage = self._passage
+        return passage.stands and (self.blocked or (self._acknowledged and passage.held > 0))
+
+    def _promise(self) -> None:
+        """ACKNOWLEDGED: send on what may be, and note which of the recording's bytes what upstream sent waits for."""
+        passage, recording = self._passage, self._recording
+        if recording is None or recording.state is State.KEPT:
+            return
+        recording.push()
+        if recording.pending:
+            return
+        place = passage.border
+        if place <= passage.passed and passage.held >= WINDOW:
+            place = passage.read  # one message as large as all that may wait
+        self._fronts = {stderr: front for stderr, front in self._fronts.items() if recording.torn(stderr)}
+        passage.promise(min((place, *self._fronts.values())), recording.written)
+
+    def _moved(self) -> None:
+        """The recorder has more than before: what waited for that goes on."""
+        if self._acknowledged:
+            self._promise()
+        if self.blocked or self._passage.held:
             self.drained()
 
-    def _keep_gap(self, outbox: Outbox, now: float) -> None:
-        if self._gap:
-            lost, self._gap = self._gap, 0
-            self.lost += lost
-            outbox.gap(lost, "the recorder was too slow", now)
-
-    def _header_due(self) -> None:
-        self._timer = None
-        outbox = self._outbox
-        if outbox is not None and outbox.due is not None:
-            # A loop's timer may come a little early by the loop's own clock, and there is no second one.
-            outbox.deadline(max(self._loop.time(), outbox.due))
+    def _too_slow(self) -> None:
+        """The recorder is slower than the output: that waits from the next border on, or is left out."""
+        if not self._enforced and self._recording is not None and self._recording.gaps == 1:
+            # Said once; how much is missing in the end is said with the end.
+            self._registry.failed("slow", self._level)
+            self._warn("recording_gap", recorder=self.recorder)
 
     def _settle(self) -> None:
         self.blocked = True
@@ -391,38 +438,59 @@ class Session(Tap):
 
     async def settle(self) -> None:
         """Bring the recording to its end and see that the recorder has it; then the session's end may go on."""
-        upload, outbox = self._upload, self._outbox
-        if upload is None or outbox is None:
-            return
-        now = self._loop.time()
-        self._keep_gap(outbox, now)
-        outbox.ended(now)
-        self._outbox = None
-        if self._hole:
-            self._failed(_OURS)
+        if self._recording is None:
             return
         try:
-            await upload.finish()
+            await self._recording.finish()
         except UploadError as error:
             self._failed(str(error))
         else:
-            self._upload = None
-            self._holds_end = False
-            self._go_on()
+            self._moved()
 
     # -- what goes wrong
 
-    @property
-    def _mode(self) -> RecordingLevel:
-        return self.demand.level if self.demand is not None else RecordingLevel.OPEN
+    def _client_unreadable(self, streams: Streams | ForwardedPorts, why: str) -> None:
+        """The client's bytes are not what they should be. Upstream's output is recorded without them."""
+        self._client_read = False
+        streams.give_up_client(why)
+        if isinstance(streams, ForwardedPorts):
+            self._streams = None
+            self._warn("ports_unreadable", why=why)
+        elif self._recording is not None and self._unreadable("client", why):
+            self._recording.note(
+                f"what the client sends can't be read from here on, so the terminal's sizes are missing: {why}"
+            )
 
-    def _unreadable(self, error: ProtocolError) -> None:
-        """Bytes that are not what they should be. Of a session that is not recorded nothing depends on them."""
-        if self.demand is not None and self.recorded:
-            self._failed(f"the session's bytes can't be read: {error.message}")
-        elif self.facts.kind == "portforward":
-            self._warn("ports_unreadable", why=error.message)
+    def _upstream_unreadable(self, why: str) -> None:
+        """Upstream's bytes are not what they should be: nobody can say what is output, or where the client stands."""
+        streams, self._streams = self._streams, None
+        if isinstance(streams, ForwardedPorts):
+            self._warn("ports_unreadable", why=why)
+        elif self._recording is not None and self._unreadable("upstream", why):
+            self.recorded = False
+            self._recording.note(f"what the API server sends can't be read from here on and is not recorded: {why}")
+            if self._settling is None:
+                self._settling = self._registry.run(self)
+
+    def _unreadable(self, side: str, why: str) -> bool:
+        """A side of a recorded session can't be read. Whether it goes on."""
+        if self._enforced:
+            who = "client" if side == "client" else "API server"
+            return self._unrecordable(f"what the {who} sends can't be read: {why}", side)
+        self._registry.failed("unreadable", self._level)
+        self._warn("session_unreadable", side=side, why=why)
+        return True
+
+    def _unrecordable(self, why: str, side: str = "upstream") -> bool:
+        """The session must not go on, since what it says can't be recorded. What was recorded so far is brought to its
+        end, and says why."""
+        self._registry.failed("unreadable", self._level)
+        self._warn("session_unreadable", side=side, why=why)
+        if self._recording is not None:
+            self._recording.note(f"the session was ended: {why}")
+        self.end("session_unreadable", f"this session must be recorded, and can't be: {why}")
         self._streams = None
+        return False
 
     def _say_fault(self) -> None:
         """Within an except clause."""
@@ -431,43 +499,34 @@ class Session(Tap):
     def _capture_faulty(self) -> None:
         """A fault of ours in what is made of output, in the middle of whatever has asked for it."""
         self._say_fault()
-        self._hole = True
-        self._loop.call_soon(self._failed, _OURS)
+        self._loop.call_soon(self._unreadable, "upstream", _OURS)
 
     def _failed(self, why: str) -> None:
-        """The recorder failed, or what is said can't be recorded."""
-        if not self.recorded:
+        """The recorder failed."""
+        recording = self._recording
+        if recording is None or recording.state is State.KEPT:
             return
+        self._lost = recording.lost
+        self._recording = None
         self.recorded = False
-        upload, self._upload = self._upload, None
-        if self._outbox is not None:
-            self._outbox.close()
-            self._outbox = None
-        if upload is not None:
-            upload.abort()
-        self._registry.failed("failed", self._mode)
-        self._warn("recording_failed", recorder=self.recorder, why=why, failure_mode=self._mode.value)
-        self._slow = False
-        if self._closed_mode:
+        recording.fail()
+        self._registry.failed("failed", self._level)
+        self._warn("recording_failed", recorder=self.recorder, why=why, failure_mode=self._level.value)
+        if self._enforced:
             self._lost_words = f"this session must be recorded, and its recording failed: {why}"
             self.end("recorder_failed", self._lost_words)
-        else:
-            self._go_on()
 
     # -- the end
 
     async def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         self.drained, self.ended = Tap.drained, Tap.ended
         try:
-            if self._settling is None and self._upload is not None:
-                if self.began:
+            recording = self._recording
+            if self._settling is None and recording is not None:
+                if recording.takes:
                     self._settling = self._registry.run(self)
-                else:
-                    upload, self._upload = self._upload, None
-                    upload.abort()
+                elif recording.state is State.ACCEPTED:
+                    recording.fail()
             if self._settling is not None:
                 # Not cancelled with whoever waits: a recording is brought to its end when its session is cut.
                 await asyncio.shield(self._settling)
@@ -497,3 +556,7 @@ class Session(Tap):
 
     def _say(self, event: str, **values: object) -> None:
         _log.info(event, session=self.facts.id, **values)
+
+
+def _nothing() -> None:
+    return None

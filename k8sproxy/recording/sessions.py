@@ -148,9 +148,9 @@ class Sessions:
 
     # -- what sessions ask (session.Registry)
 
-    async def accept(self, recorders: tuple[str, ...]) -> Upload:
-        """An accepted upload. Raises NoRecorder."""
-        return await self.recorders.open(recorders)
+    async def accept(self, recorders: tuple[str, ...], *, acks: bool) -> Upload:
+        """An accepted upload. acks: one that is confirmed while it goes on. Raises NoRecorder."""
+        return await self.recorders.open(recorders, acks=acks)
 
     def begun(self, session: Session) -> None:
         """A session's streams begin."""

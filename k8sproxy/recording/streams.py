@@ -14,9 +14,11 @@ from k8sproxy.protocol.portforward import PortForward, PortOpened
 from k8sproxy.protocol.remotecommand import (
     SPDY_PROTOCOLS,
     STDERR,
+    UNKNOWN,
     WEBSOCKET_PROTOCOLS,
     Closing,
     ErrorData,
+    Hidden,
     Output,
     Ping,
     RemoteCommand,
@@ -67,17 +69,20 @@ class Streams:
     bytes that can't be read.
 
     Of the last piece from upstream: output: what was written, in its order, as (whether to stderr, views of that
-    piece), neighbours of one kind together. end_at: where the frame begins that says how the session ended, None where
-    none does; negative where that was in an earlier piece. border: where the first frame begins that began in it, None
-    where none did.
+    piece), neighbours of one kind together; output whose stream nobody knows counts as stdout. unknown: whether there
+    was such. beside: bytes that reach the client past the output, and that a terminal does not show. first_at: where
+    the first frame begins that brought either. end_at: where the
+    frame begins that says how the session ended, None where none does; negative where that was in an earlier piece.
     """
 
-    __slots__ = ("_session", "border", "end_at", "output")
+    __slots__ = ("_session", "beside", "end_at", "first_at", "output", "unknown")
 
     def __init__(self, facts: Facts, upgrade: str, subprotocol: str) -> None:
         self.output: Sequence[tuple[bool, list[memoryview]]] = ()
+        self.beside: Sequence[bytes] = ()
+        self.unknown = False
+        self.first_at: int | None = None
         self.end_at: int | None = None
-        self.border: int | None = None
         self._session = RemoteCommand(upgrade, subprotocol, tty=facts.tty)
 
     @property
@@ -96,9 +101,9 @@ class Streams:
         return self._session.upstream_run
 
     @property
-    def at_boundary(self) -> bool:
-        """Whether upstream's bytes so far end between two frames."""
-        return self._session.at_boundary
+    def unfinished(self) -> int:
+        """Bytes at upstream's end so far of a message that is not whole."""
+        return self._session.unfinished
 
     @property
     def undecided(self) -> int:
@@ -117,29 +122,40 @@ class Streams:
                 said.replies.append(event.reply)
         return said
 
+    def give_up_client(self, why: str) -> None:
+        """Nothing of the client is read any more: remotecommand.RemoteCommand.give_up_client."""
+        self._session.give_up_client(why)
+
     def from_upstream(self, view: memoryview) -> None:
         """Sort what upstream has said into the attributes."""
         output: list[tuple[bool, list[memoryview]]] = []
-        self.output = output
-        self.end_at = self.border = None
+        beside: list[bytes] = []
+        self.output, self.beside = output, beside
+        self.end_at = self.first_at = None
+        self.unknown = False
         for event in self._session.from_upstream(view):
             if type(event) is Output:
                 stderr = event.channel == STDERR
+                if event.channel == UNKNOWN:
+                    self.unknown = True
                 if output and output[-1][0] is stderr:
                     output[-1][1].append(event.data)
                 else:
                     output.append((stderr, [event.data]))
+            elif type(event) is Hidden:
+                beside.append(event.data)
             elif type(event) is ErrorData or type(event) is Closing:
                 if self.end_at is None:
                     self.end_at = event.start
+                continue
             else:
                 continue
-            if self.border is None and event.start >= 0:
-                self.border = event.start
+            if self.first_at is None:
+                self.first_at = event.start
 
-    def farewell(self, status: bytes, message: str, *, held: bool) -> bytes | None:
+    def farewell(self, status: bytes, message: str, *, held: bool, early: bool) -> bytes | None:
         """What ends the session for its client with an error: remotecommand.RemoteCommand.farewell."""
-        return self._session.farewell(status, message, held=held)
+        return self._session.farewell(status, message, held=held, early=early)
 
 
 class ForwardedPorts:
@@ -151,9 +167,11 @@ class ForwardedPorts:
     __slots__ = ("_session", "connections")
 
     output: Sequence[tuple[bool, list[memoryview]]] = ()
+    beside: Sequence[bytes] = ()
+    unknown = False
+    first_at: int | None = None
     end_at: int | None = None
-    border: int | None = None
-    at_boundary = False
+    unfinished = 0
     undecided = 0
 
     def __init__(self, upgrade: str, subprotocol: str) -> None:
@@ -188,7 +206,10 @@ class ForwardedPorts:
         for event in events:
             self.connections[event.port] = self.connections.get(event.port, 0) + 1
 
-    def farewell(self, status: bytes, message: str, *, held: bool) -> bytes | None:
+    def give_up_client(self, why: str) -> None:
+        """Nothing depends on it."""
+
+    def farewell(self, status: bytes, message: str, *, held: bool, early: bool) -> bytes | None:
         """A port-forward has no channel on which its user could be told anything."""
         return None
 

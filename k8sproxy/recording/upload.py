@@ -63,8 +63,9 @@ class Upload:
     """One accepted session; made by `Recorders.open`.
 
     recorder: the address. version: of the wire, 1 or 2. event_codes: the asciicast event codes that it takes.
-    drained: called when no longer blocked. failed: called at most once, with why, also where the failure came before
-    the callback was set. Use is `write` any number of times, then `finish` or `abort`.
+    drained: called when no longer blocked. moved: called when `acked` has grown. failed: called at most once, with why,
+    also where the failure came before the callback was set. Use is `write` any number of times, then `finish` or
+    `abort`.
     """
 
     __slots__ = (
@@ -77,6 +78,7 @@ class Upload:
         "_limits",
         "_loop",
         "_mark",
+        "_moving",
         "_progress",
         "_row",
         "_timer",
@@ -88,6 +90,7 @@ class Upload:
         "event_codes",
         "failure",
         "limit",
+        "moved",
         "recorder",
         "version",
         "written",
@@ -104,6 +107,7 @@ class Upload:
         self.ending = False  # the row's end is the body's
         self.failure: str | None = None
         self.drained: Callable[[], None] = _nothing
+        self.moved: Callable[[], None] = _nothing
         self._failed: Callable[[str], None] = _nobody
         self._carrier: Carrier | None = carrier
         self._health = health
@@ -117,6 +121,7 @@ class Upload:
         self._progress = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._was_blocked = False
+        self._moving = False  # that `moved` is called is on its way
 
     # -- the owner's side
 
@@ -281,6 +286,11 @@ class Upload:
             self._finishing = True
             self._failed(self.failure)
 
+    def _tell_moved(self) -> None:
+        self._moving = False
+        if self._carrier is not None:
+            self.moved()
+
     def _tell_drained(self) -> None:
         if self._carrier is not None:
             self.drained()
@@ -311,6 +321,9 @@ class Upload:
 
     def _moved(self) -> None:
         """More is stored than before."""
+        if self.moved is not _nothing and not self._moving:
+            self._moving = True
+            self._loop.call_soon(self._tell_moved)
         now = self._loop.time()
         self._progress = now
         if self._mark is not None and self.acked >= self._mark[0]:

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import weakref
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -188,6 +189,48 @@ async def test_an_answer_in_place_of_a_switch_is_shown_only_where_nothing_is_enf
             assert (response.status, response.body) == (200, b"uid=0(root)")
 
 
+HEAD_404 = b"HTTP/1.1 404 Not Found\r\n"
+ERRORS: dict[str, Callable[[bytes], bytes]] = {
+    "counted": lambda body: HEAD_404 + b"Content-Length: %d\r\n\r\n" % len(body) + body,
+    "chunked": lambda body: (
+        HEAD_404
+        + b"Transfer-Encoding: chunked\r\n\r\n"
+        + b"".join(b"%x\r\n%s\r\n" % (len(body[at : at + 999]), body[at : at + 999]) for at in range(0, len(body), 999))
+        + b"0\r\n\r\n"
+    ),
+    "until its end": lambda body: HEAD_404 + b"\r\n" + body,
+    "in its head": lambda body: HEAD_404 + b"X-Secret: " + body + b"\r\nContent-Length: 0\r\n\r\n",
+    "in interim answers": lambda body: (
+        b"".join(
+            b"HTTP/1.1 103 Early Hints\r\nLink: %s\r\n\r\n" % body[at : at + 999] for at in range(0, len(body), 999)
+        )
+        + HEAD_404
+        + b"Content-Length: 0\r\n\r\n"
+    ),
+}
+
+
+@both_modes
+@pytest.mark.parametrize("how", ERRORS)
+@pytest.mark.parametrize("size", [3_000, 30_000], ids=["short", "long"])
+async def test_an_error_in_place_of_a_switch_is_bounded(size: int, how: str, enforced: bool) -> None:
+    """What is answered with 404 is seen as what is answered with 200, and neither is recorded."""
+    async with Stage() as stage, FakeRecorder() as recorder:
+        grant(stage, recorder, enforced=enforced)
+        client, upstream, _ = await stage.exchange(asked(WebSocket(), "/api/v1/nodes/n:9999/proxy/exec/a/web/main"))
+        answer = ERRORS[how](b"s" * size)
+        half = len(answer) // 2
+        await upstream.send(answer[:half])
+        await upstream.send(answer[half:])
+        if how == "until its end":
+            await upstream.end()
+        got = await client.rest()
+        if enforced and size > 16_384:
+            assert b"HTTP/1.1 403" in got and b"more than 16384 bytes" in got and got.count(b"s" * 90) < 200
+        else:
+            assert HEAD_404 in got and got.count(b"s") >= size
+
+
 @pytest.mark.parametrize("how", ["died", "said so"])
 async def test_a_recorder_that_fails_before_the_switch(how: str) -> None:
     async with Stage() as stage, FakeRecorder() as recorder:
@@ -262,11 +305,12 @@ async def test_whoever_goes_the_recording_is_whole(who: str, enforced: bool, tls
 async def test_a_slow_recorder_bounds_what_is_held() -> None:
     """Output stops, pings are answered, and what waits is a turn's bytes; all of it arrives in its order."""
     async with Stage() as stage, FakeRecorder() as recorder:
-        recorder.reading = False
         stage.recorders.limits.buffer = 100_000
         grant(stage, recorder, enforced=True)
         speech = WebSocket()
         client, upstream = await begun(stage, speech)
+        await recorder.until(lambda: recorder.sessions[0].body)  # the header, without which nothing is shown
+        recorder.sessions[0].reading = False
         texts = [b"%06d" % number + b"x" * 10_000 for number in range(300)]
         frames = b"".join(map(speech.out, texts))
         sending = asyncio.ensure_future(upstream.send(frames))
@@ -276,7 +320,7 @@ async def test_a_slow_recorder_bounds_what_is_held() -> None:
         got = bytearray()
         while not session.blocked:
             got += await client.receive()
-        assert len(switched._held) <= 65536
+        assert sum(map(len, switched._held)) <= 65536 + 16384
         assert stage.recorders.describe()[0].uploads == 1
         await client.send(speech.ping())
         while not got.endswith(speech.pong):

@@ -16,7 +16,7 @@ EVENT_LOOPS = ["asyncio"]
 
 
 class Told(Tap):
-    """takes: bytes of upstream's that may go; None for all. ends: whether upstream's end may."""
+    """takes: bytes of upstream's that may go in a call; None for all. ends: whether upstream's end may."""
 
     def __init__(self) -> None:
         self.blocked = False
@@ -25,6 +25,7 @@ class Told(Tap):
         self.reply = b""
         self.words: bytes | None = None
         self.seen: list[bytes] = []
+        self.held = 0
         self.ends_in_call = False
 
     def from_client(self, view: memoryview) -> bytes:
@@ -36,7 +37,10 @@ class Told(Tap):
         self.seen.append(bytes(view))
         if self.ends_in_call:
             self.ended("cause", "message")
-        return len(view) if self.takes is None else min(self.takes, len(view))
+        self.held += len(view)
+        size = self.held if self.takes is None else min(self.takes, self.held)
+        self.held -= size
+        return size
 
     def upstream_ended(self) -> bool:
         return self.ends
@@ -66,15 +70,22 @@ class Play:
         return self
 
 
-async def test_what_waits_is_shown_again_with_what_follows() -> None:
+async def test_what_waits_is_kept_and_shown_once() -> None:
     play = Play()
     play.tap.takes = 2
     play.start(from_upstream=b"abcd")
     play.upstream.arrive(b"ef")
-    assert play.tap.seen == [b"abcd", b"cdef"] and play.client.written == b"abcd"
+    assert play.tap.seen == [b"abcd", b"ef"] and play.client.written == b"abcd"
+    play.tap.takes = 1
+    play.tap.drained()
+    assert play.client.written == b"abcde"
+    play.upstream.arrive(b"ghi")
+    play.tap.takes = 3
+    play.tap.drained()
+    assert play.client.written == b"abcdefghi" and play.switched.sent == 9 and not play.switched._held
     play.tap.takes = None
     play.tap.drained()
-    assert play.client.written == b"abcdef" and play.switched.sent == 6 and not play.switched._held
+    assert play.client.written == b"abcdefghi" and play.tap.seen == [b"abcd", b"ef", b"", b"ghi", b"", b""]
     play.switched.let_go()
 
 

@@ -18,6 +18,7 @@ from k8sproxy.protocol.remotecommand import (
     Closing,
     ErrorData,
     Event,
+    Hidden,
     Output,
     Ping,
     RemoteCommand,
@@ -89,6 +90,8 @@ class Heard:
                 self._run(f"output {event.channel}", event.start, event.data)
             elif isinstance(event, ErrorData):
                 self._run("error", event.start, event.data)
+            elif isinstance(event, Hidden):
+                self.said.append(("hidden", event.data))
             elif isinstance(event, Resize):
                 self.said.append(("resize", event.width, event.height))
             elif isinstance(event, Stdin):

@@ -233,9 +233,8 @@ def test_a_damaged_session_gives_events_or_a_protocol_error(data: st.DataObject)
             feed = reader.from_client if side == CLIENT else reader.from_upstream
             total.add(feed(memoryview(part)), len(part))
     except ProtocolError:
-        for side in (CLIENT, UPSTREAM):
-            with pytest.raises(ProtocolError):
-                (reader.from_client if side == CLIENT else reader.from_upstream)(memoryview(b"x"))
+        with pytest.raises(ProtocolError):
+            (reader.from_client if side == CLIENT else reader.from_upstream)(memoryview(b"x"))
     # Nothing is made up: output is never more than what came.
     assert sum(len(run) for _, _, run in total.runs) <= sum(len(part) for _, part in pieces)
     reader.farewell(STATUS, "the session was ended")

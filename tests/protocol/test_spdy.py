@@ -47,7 +47,6 @@ def seen(reader: FrameReader, parts: list[bytes]) -> Seen:
                 frames.append((*frame[:-1], start))
                 open_data = None
                 continue
-            assert frame.data or frame.fin
             if open_data == (frame.stream, start):
                 payload = frames.pop()[1]
                 assert isinstance(payload, bytes)
@@ -76,8 +75,7 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, Seen]:
         if kind == "d":
             payload = draw(st.binary(max_size=100))
             text += data(stream, payload, fin=fin)
-            if payload or fin:
-                frames.append((stream, payload, fin, start))
+            frames.append((stream, payload, fin, start))
         elif kind in "srh":
             headers = draw(HEADERS)
             if kind == "s":
@@ -99,11 +97,13 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, Seen]:
             text += goaway(stream, 2)
             frames.append((stream, 2, start))
         else:
-            text += {
+            other = {
                 "t": settings((4, 100), (7, 65536)),
                 "w": window_update(stream, 65536),
                 "u": control(11, draw(st.binary(max_size=20)), 7),
             }[kind]
+            text += other
+            frames.append(({"t": 4, "w": 9, "u": 11}[kind], other[8:], start))
     return text, frames
 
 
@@ -261,7 +261,7 @@ def test_the_largest_that_is_taken() -> None:
     many = [(b"%d" % number, b"v") for number in range(MAX_HEADERS)]
     large = {b"a": b"b" * (MAX_HEADER_BLOCK - 13)}
     frames = one(writer.syn_stream(1, many) + writer.headers(1, large) + control(99, bytes(MAX_CONTROL)))
-    assert len(frames) == 2
+    assert len(frames) == 3
 
 
 @pytest.mark.parametrize(

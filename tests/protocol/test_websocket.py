@@ -19,7 +19,6 @@ from k8sproxy.protocol.websocket import (
     Control,
     FrameReader,
     Piece,
-    close_code,
     frame,
     unmask,
 )
@@ -202,14 +201,6 @@ def test_unmask(payload: bytes, mask: bytes, offset: int) -> None:
     expected = bytes(byte ^ mask[(offset + index) % 4] for index, byte in enumerate(payload))
     assert unmask(memoryview(payload), mask, offset) == expected
     assert unmask(payload, b"", offset) == payload
-
-
-def test_close_codes() -> None:
-    assert close_code(b"") is None
-    assert close_code(b"\x03\xe8") == 1000
-    assert close_code(b"\x03\xe9going away") == 1001
-    with pytest.raises(ProtocolError):
-        close_code(b"\x03")
 
 
 @given(st.data(), conversations())

@@ -322,9 +322,11 @@ class FakeRegistry:
         self.failures: list[tuple[str, RecordingLevel]] = []
         self.log: list[str] = []
         self.tasks: set[asyncio.Task[None]] = set()
+        self.acks = False  # whether a recorder was asked for that confirms within a session
 
-    async def accept(self, recorders: tuple[str, ...]) -> Upload:
+    async def accept(self, recorders: tuple[str, ...], *, acks: bool = False) -> Upload:
         await asyncio.sleep(0)
+        self.acks = acks
         if self.carrier is None:
             raise NoRecorder((("100.64.0.9:80", "connection refused"), ("100.64.0.8:80", "it said 500")))
         return self.carrier.upload
@@ -406,9 +408,17 @@ class Scene:
         self.switched.start(from_client=b"", from_upstream=memoryview(b""))
 
     async def begin(self) -> None:
-        """Accepted, switched, and the streams open."""
+        """Accepted, switched, the streams open, and the recorder has what was written until then (the header, but for a
+        terminal), whatever becomes of what follows."""
         await self.session.open()
+        recorder = self.recorder
+        if recorder is not None:
+            before = recorder.flowing, recorder.acks
+            recorder.flowing = recorder.acks = True
         self.switch()
+        await turns(3)
+        if recorder is not None:
+            recorder.flowing, recorder.acks = before
         if self.speech.opening:
             self.up(self.speech.opening)
             self.down(self.speech.accepted)

@@ -513,3 +513,23 @@ def test_a_cancel_of_one_leaves_the_connection_to_the_others() -> None:
             assert first.cancelled() and fake.dials == 1
 
     run(scene())
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["asked for the first time", "known"])
+def test_a_recorder_without_acks_is_well_and_not_used_where_they_are_needed(known: bool) -> None:
+    async def scene() -> None:
+        async with FakeRecorder() as first, FakeRecorder() as second, recorders() as made:
+            first.version = 1
+            if known:
+                (await made.open([first.address])).abort()
+            upload = await made.open([first.address, second.address], acks=True)
+            assert upload.recorder == second.address
+            upload.abort()
+            with pytest.raises(NoRecorder, match="confirms nothing before a session's end"):
+                await made.open([first.address], acks=True)
+            assert {state.address: state.state for state in made.describe()}[first.address] != "bad"
+            upload = await made.open([first.address])
+            assert upload.version == 1
+            upload.abort()
+
+    run(scene())

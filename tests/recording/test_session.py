@@ -27,7 +27,20 @@ from k8sproxy.recording.outbox import WAIT
 from k8sproxy.recording.session import Session
 from k8sproxy.recording.streams import Streams
 from tests.protocol.streams import said, typed, websocket
-from tests.recording.scenes import CLOSED, OPEN, SPEECHES, Base64, Scene, Spdy, Speech, WebSocket, scene, turns, until
+from tests.recording.scenes import (
+    CLOSED,
+    OPEN,
+    SPEECHES,
+    Base64,
+    Cast,
+    Scene,
+    Spdy,
+    Speech,
+    WebSocket,
+    scene,
+    turns,
+    until,
+)
 from tests.strategies import splits
 
 Make = Callable[[], Speech]
@@ -472,7 +485,7 @@ async def test_output_behind_the_end_is_not_shown(speech: Make) -> None:
         await turns()
         assert not played.session.blocked
         played.down(late[:cut], late[cut:])
-        assert isinstance(played.outcome, Cut) and played.session.cause == "recorder_failed"
+        assert isinstance(played.outcome, Cut) and played.session.cause == "session_unreadable"
         assert b"another" not in played.shown and b"thing" not in played.shown
         if played.outcome.said:
             understood = played.speech.understood(played.shown)
@@ -482,45 +495,67 @@ async def test_output_behind_the_end_is_not_shown(speech: Make) -> None:
         await played.close()
 
 
-@pytest.mark.parametrize("step", ["output", "deadline", "ended", "resize"])
+@pytest.mark.parametrize("step", ["output", "deadline", "ended", "resize", "begin"])
 @pytest.mark.parametrize("mode", [CLOSED, OPEN])
-def test_a_fault_of_ours_in_writing_is_a_recorder_that_failed(
+def test_a_fault_of_ours_in_writing_loses_nothing(
     mode: RecordingLevel, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Closed, the session ends and its user knows why; open, it goes on; in both the recording is whole."""
     monkeypatch.setattr(Capture, step, _fault)
 
     @scene
     async def played_out() -> None:
         for speech in SPEECHES:
-            played = Scene(speech(), mode, tty=step == "resize")
+            played = Scene(speech(), mode, tty=step in ("resize", "begin"))
             await played.begin()
-            played.up(played.speech.resize(90, 30))
-            played.down(played.speech.out(b"hello"))
-            if step == "output":
-                await asyncio.sleep(2 * WAIT)  # made in a timer of its own
-            if step == "ended":
+            if step == "resize":
+                played.up(played.speech.resize(90, 30))
+            played.down(played.speech.out(b"caf\xc3") + played.speech.out(b"\xa9"))
+            await asyncio.sleep(2 * WAIT)  # lines are made in a timer of their own
+            if step == "deadline" and mode is CLOSED:  # over before there was output
+                assert isinstance(played.outcome, Cut)
+                await played.close()
+                continue
+            if step == "ended" or (step == "begin" and mode is OPEN):
                 played.down(played.speech.status())
-            if step == "ended" and mode is OPEN:
-                await played.close()  # which is when its recording ends
+                await played.close()
             else:
-                await turns()
                 _was_told_of_ours(played, mode)
                 await played.close()
-            assert played.registry.failures == [("failed", mode)] and not played.session.recorded
+                assert played.registry.failures == [("unreadable", mode)]
+            assert b"caf\xc3\xa9" in played.cast.output and played.session.recorded
+
+    played_out()
+
+
+@pytest.mark.parametrize("mode", [CLOSED, OPEN])
+def test_a_fault_of_ours_that_leaves_a_hole_is_a_recorder_that_failed(
+    mode: RecordingLevel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Capture, "output", _fault)
+    monkeypatch.setattr("k8sproxy.recording.capture.escape_all", _fault)
+
+    @scene
+    async def played_out() -> None:
+        played = Scene(WebSocket(), mode)
+        await played.begin()
+        played.down(played.speech.out(b"hello"))
+        await asyncio.sleep(2 * WAIT)
+        await played.close()
+        assert not played.session.recorded and ("failed", mode) in played.registry.failures
 
     played_out()
 
 
 @pytest.mark.parametrize("who", ["client", "upstream"])
 @modes
-def test_a_fault_of_ours_in_reading_is_a_recorder_that_failed(
-    mode: RecordingLevel | None, who: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fault_of_ours_in_reading(mode: RecordingLevel | None, who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     @scene
     async def played_out() -> None:
         for speech in SPEECHES:
             played = Scene(speech(), mode)
             await played.begin()
+            played.down(played.speech.out(b"before"))
             with monkeypatch.context() as patch:
                 patch.setattr(Streams, f"from_{who}", _fault)
                 (played.up if who == "client" else played.down)(played.speech.ping())
@@ -528,8 +563,12 @@ def test_a_fault_of_ours_in_reading_is_a_recorder_that_failed(
                 assert isinstance(played.outcome, Cut) and played.outcome.reset
             else:
                 _was_told_of_ours(played, mode)
-            assert played.registry.failures == ([("failed", mode)] if mode else [])
+            assert played.registry.failures == ([("unreadable", mode)] if mode else [])
             await played.close()
+            if mode is not None:
+                assert played.cast.output.startswith(b"before") and b"an internal error" in played.cast.output
+                assert played.cast.output.endswith(b"more") is (mode is OPEN and who == "client")
+                assert played.session.recorded is (mode is CLOSED or who == "client")
 
     played_out()
 
@@ -559,35 +598,6 @@ async def test_a_port_forward_that_can_not_be_read_says_so() -> None:
         assert not played.over and bytes(played.upstream.written).endswith(b"on")
         await played.close()
     assert [line["event"] for line in lines] == ["session_started", "ports_unreadable", "session_ended"]
-
-
-@pytest.mark.parametrize("who", ["client", "upstream"])
-@modes
-@scene
-async def test_garbage(mode: RecordingLevel | None, who: str) -> None:
-    for speech, rubbish in ((WebSocket, b"\xff" * 20), (Spdy, b"\x80\x09" + b"\xff" * 20)):
-        played = Scene(speech(), mode)
-        await played.begin()
-        played.down(played.speech.out(b"hello"))
-        at = len(played.shown)
-        (played.up if who == "client" else played.down)(rubbish)
-        if mode is CLOSED:
-            assert isinstance(played.outcome, Cut)
-            if who == "client":
-                assert rubbish not in bytes(played.upstream.written)
-                understood = played.speech.understood(played.shown)
-                assert understood.closed and "can't be read" in understood.message and understood.stdout == b"hello"
-            else:
-                assert played.outcome.reset and played.shown[at:] == b""
-        else:
-            assert not played.over
-            played.down(b"more of it")
-            played.up(b"and more")
-            assert played.shown[at:] == (b"" if who == "client" else rubbish) + b"more of it"
-            assert bytes(played.upstream.written).endswith(b"and more")
-        assert played.registry.failures == ([] if mode is None else [("failed", mode)])
-        await played.close()
-        assert not played.session.recorded
 
 
 @pytest.mark.parametrize(
@@ -648,25 +658,73 @@ async def test_an_offer_that_can_not_be_read() -> None:
 @pytest.mark.parametrize("early", [0.0, 0.5], ids=["in time", "a little early"])
 @scene
 async def test_the_header_waits_for_the_size_and_the_user_does_not(early: float) -> None:
-    played = Scene(WebSocket(), CLOSED, tty=True)
+    played = Scene(WebSocket(), OPEN, tty=True)
     await played.begin()
     played.down(played.speech.out(b"$ "))
     await turns()
     assert played.speech.understood(played.shown).stdout == b"$ "
     assert played.recorder is not None and not played.recorder.body
-    timer = played.session._timer
-    assert timer is not None
+    recording = played.session._recording
+    assert recording is not None
+    timer, outbox = recording._timer, recording._outbox
+    assert timer is not None and outbox is not None and outbox.due is not None
     assert timer.when() - asyncio.get_running_loop().time() <= 1.0
     timer.cancel()
-    outbox = played.session._outbox
-    assert outbox is not None and outbox.due is not None
     outbox._capture.due = asyncio.get_running_loop().time() + early
-    played.session._header_due()
+    recording._header_due()
+    outbox.flush()
     await turns()
     assert (played.cast.header["width"], played.cast.header["height"]) == (80, 24) and played.cast.output == b"$ "
     played.up(played.speech.resize(120, 40))
     await played.finish()
     assert played.cast.texts("r") == ["120x40"]
+
+
+@transports
+@pytest.mark.parametrize("tty", [True, False], ids=["tty", "no tty"])
+@scene
+async def test_closed_shows_no_output_before_the_recorder_has_the_header(speech: Make, tty: bool) -> None:
+    played = Scene(speech(), CLOSED, tty=tty, acks=False)
+    assert played.recorder is not None
+    await played.session.open()
+    played.switch()
+    if played.speech.opening:
+        played.up(played.speech.opening)
+        played.down(played.speech.accepted)
+    before = len(played.shown)
+    assert before == len(played.speech.accepted)
+    played.down(played.speech.out(b"$ "))
+    await turns()
+    assert len(played.shown) == before and played.session.blocked and played.upstream.paused
+    # It is on its way at once, with the size that terminals have.
+    header = played.recorder.body[: played.recorder.body.index(b"\n") + 1]
+    assert Cast(bytes(header)).header["width"] == 80
+    played.up(played.speech.ping())
+    assert played.shown[before:] == played.speech.pong
+    played.recorder.upload.receive_data(b'{"ack":%d}\n' % (len(header) - 1))
+    await turns()
+    assert len(played.shown) == before + len(played.speech.pong)
+    played.recorder.upload.receive_data(b'{"ack":%d}\n' % len(header))
+    await turns()
+    assert played.shown.endswith(played.speech.out(b"$ ")) and not played.session.blocked
+    played.up(played.speech.resize(120, 40))
+    played.recorder.open()
+    await played.finish()
+    assert played.cast.texts("r") == (["120x40"] if tty else []) and played.cast.output == b"$ "
+
+
+@transports
+@scene
+async def test_a_recorder_that_fails_before_it_has_the_header(speech: Make) -> None:
+    played = Scene(speech(), CLOSED, tty=True, acks=False)
+    await played.begin()
+    played.down(played.speech.out(b"secret"), played.speech.out(b"of state")[:5])
+    broken(played)
+    await turns()
+    assert isinstance(played.outcome, Cut) and played.outcome.said
+    understood = played.speech.understood(played.shown)
+    assert understood.closed and WHY in understood.message and not understood.stdout
+    await played.close()
 
 
 @transports
@@ -690,7 +748,7 @@ async def test_a_client_that_never_says_its_size() -> None:
     played.down(played.speech.out(b"bye") + played.speech.status() + played.speech.end())
     await played.finish()
     assert played.cast.header["width"] == 80 and played.cast.output == b"bye"
-    assert played.session._timer is None or played.session._timer.cancelled()
+    assert played.session._recording is not None and played.session._recording._timer is None
 
 
 # -- ended from outside
@@ -837,7 +895,7 @@ def test_a_fragment_and_a_long_ping() -> None:
     async def play() -> None:
         played = Scene(WebSocket(), CLOSED, tty=True)
         await played.begin()
-        frames = websocket(2, b"\x01ab", fin=False) + websocket(9, b"?") + websocket(0, b"cd", fin=False)
+        frames = websocket(2, b"\x01ab", fin=False) + websocket(9, b"") + websocket(0, b"cd", fin=False)
         frames += websocket(0, b"") + said(1, b"ef")
         played.down(*(frames[at : at + 1] for at in range(len(frames))))
         played.up(typed(0), websocket(0x0A, b"?", mask=b"abcd"))
