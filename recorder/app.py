@@ -311,6 +311,7 @@ class App:
             "starting": None if self.started.is_set() else "the recorder does not listen yet",
             "draining": "the recorder is stopping" if self._stop.is_set() else None,
             "store": self._store.healthy if self._store is not None else "the store is not open",
+            "removal": self._store.removal_fault if self._store is not None else None,
         }
 
     def _warnings(self) -> dict[str, str | None]:
@@ -361,6 +362,8 @@ class App:
         store, site = self._store, self._site
         if store is not None:
             yield gauge("recorder_store_healthy", "1 while the store can keep things.", store.healthy is None)
+            removing = store.removal_fault is None
+            yield gauge("recorder_removal_healthy", "1 while what is not needed any more can be removed.", removing)
             yield counters("recorder_store_errors", "Writes that failed, by part.", "part", store.errors.items())
             yield gauge("recorder_store_held_bytes", "Bytes in memory that are in no chunk yet.", store.held)
             yield gauge("recorder_store_unfinished", "Recordings that are not wholly in the store.", len(store.lives))

@@ -90,6 +90,8 @@ class Builder:
         self._moved = asyncio.Event()
         self._aged = 0
         self._trimmed = 0.0
+        self.trim_fault: str | None = None  # why segments of the journal that nothing needs are still there
+        self.trim_errors = 0
         self._active = False
 
     def look(self, live: Live, count: int) -> None:
@@ -308,4 +310,11 @@ class Builder:
         try:
             await self._trim()
         except StoreError as error:
-            _log.warning("journal_not_trimmed", fault=str(error))
+            self.trim_errors += 1
+            if self.trim_fault is None:
+                _log.error("journal_not_trimmed", fault=str(error))
+            self.trim_fault = str(error)
+        else:
+            if self.trim_fault is not None:
+                _log.info("journal_trimmed")
+            self.trim_fault = None

@@ -218,10 +218,22 @@ class Store:
         return self._failed or journal or self.builder.fault or self.eventlog.fault or self._space
 
     @property
+    def removal_fault(self) -> str | None:
+        """None while what is not needed any more can be removed. Sessions are taken all the same, while there is room:
+        what is not removed grows."""
+        fault = self.builder.trim_fault
+        return f"segments of the journal cannot be removed: {fault}" if fault is not None else None
+
+    @property
     def errors(self) -> dict[str, int]:
         """How often writing has failed, by part."""
         journal = self.journal.errors if self.journal is not None else 0
-        return {"journal": journal, "chunks": self.builder.errors, "events": self.eventlog.errors}
+        return {
+            "journal": journal,
+            "chunks": self.builder.errors,
+            "events": self.eventlog.errors,
+            "removal": self.builder.trim_errors,
+        }
 
     async def _watch(self) -> None:
         while True:
