@@ -32,6 +32,7 @@ from k8sproxy.policy.browsers import opens_document
 from k8sproxy.policy.classify import STREAMING, SessionKind
 from k8sproxy.policy.decision import Authority, Decision, authorize, decide
 from k8sproxy.policy.foreign import DOCUMENT, guard_of
+from k8sproxy.policy.grants import DEFAULT_SETTINGS
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
 from k8sproxy.policy.rewrite import offered_protocols, rewrite
 from k8sproxy.protocol.http1 import RequestHead
@@ -63,6 +64,7 @@ class Connection:
         "_exchange",
         "_fields",
         "_info",
+        "_judged",
         "_key",
         "_last_known",
         "_origin",
@@ -101,7 +103,8 @@ class Connection:
         self._last_known = 0.0
         self._seen = 0
         self._stalled_since = 0.0
-        self._vetted: Peer | None = None  # the answer by which what runs was last found to be allowed
+        self._vetted: Peer | None = None  # the answer by which what runs was last found to be allowed,
+        self._judged = DEFAULT_SETTINGS  # and how its grants were read
 
     async def serve(self) -> None:
         """Answer requests until either side ends the connection. Raises nothing but CancelledError."""
@@ -204,7 +207,7 @@ class Connection:
         if event is not None and event.body is not None:
             exchange.body_seen = event.body.feed
         self._running, self._last_known, self._session = decision, started, session
-        self._vetted = decision.peer
+        self._vetted, self._judged = decision.peer, route.grants
         connection: UpstreamConnection | None = None
         try:
             if session is not None:
@@ -433,7 +436,7 @@ class Connection:
             self._seen, self._stalled_since = exchange.received, now
         # Another answer too: another connection of the peer's may have asked anew, as one that polls always does first.
         peer = self._site.whois.cached(self._key, _AHEAD)
-        return peer is None or peer is not self._vetted
+        return peer is None or peer is not self._vetted or self.gate.route.grants != self._judged
 
     def break_unheard(self) -> None:
         """End what runs, or waits for a request, if the other side of either wire is gone without a word."""
@@ -450,10 +453,11 @@ class Connection:
             peer = await self._site.whois.ask(self._key, _AHEAD)
             if self._exchange is not exchange:
                 return  # It has ended; what runs now was decided by itself.
-            if peer is decision.peer:
+            settings = self.gate.route.grants  # a reload may have changed them
+            if peer is decision.peer and settings == self._judged:
                 self._last_known, self._vetted = perf_counter(), peer
                 return
-            authority = authorize(peer, impersonate=route.impersonate, settings=route.grants)
+            authority = authorize(peer, impersonate=route.impersonate, settings=settings)
             now = decide(authority, info)
         except Refusal as refusal:
             # 503: the daemon can't be asked just now. Anything else is its answer, or the policy's.
@@ -464,7 +468,7 @@ class Connection:
             return
         self._last_known = perf_counter()
         if now is not None and _covers(now, decision):
-            self._vetted = now.peer
+            self._vetted, self._judged = now.peer, settings
         else:
             self._end_running("grant_withdrawn", "the tailnet's policy does not allow this any more")
 

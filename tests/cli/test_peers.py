@@ -175,6 +175,7 @@ def test_explain_a_rule_of_our_own(daemon: FakeTailscaled, tmp_path: Path) -> No
     [
         (["--peer", "100.64.0.4"], "malformed_grant", 403),
         (["--peer", "100.64.0.1", "--path", "/api//v1"], "bad_request", 400),
+        (["--peer", "100.64.0.1", "--path", f"{EXEC}&command=a;command=b"], "bad_request", 400),
         (["--peer", "100.64.0.5", "--path", "/api/v1/nodes/n/proxy/run/a/b/c"], "unrecordable_session", 403),
     ],
 )

@@ -353,6 +353,27 @@ async def test_unknown_fields_refuse_where_the_configuration_says_so() -> None:
         assert stage.api.untouched()
 
 
+@pytest.mark.parametrize(
+    ("settings", "ends"),
+    [(GrantSettings("a.b"), False), (GrantSettings("c.d"), True), (GrantSettings("a.b", refuse_unknown=True), True)],
+)
+async def test_what_runs_is_judged_by_the_settings_of_a_reload(settings: GrantSettings, ends: bool) -> None:
+    """A rule under the new domain may be one that cannot be read; an unknown field may refuse from now on."""
+    async with Stage() as stage:
+        rules = {KUBERNETES: ({"enforceRecoder": True},), "c.d/cap/k8sproxy": ({"recordin": "closed"},)}
+        stage.daemon.answer = Peer("100.64.0.7", "n", "l.", login_name="ana@x", capabilities=rules)
+        client, upstream = await _watching(stage)
+        stage.listener.replace(Entry(Trust.DIRECT, None, Gate(Route(stage.upstream, grants=settings))))
+        await stage.tick(1)
+        assert stage.server.running().get("watch", 0) == (0 if ends else 1)
+        if ends:
+            assert b"0\r\n\r\n" not in await client.rest() and await upstream.gone()
+        else:
+            asked = len(stage.daemon.asked)
+            await stage.tick(1)
+            assert len(stage.daemon.asked) == asked
+
+
 async def test_another_domain_of_the_configuration_counts_for_the_next_request() -> None:
     async with Stage() as stage:
         rules = {"tailscale.com/cap/k8sproxy": ({"recording": "open"},), "a.b/cap/k8sproxy": ({"recording": "closed"},)}
