@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Protocol
 
 from k8sproxy.protocol.strictjson import finite, no_constant
@@ -84,6 +84,16 @@ def id_time(identifier: str) -> float:
 def id_day(identifier: str) -> str:
     """The day (UTC) of an id as "yyyy-mm-dd", under which the store keeps it. Raises ValueError for what is no id."""
     return datetime.fromtimestamp(id_time(identifier), UTC).strftime("%Y-%m-%d")
+
+
+def day_after(day: str) -> str:
+    """The day behind a day, as "yyyy-mm-dd"."""
+    return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
+
+
+def first_id(day: str) -> str:
+    """The lowest id of a day (UTC, "yyyy-mm-dd")."""
+    return _encode(int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000), 10) + "0" * 16
 
 
 def _encode(number: int, digits: int) -> str:
@@ -298,7 +308,7 @@ class Observer(Protocol):
         """An API event is safe."""
 
     def removed(self, identifier: str) -> None:
-        """A recording is gone from the store."""
+        """A recording is gone from the store, or all API events of a day ("events DAY")."""
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from recorder.index.coverage import Standing
 from recorder.index.database import Change, Database, Writing
 from recorder.index.intake import Intake, Readable, extract
 from recorder.index.records import put_events, put_recordings, put_text, take_out
-from recorder.model import ApiEvent, End, Recording, UnreadableError
+from recorder.model import ApiEvent, End, Recording, UnreadableError, day_after, first_id, id_day, new_id
 
 _BATCH = 500  # rows in a transaction
+_RECENT = 7 * 86400.0  # seconds; events are in a chunk after minutes, or when their recorder has started again
 _TEXTS = 4 * 1024 * 1024  # characters of text in a transaction of a rebuild
 
 _log = structlog.get_logger("recorder.index")
@@ -81,10 +83,30 @@ async def catch_up(
                 if report is not None:
                     report(Progress(seen, done))
     await _put_events(database, intake, events)
+    for day in await _days_gone(database, await store.event_days()):
+        async with intake.writing:
+            await database.write(await take_out(database, f"events {day}"))
+        yield
     standing.unreadable = {identifier for identifier in stored if not await _is_gone(store, identifier)}
     standing.compared = True
     if report is not None:
         report(Progress(seen, done))
+
+
+async def _days_gone(database: Writing, there: set[str]) -> list[str]:
+    """Days with rows of API events that the store has none of. Not the last ones: another recorder that shares the
+    index may have their events in its journal."""
+    gone: list[str] = []
+    recent = id_day(new_id(time.time() - _RECENT))
+    day = "1970-01-01"
+    while True:
+        rows = await database.known("SELECT MIN(id) FROM events WHERE id >= $1", (first_id(day),))
+        lowest = rows[0][0] if rows else None
+        if lowest is None or id_day(lowest) >= recent:
+            return gone
+        if id_day(lowest) not in there:
+            gone.append(id_day(lowest))
+        day = day_after(id_day(lowest))
 
 
 async def _is_gone(store: Readable, identifier: str) -> bool:

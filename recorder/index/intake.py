@@ -64,6 +64,9 @@ class Readable(Protocol):
     def events(self) -> AsyncGenerator[ApiEvent, None]:
         """All."""
 
+    async def event_days(self) -> set[str]:
+        """The days ("yyyy-mm-dd") of which there are some."""
+
 
 class Intake:
     """What the store tells, and the two tasks that work it off.

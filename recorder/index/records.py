@@ -12,7 +12,7 @@ from typing import Any
 from recorder.index.database import Change, Statement, Text, Writing
 from recorder.index.rows import EventRow, Look, RecordingRow
 from recorder.index.where import clean, moment
-from recorder.model import ApiEvent, End, Recording, Source
+from recorder.model import ApiEvent, End, Recording, Source, day_after, first_id
 from recorder.screen import Segment
 
 _COLUMN = 1024  # characters in a column: names are far shorter, and an index's key must fit a page
@@ -134,7 +134,15 @@ def command_segments(recording: Recording) -> tuple[Segment, ...]:
 
 
 async def take_out(database: Writing, identifier: str) -> list[Change]:
-    """What removes a recording; looks at it stay."""
+    """What removes a recording, or the API events of a day ("events DAY"); looks at them stay."""
+    if identifier.startswith("events "):
+        day = identifier.removeprefix("events ")
+        span = (first_id(day), first_id(day_after(day)))
+        which = "SELECT number FROM events WHERE id >= $1 AND id < $2"
+        return [
+            Statement(f"DELETE FROM event_documents WHERE number IN ({which})", (span,)),
+            Statement("DELETE FROM events WHERE id >= $1 AND id < $2", (span,)),
+        ]
     rows = await database.known("SELECT number FROM recordings WHERE id = $1", (identifier,))
     return [
         change

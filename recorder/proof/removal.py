@@ -96,6 +96,9 @@ async def finish(store: Store, subject: str) -> None:
     names = [name async for name, _ in raw.names(prefix) if not name.endswith("/")]
     names.sort(key=lambda name: name != MANIFEST)
     await raw.delete([f"{prefix}/{name}" for name in names])
+    if subject.startswith("events "):
+        for observer in store.observers:
+            observer.removed(subject)
 
 
 async def unfinished(blobs: Blobs, removed: Mapping[str, Removed], known: set[str]) -> list[Removed]:

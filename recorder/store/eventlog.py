@@ -308,6 +308,11 @@ class EventLog:
         for line in waiting.values():
             yield _event(line)
 
+    async def days(self) -> set[str]:
+        """The days ("yyyy-mm-dd") of which there are some. Raises StoreError."""
+        days = {id_day(identifier) for identifier, _, _ in self._kept}
+        return days | {name.rstrip("/") async for name, _ in self._blobs.names("events")}
+
     async def _read(self, key: str) -> bytes:
         try:
             return await self._blobs.get(key)

@@ -446,6 +446,10 @@ class Store:
         """See api.Reading."""
         return self.eventlog.events()
 
+    async def event_days(self) -> set[str]:
+        """The days of which there are some. Raises StoreError."""
+        return await self.eventlog.days()
+
     # -- what the parts tell
 
     def _mark(self, source: EventLog) -> None:

@@ -14,6 +14,7 @@ from recorder.holds import Hold, Holds, Match
 from recorder.model import End, new_id
 from recorder.retention import Pruner, Rules
 from tests.recorder.proof.stage import DAY, PROXY, Stage, header, run, statuses
+from tests.recorder.store.running import Told
 
 RULES = Rules(events_max_age=2 * DAY)
 ANA = {"source": {"node": "ana.ts.net.", "nodeUser": "ana@example.com"}}
@@ -113,8 +114,11 @@ def test_events_of_a_released_hold_go(tmp_path: Path) -> None:
     async def release() -> None:
         async with stage.store() as store:
             it = Pruner(store, RULES, signer=stage.signer, clock=lambda: stage.clock)
+            told = Told()
+            store.observers.append(told)
             await it.holds.release(hold.id, by="eve", why="closed")
             assert [doomed.subject for doomed in await it.prune(await it.plan())] == [f"events {day}"]
+            assert told.all == [("removed", f"events {day}")]  # so that they go from the index, too
 
     run(release())
 

@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any
 
 from recorder.index import Index
-from recorder.model import ApiEvent, End, Observer, Recording, Source, UnreadableError, new_id
+from recorder.model import ApiEvent, End, Observer, Recording, Source, UnreadableError, id_day, new_id
 
 START = 1_800_000_000.0
 SENDER = Source("proxy", "100.64.0.9", tags=("tag:k8sproxy",))
@@ -149,6 +149,11 @@ class Library:
         for observer in self.observers:
             observer.removed(identifier)
 
+    def remove_events(self, day: str) -> None:
+        self.told = [told for told in self.told if id_day(told.id) != day]
+        for observer in self.observers:
+            observer.removed(f"events {day}")
+
     async def get(self, identifier: str) -> Recording:
         await asyncio.sleep(0)
         if identifier in self.unreadable:
@@ -178,6 +183,9 @@ class Library:
         for told in list(self.told):
             await asyncio.sleep(0)
             yield told
+
+    async def event_days(self) -> set[str]:
+        return {id_day(told.id) for told in self.told}
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from recorder.index import EventFilter, Filter, Index, IndexFailure
 from recorder.index.database import Change, Statement
 from recorder.index.intake import Intake, resting
-from recorder.model import End
+from recorder.model import End, id_day, new_id
 from tests.recorder.index.library import ALL, START, Library, api_event, opened, recording
 
 
@@ -350,3 +351,38 @@ def test_texts_give_way_to_what_comes_in() -> None:
     assert resting(0.002, 0.0) == resting(0.002, 9e6) == 0.002
     assert resting(0.002, 50e6) == pytest.approx(0.010)
     assert resting(0.002, 1e12) == pytest.approx(0.030)
+
+
+def test_a_day_of_events_that_is_removed_leaves_no_rows(url: str) -> None:
+    """Also where the index was not there to be told of it."""
+
+    async def test(index: Index, library: Library) -> None:
+        day = 86400.0
+        now = time.time()
+        dates = [now // day * day - (30 - number) * day for number in range(3)]
+        for date in dates:
+            for moment in (date, date + day / 2, date + day - 0.001):
+                library.tell(api_event(received=moment))
+        await index.settled()
+
+        async def rows() -> list[str]:
+            events = (await index.events(EventFilter(), ALL)).items
+            ((documents,),) = await index.database.fetch("SELECT count(*) FROM event_documents")
+            assert documents == len(events)
+            return sorted({id_day(event.id) for event in events}) if events else []
+
+        first, second, third = await rows()
+        library.remove_events(second)
+        await index.settled()
+        assert await rows() == [first, third]
+        library.told = [told for told in library.told if id_day(told.id) == first]
+        await index.catch_up(library)
+        assert await rows() == [first]
+        # Of the last days another recorder may have some in its journal, which this store does not know.
+        library.tell(api_event(received=now))
+        await index.settled()
+        library.told.clear()
+        await index.catch_up(library)
+        assert await rows() == [id_day(new_id(now))]
+
+    run(url, test)
