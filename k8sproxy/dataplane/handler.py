@@ -508,7 +508,7 @@ def _covers(now: Decision, before: Decision) -> bool:
     demanded that it has not got."""
     if now.recording is not None and (
         # A session keeps the recorder that it has, also where the grant's list of them has changed.
-        before.recording is None or before.recording.level is not now.recording.level
+        before.recording is None or not before.recording.level.holds(now.recording.level)
     ):
         return False
     if now.impersonation is None or before.impersonation is None:

@@ -43,6 +43,10 @@ class RecordingLevel(enum.Enum):
         """Whether a session must not go on without its recording."""
         return self is not RecordingLevel.OPEN
 
+    def holds(self, demanded: RecordingLevel) -> bool:
+        """Whether what this level promises is all that another one demands."""
+        return _ORDER.index(self) >= _ORDER.index(demanded)
+
 
 _ORDER = tuple(RecordingLevel)
 

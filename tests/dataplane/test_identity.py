@@ -15,7 +15,10 @@ from k8sproxy.dataplane.site import Gate, Route
 from k8sproxy.dataplane.upstream import Upstream
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
+from k8sproxy.policy.decision import Decision, authorize, decide
 from k8sproxy.policy.grants import GrantSettings
+from k8sproxy.policy.ownrules import RecordingLevel
+from k8sproxy.policy.requestinfo import request_info
 from k8sproxy.tailnet.localapi import LocalAPI
 from tests.dataplane.stage import ANA, AWAY, CHUNKED, KUBERNETES, UNKNOWN, Raw, Stage, get, peer, reply, request
 from tests.dataplane.test_listener import proxy_header
@@ -351,6 +354,22 @@ async def test_unknown_fields_refuse_where_the_configuration_says_so() -> None:
         status, message = (await client.response()).refusal()
         assert status == 403 and "did you mean enforceRecorder?" in message
         assert stage.api.untouched()
+
+
+@pytest.mark.parametrize("before", [None, *RecordingLevel])
+@pytest.mark.parametrize("now", [None, *RecordingLevel])
+def test_a_session_goes_on_where_its_recording_is_what_is_demanded(
+    before: RecordingLevel | None, now: RecordingLevel | None
+) -> None:
+    """A grant that asks for less ended the sessions that had more."""
+
+    def decided(level: RecordingLevel | None) -> Decision:
+        rules = {"tailscale.com/cap/k8sproxy": ({"recording": level.value} if level else {},)}
+        who = Peer("100.64.0.7", "n", "l.", login_name="ana@x", capabilities=rules)
+        return decide(authorize(who), request_info("GET", "/api/v1/namespaces/a/pods/web/exec", "websocket"))
+
+    levels = [None, *RecordingLevel]
+    assert handler._covers(decided(now), decided(before)) is (levels.index(before) >= levels.index(now))
 
 
 @pytest.mark.parametrize(
