@@ -27,7 +27,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from k8sproxy.dataplane.site import Site
 from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer, is_tailnet
+from k8sproxy.peer import Peer, is_named, is_tailnet
 from k8sproxy.sockets import bind, join_address
 
 Checks = Callable[[], Awaitable[Mapping[str, str | None]]]
@@ -195,7 +195,7 @@ class AdminSite:
             whois.close(key)
 
     def _allowed(self, peer: Peer) -> bool:
-        return bool(self.allow.intersection(peer.tags) if peer.is_tagged else peer.login_name in self.allow)
+        return is_named(peer, self.allow)
 
     def _refuse(self, refusal: Refusal) -> web.Response:
         self._site.telemetry.refusal(refusal.cause)

@@ -6,12 +6,44 @@ them, unchecked: whether a name may be impersonated is the policy's question, no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 # net/tsaddr (CGNATRange, TailscaleULARange): where every tailnet's addresses are.
 _TAILNET = (IPv4Network("100.64.0.0/10"), IPv6Network("fd7a:115c:a1e0::/48"))
+
+
+# Characters: an e-mail address has at most 254, and the URL that an identity provider names somebody by some more.
+MAX_NAME = 512
+_TAG = re.compile(r"tag:[A-Za-z][A-Za-z0-9-]*\Z")
+_GROUPS = ("group:", "autogroup:", "svc:")
+
+
+def read_name(value: object) -> str:
+    """A login name or a tag, as a configuration names whom WhoIs answers with.
+
+    A login name is whatever the control server says: an e-mail address, `alice`, `alice@github`, a URL. What cannot be
+    one is refused, because it would be an entry that never matches. Raises ValueError with a message for the reader.
+    """
+    if not isinstance(value, str):
+        raise ValueError("must be text (put it in quotes): a login name or a tag (tag:ops)")
+    if not 0 < len(value) <= MAX_NAME or not value.isprintable() or value != value.strip():
+        raise ValueError("must be a login name (alice@example.com, alice) or a tag (tag:ops), without blanks around it")
+    if value.startswith("tag:") and not _TAG.match(value):
+        raise ValueError("must be a tag of letters, digits and dashes, such as tag:ops")
+    if value == "*" or value.startswith(_GROUPS):
+        raise ValueError("must be a login name or a tag: the local tailscaled does not say in which groups somebody is")
+    return value
+
+
+def is_named(peer: Peer, names: Set[str]) -> bool:
+    """Whether these names (see `read_name`) name the peer: a tagged node by one of its tags, a user's node by the
+    user's login name. A tag is no login name, whatever a control server may let people call themselves."""
+    if peer.is_tagged:
+        return any(tag in names for tag in peer.tags if tag.startswith("tag:"))
+    return peer.login_name in names and not peer.login_name.startswith("tag:")
 
 
 def is_tailnet(address: IPv4Address | IPv6Address) -> bool:

@@ -30,7 +30,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from k8sproxy.peer import is_tailnet
+from k8sproxy.peer import is_tailnet, read_name
 from k8sproxy.sockets import join_address
 from recorder.proof.places import is_inside, read_mounts
 
@@ -46,7 +46,6 @@ _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"(\d{1,15})(B|KiB|MiB|GiB|TiB)?\Z", re.ASCII)
 _BYTES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _REFERENCE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_WHO = re.compile(r"(?:tag:[A-Za-z][A-Za-z0-9-]*|[^\s@]+@[^\s@]+)\Z")
 _DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
 _SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "memory", "http", "https")
 
@@ -197,7 +196,7 @@ def _index_url(value: object, info: ValidationInfo) -> str:
 
 FilePath = Annotated[Path, BeforeValidator(_path)]
 ListenAddress = Annotated[Address, BeforeValidator(parse_address)]
-Who = Annotated[str, _matching(_WHO, "a login name (alice@example.com) or a tag (tag:ops)")]
+Who = Annotated[str, BeforeValidator(read_name)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 

@@ -20,6 +20,7 @@ from pydantic.alias_generators import to_camel
 
 from k8sproxy.config.addresses import AdminAddress, ListenAddress, parse_admin_address, parse_listen_address
 from k8sproxy.config.units import duration_between, number_between, size_between
+from k8sproxy.peer import read_name
 from k8sproxy.policy.grants import GrantSettings
 from k8sproxy.policy.ownrules import DEFAULT_DOMAIN
 
@@ -29,7 +30,6 @@ _DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
 _SERVICE = re.compile(rf"svc:{_LABEL}\Z")
 _CLUSTER_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")
 _ORIGIN = re.compile(rf"(https?)://({_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])(?::([0-9]{{1,5}}))?")
-_WHO = re.compile(r"(?:tag:[A-Za-z][A-Za-z0-9-]*|[^\s@]+@[^\s@]+)\Z")
 
 
 def _path(value: object, info: ValidationInfo) -> Path:
@@ -89,7 +89,7 @@ CertificateName = Annotated[str, BeforeValidator(_certificate_name)]
 ServiceName = Annotated[str, _matching(_SERVICE, "the name of a Tailscale Service, such as svc:kube")]
 ClusterName = Annotated[str, _matching(_CLUSTER_NAME, "1 to 63 letters, digits, dots, dashes or underscores")]
 Origin = Annotated[str, BeforeValidator(_origin)]
-Who = Annotated[str, _matching(_WHO, "a login name (alice@example.com) or a tag (tag:ops)")]
+Who = Annotated[str, BeforeValidator(read_name)]
 
 
 class Section(BaseModel):
@@ -223,7 +223,8 @@ class Admin(Section):
     )
     allow: tuple[Who, ...] = Field(
         default=(),
-        description="Who of the tailnet may see it: login names and tags. A userspace daemon makes loopback ports "
+        description="Who of the tailnet may see it: login names, as the control server gives them, and tags. A "
+        "userspace daemon makes loopback ports "
         "reachable from the tailnet; a peer that is not named here is refused.",
     )
 

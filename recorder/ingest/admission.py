@@ -15,7 +15,7 @@ import ipaddress
 from collections.abc import Callable, Sequence
 
 from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer
+from k8sproxy.peer import Peer, is_named
 from k8sproxy.tailnet.whois import ClientKey, WhoIs
 from recorder import access
 from recorder.model import Source
@@ -54,7 +54,7 @@ class Admission:
     def may_send(self, peer: Peer) -> bool:
         """Whether this peer may send recordings and events. Raises Refusal for a rule of its that can't be read."""
         granted = access.rules(peer, self.domain).sends
-        return granted or bool(self.allow.intersection(peer.tags) if peer.is_tagged else peer.login_name in self.allow)
+        return granted or is_named(peer, self.allow)
 
 
 class Door:

@@ -183,8 +183,10 @@ def test_names() -> None:
     for service in ("kube", "'svc:'", "'svc:A'", '"svc:a\\n"'):
         text = GOOD.replace("}}\n", f"}}, service: {service}}}\n", 1)
         assert "name of a Tailscale Service" in refused(text)[0]
-    for who in ("alice", "'tag:'", "'a b@c'", "'*'"):
-        assert "admin.allow[0]: must be a login name" in refused(GOOD + f"admin: {{allow: [{who}]}}\n")[0]
+    for who in ("'tag:'", "'tag:a b'", "'*'", "group:dev", "autogroup:member", "''", "' alice'", '"a\\n"', "5"):
+        assert "admin.allow[0]: must be" in refused(GOOD + f"admin: {{allow: [{who}]}}\n")[0]
+    for who in ("alice", "alice@example.com", "alice@github", "https://id.example.com/u/1#alice", "Ana María", "a b@c"):
+        assert read(GOOD + f"admin: {{allow: ['{who}']}}\n").admin.allow == (who,)
     for name in ("''", "-a", "a/b", "x" * 64):
         assert "clusters[0].name: must be 1 to 63" in refused(GOOD.replace("prod", name))[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def test_the_smallest_file(tmp_path: Path) -> None:
     assert [str(address) for address in config.ingest.listen] == ["tailnet:80"]
     assert config.ingest.insecure_allow == () and config.web.listen == ()
     assert config.shutdown.grace == 20.0
+
+
+def test_whatever_a_control_server_calls_people(tmp_path: Path) -> None:
+    names = ("alice", "alice@example.com", "https://id.example.com/u/1#alice", "Ana María", "tag:proxy")
+    config = read(tmp_path, SMALL + f"ingest: {{allow: {json.dumps(names)}}}\n")
+    assert config.ingest.allow == names
+    for bad in ("tag:", "group:dev", "autogroup:admin", "*", "", " a"):
+        (fault,) = faults(tmp_path, SMALL + f"ingest: {{allow: {json.dumps([bad])}}}\n")
+        assert "ingest.allow[0]: must be" in fault
 
 
 def test_a_large_one(tmp_path: Path) -> None:
@@ -84,8 +94,8 @@ admin:
         ),
         (SMALL + "admin: {address: \"tailnet:9090\"}\n", ["4:1: admin: must not stand on the tailnet"]),
         (
-            SMALL + "ingest: {allow: [nobody]}\n",
-            ["4:18: ingest.allow[0]: must be a login name (alice@example.com) or a tag (tag:ops)"],
+            SMALL + "ingest: {allow: ['tag:a b']}\n",
+            ["4:18: ingest.allow[0]: must be a tag of letters, digits and dashes, such as tag:ops"],
         ),
         (SMALL + "store: {folder: y}\n", ["4:1: store: is there twice"]),
         (SMALL + "log: {level: \"${LEVEL}\"}\n", ["4:7: log.level: the environment variable LEVEL is not set"]),
