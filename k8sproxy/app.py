@@ -37,6 +37,7 @@ from k8sproxy.errors import Refusal
 from k8sproxy.logs import LOG, configure_logging
 from k8sproxy.recording.apievents import ApiEvents
 from k8sproxy.recording.events import Events, EventSettings
+from k8sproxy.recording.longwork import LongWork
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.recording.sessions import Sessions
 from k8sproxy.sockets import raise_file_limit
@@ -89,7 +90,13 @@ class App:
         set_recording_limits(self._recorders, self._tailnet.dialer, config)
         self._sessions = Sessions(self._recorders)
         self._sessions.limit = config.limits.sessions_per_peer
-        queues = ApiEvents(self._recorders.post_events, self._recorders.probe_events, queue=config.events.queue)
+        self._longwork = LongWork()
+        queues = ApiEvents(
+            self._recorders.post_events,
+            self._recorders.probe_events,
+            queue=config.events.queue,
+            longwork=self._longwork,
+        )
         self._events = Events(queues, EventSettings())
         set_event_settings(self._events, config)
         self._site = Site(
@@ -102,6 +109,7 @@ class App:
                 config.log.format, enabled=config.log.requests and config.log.level in ("debug", "info")
             ),
             documents={},
+            longwork=self._longwork,
         )
         self._server = Server(self._site)
 
@@ -321,6 +329,7 @@ class App:
         await self._background.cancel()
         await self._events.queues.aclose()
         await self._sessions.aclose()
+        await self._longwork.aclose()
         if self._assembly is not None:
             await self._assembly.close()
         await self._tailnet.close()

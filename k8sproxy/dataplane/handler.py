@@ -36,8 +36,10 @@ from k8sproxy.policy.grants import DEFAULT_SETTINGS
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
 from k8sproxy.policy.rewrite import offered_protocols, rewrite
 from k8sproxy.protocol.http1 import RequestHead
+from k8sproxy.recording.longwork import LONG
 from k8sproxy.recording.requestevent import RequestEvent
 from k8sproxy.recording.session import Session
+from k8sproxy.recording.sessions import facts_of
 from k8sproxy.recording.tap import NO_TAP
 from k8sproxy.tailnet.whois import ClientKey
 from k8sproxy.telemetry import encode_fields
@@ -178,14 +180,23 @@ class Connection:
         authority = self._authority
         if authority is None or authority.peer is not peer or self._route is not route:
             authority = self._authorize(peer, route)
-        self._info = info = request_info(head.method, head.target, fields.upgrade)
+        if len(head.target) > LONG:
+            info = await site.longwork.run(peer.owner, request_info, head.method, head.target, fields.upgrade)
+            if gate.is_revoked():
+                raise _revoked()
+            peer = site.whois.cached(self._key) or await self._ask()  # it may have taken its time
+            if authority.peer is not peer:
+                authority = self._authorize(peer, route)
+        else:
+            info = request_info(head.method, head.target, fields.upgrade)
+        self._info = info
         if info.path.startswith(LOCAL_PREFIX):
             return self._local(head, info, authority)
         decision = decide(authority, info)
         upstream = route.upstream
         endpoint = upstream.endpoint
         authorization = endpoint.authorization()
-        session = None if info.session is SessionKind.NONE else self._begin_session(head, info, decision, route)
+        session = None if info.session is SessionKind.NONE else await self._begin_session(head, info, decision, route)
         upstream_head = rewrite(
             head,
             decision,
@@ -257,7 +268,9 @@ class Connection:
         self._record(info, exchange, perf_counter() - started)
         return not (exchange.closing or site.draining or gate.state is not GateState.OPEN)
 
-    def _begin_session(self, head: RequestHead, info: RequestInfo, decision: Decision, route: Route) -> Session | None:
+    async def _begin_session(
+        self, head: RequestHead, info: RequestInfo, decision: Decision, route: Route
+    ) -> Session | None:
         """The session that a request asks for. Raises Refusal and ProtocolError."""
         if info.session not in STREAMING:
             if decision.recording is not None:
@@ -266,14 +279,12 @@ class Connection:
         fields = head.fields
         if fields.offers_upgrade and not fields.upgrade:
             raise ProtocolError("an upgrade to a session needs Upgrade: websocket or Upgrade: SPDY/3.1")
-        return self._site.sessions.make(
-            info,
-            decision,
-            cluster=route.upstream.name,
-            connection=self.id,
-            user_agent=fields.get(b"user-agent"),
-            offered=offered_protocols(fields),
-        )
+        site, cluster, agent = self._site, route.upstream.name, fields.get(b"user-agent")
+        if len(head.target) > LONG:
+            facts = await site.longwork.run(decision.peer.owner, facts_of, info, decision, cluster, self.id, agent)
+        else:
+            facts = facts_of(info, decision, cluster, self.id, agent)
+        return site.sessions.make(facts, info, decision, offered=offered_protocols(fields))
 
     async def _tell(
         self, head: RequestHead, info: RequestInfo, decision: Decision, route: Route, session: Session | None

@@ -20,6 +20,7 @@ from k8sproxy.policy.browsers import NO_ORIGINS
 from k8sproxy.policy.decision import Authority
 from k8sproxy.policy.grants import DEFAULT_SETTINGS, GrantSettings
 from k8sproxy.recording.events import Events
+from k8sproxy.recording.longwork import LongWork
 from k8sproxy.recording.sessions import Sessions
 from k8sproxy.tailnet.whois import WhoIs
 from k8sproxy.telemetry import RequestLog, Telemetry
@@ -42,6 +43,7 @@ class Site:
     per_peer: dict[str, int] = field(default_factory=dict)
     remarks: Remarks = field(default_factory=Remarks)
     draining: bool = False
+    longwork: LongWork = field(default_factory=LongWork)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from k8sproxy.recording.longwork import LONG, LongWork
 from k8sproxy.recording.requestevent import RequestEvent
 from k8sproxy.recording.shares import NO_WEIGHT, Pot, Rows, Weight
 
@@ -51,9 +52,6 @@ BATCH_DELAY = 0.05
 _TURN = 10
 # Bytes of a body from which on one event is enough for a turn: ten of 8 KiB would be 15 ms of nobody's keystrokes.
 _LIGHT = 512
-# Bytes of a body from which on its document is made in a thread, so that the loop has its turns meanwhile: redaction
-# takes up to 0.3 ms a KiB.
-_HEAVY = 8 * 1024
 # Seconds from a recorder's last answer for which it counts as alive.
 LIVE_FOR = 10.0
 # Seconds for one batch, for one probe, and for all probes of a request that waits.
@@ -168,7 +166,7 @@ class ApiEvents:
 
     post: sends documents to one recorder ("IP:PORT") in one request or several, and returns once all are accepted.
     probe: returns where that recorder takes events. Both raise any Exception where not, whose text is told to people.
-    limit: events in one queue, which may be changed at any time.
+    limit: events in one queue, which may be changed at any time. longwork: for what takes long to be made a document.
     queued, sent: events. dropped: those there was no room for, failed: those that no recorder took, lost: those left
     over at the end.
     """
@@ -183,7 +181,10 @@ class ApiEvents:
         batch: int = BATCH,
         batch_delay: float = BATCH_DELAY,
         clock: Callable[[], float] = time.monotonic,
+        longwork: LongWork | None = None,
     ) -> None:
+        self._longwork = longwork or LongWork()
+        self._own_longwork = longwork is None
         self._post = post
         self._probe = probe
         self.limit = queue
@@ -300,6 +301,8 @@ class ApiEvents:
             await asyncio.gather(*tasks, return_exceptions=True)
             self.lost += self.queued
             self._queues.clear()
+            if self._own_longwork:
+                await self._longwork.aclose()
 
     def _queue(self, recorders: tuple[str, ...]) -> _Queue:
         queue = self._queues.get(recorders)
@@ -369,8 +372,8 @@ class ApiEvents:
             self._id += 1
             event_id = f"{self._id_prefix}-{self._id}"
             try:
-                if event.body is not None and event.body.size > _HEAVY:
-                    document = await asyncio.to_thread(event.document, event_id)
+                if event.weight.body > LONG or event.weight.line > 2 * LONG:
+                    document = await self._longwork.run(event.weight.owner, event.document, event_id)
                 else:
                     document = event.document(event_id)
             except Exception:

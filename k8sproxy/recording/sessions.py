@@ -20,7 +20,7 @@ from k8sproxy.errors import Refusal
 from k8sproxy.policy.decision import Decision
 from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.policy.requestinfo import RequestInfo
-from k8sproxy.recording.facts import session_facts
+from k8sproxy.recording.facts import Facts, session_facts
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.recording.session import Session
 from k8sproxy.recording.upload import Upload
@@ -41,29 +41,8 @@ class Sessions:
         self._begun: dict[tuple[str, str], int] = {}
         self._failures: dict[tuple[str, str], int] = {}
 
-    def make(
-        self,
-        info: RequestInfo,
-        decision: Decision,
-        *,
-        cluster: str,
-        connection: str,
-        user_agent: bytes,
-        offered: tuple[str, ...],
-    ) -> Session:
-        """The session that a request asks for; info.session is one of STREAMING. connection: its id in the log.
-
-        Raises Refusal and ProtocolError.
-        """
-        facts = session_facts(
-            str(uuid.uuid4()),
-            info,
-            decision.peer,
-            decision.impersonation,
-            cluster=cluster,
-            connection=connection,
-            user_agent=user_agent,
-        )
+    def make(self, facts: Facts, info: RequestInfo, decision: Decision, *, offered: tuple[str, ...]) -> Session:
+        """The session that a request asks for; info.session is one of STREAMING. Raises Refusal and ProtocolError."""
         return Session(self, facts, decision.recording, upgrade=info.upgrade, offered=offered)
 
     def enter(self, session: Session) -> None:
@@ -212,3 +191,19 @@ def _values(session: Session) -> dict[str, Any]:
         "lost": session.lost,
         "ports": session.ports,
     }
+
+
+def facts_of(info: RequestInfo, decision: Decision, cluster: str, connection: str, user_agent: bytes) -> Facts:
+    """The facts of a session that a request asks for. connection: its id in the log. Raises ProtocolError.
+
+    Touches nothing but its arguments: for a long query it is longwork's.
+    """
+    return session_facts(
+        str(uuid.uuid4()),
+        info,
+        decision.peer,
+        decision.impersonation,
+        cluster=cluster,
+        connection=connection,
+        user_agent=user_agent,
+    )

@@ -432,6 +432,7 @@ class Stage:
         clock.cancel()
         await self.events.queues.aclose(1.0)
         await self.sessions.aclose()
+        await self.site.longwork.aclose()
         self.upstream.close()
         await self.whois.aclose()
         if error is None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 from typing import Any
 
 import pytest
 
+from k8sproxy.dataplane import handler
 from k8sproxy.protocol.spdy import DICTIONARY
 from k8sproxy.recording.requestevent import IN_FLIGHT
 from k8sproxy.recording.shares import Pot
@@ -232,3 +234,65 @@ async def test_idle_sessions_of_one_user_are_limited() -> None:
         stage.daemon.answer = peer("dev", node="n-3")
         await stage.exchange(asked(WebSocket()))
     assert not stage.sessions._places and not stage.sessions._entered
+
+
+# -- long work
+
+
+@pytest.mark.parametrize("kind", ["request", "session"])
+async def test_long_queries_are_not_read_by_the_loop(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading 60 KiB of escapes takes 30 ms: nobody else's request waits for that."""
+    threads: dict[str, set[int]] = {"request_info": set(), "facts_of": set()}
+    for name in threads:
+        real = getattr(handler, name)
+
+        def noted(*arguments: Any, name: str = name, real: Any = real) -> Any:
+            threads[name].add(threading.get_ident())
+            return real(*arguments)
+
+        monkeypatch.setattr(handler, name, noted)
+    query = "&".join("%41%42=%43" for _ in range(5000))
+    async with Stage() as stage:
+        if kind == "request":
+            client, upstream, head = await stage.exchange(get(f"/api/v1/pods?{query}"))
+            await upstream.send(reply())
+            assert (await client.response()).status == 200
+        else:
+            path = f"/api/v1/namespaces/a/pods/web/exec?command=x&{query}"
+            client, upstream, head = await stage.exchange(asked(WebSocket(), path))
+        assert query.encode() in head
+    assert threads["request_info"] and threading.get_ident() not in threads["request_info"] | threads["facts_of"]
+    assert bool(threads["facts_of"]) is (kind == "session")
+
+
+async def test_who_it_is_is_asked_anew_behind_long_work() -> None:
+    """A grant that is withdrawn while a query is read counts."""
+    async with Stage() as stage:
+        client = await stage.client()
+        gate = threading.Event()
+        busy = asyncio.ensure_future(stage.site.longwork.run("x", gate.wait, 10))
+        await client.send(get("/api/v1/pods?" + "a" * 5000))
+        await stage.until(lambda: stage.site.longwork.waiting == 1)
+        stage.daemon.answer = peer("viewers")
+        stage.whois.invalidate()
+        gate.set()
+        await busy
+        upstream = await stage.api.accept()
+        head = await upstream.head()
+        assert b"Impersonate-Group: viewers\r\n" in head and b"dev" not in head
+        await upstream.send(reply())
+        await client.response()
+
+
+async def test_a_client_that_goes_during_long_work() -> None:
+    async with Stage() as stage:
+        client = await stage.client()
+        gate = threading.Event()
+        busy = asyncio.ensure_future(stage.site.longwork.run("x", gate.wait, 10))
+        await client.send(get("/api/v1/pods?" + "a" * 5000))
+        await stage.until(lambda: stage.site.longwork.waiting == 1)
+        client.close()
+        await stage.until(lambda: not stage.connections)
+        gate.set()
+        await busy
+        assert stage.api.untouched() and stage.site.longwork.waiting == 0

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -59,7 +60,7 @@ class Recorders:
         async with self.changed:
             await self.changed.wait_for(condition)
 
-    def events(self, **options: int) -> ApiEvents:
+    def events(self, **options: Any) -> ApiEvents:
         return ApiEvents(self.post, self.probe, batch_delay=0, clock=lambda: self.now, **options)
 
 
