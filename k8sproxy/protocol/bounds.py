@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_right
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 _ELLIPSIS = "…"
+# An escape at the end of a text in JSON that is not whole: a backslash without a partner, or a part of \\uXXXX.
+_CUT_ESCAPE = re.compile(r"(?:^|[^\\])(?:\\\\)*+(\\(?:u[0-9a-f]{0,3})?)$")
 
 
 class Truncation(NamedTuple):
@@ -36,8 +38,12 @@ class Truncation(NamedTuple):
 
 
 def json_size(text: str) -> int:
-    """Bytes of a text in JSON (without ASCII escapes), its quotes left out."""
-    return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")) - 2
+    """Bytes of a text in JSON (without ASCII escapes), its quotes left out. A lone surrogate counts as three."""
+    return len(_json(text)) - 2
+
+
+def _json(text: str) -> bytes:
+    return json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def bounded(text: str, limit: int, tail: int = 0) -> tuple[str, Truncation | None]:
@@ -54,7 +60,7 @@ def bounded(text: str, limit: int, tail: int = 0) -> tuple[str, Truncation | Non
         return _front(text, limit - len(_ELLIPSIS.encode())) + _ELLIPSIS, cut
     room = limit - 64  # of the mark, whose number has at most 20 digits
     head = _front(text, room - tail)
-    end = _front(text[: len(head) - 1 : -1], tail)[::-1]
+    end = _front(text[len(head) :][-tail:][::-1], tail)[::-1]
     missing = cut.bytes - len(head.encode("utf-8", "replace")) - len(end.encode("utf-8", "replace"))
     return f"{head}{_ELLIPSIS} [{missing} bytes left out] {_ELLIPSIS}{end}", cut
 
@@ -81,5 +87,13 @@ def bounded_list(texts: Iterable[str], limit: int, entry: int) -> tuple[tuple[st
 
 def _front(text: str, limit: int) -> str:
     """The longest front of a text that has at most `limit` bytes in JSON."""
-    text = text[:limit]  # a character has at least one byte
-    return text[: bisect_right(range(1, len(text) + 1), limit, key=lambda size: json_size(text[:size]))]
+    written = _json(text[:limit])[1:-1]  # a character has at least one byte
+    if len(written) <= limit:
+        return text[:limit]
+    while written[limit] & 0xC0 == 0x80:  # within a character
+        limit -= 1
+    kept = written[:limit].decode("utf-8", "surrogatepass")
+    if (cut := _CUT_ESCAPE.search(kept)) is not None:
+        kept = kept[: cut.start(1)]
+    front: str = json.loads(f'"{kept}"')
+    return front

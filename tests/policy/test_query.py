@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote, unquote_to_bytes
 
 import pytest
 from hypothesis import given
@@ -58,6 +58,17 @@ def test_what_has_one_reading_is_read_by_others_just_so(query: str) -> None:
                 assert values(query) == parse_qs(query, keep_blank_values=True, errors="replace")
     else:
         assert {name for _, _, _, name, _, read in pairs(query) if read} == set(values(query))
+
+
+@given(st.text(st.sampled_from("ab=%;+\r\n_. 4fF0é?") | st.characters(codec="utf-8"), max_size=30), st.booleans())
+def test_escapes_are_decoded_as_by_the_library(text: str, escaped: bool) -> None:
+    """unquote_to_bytes is the oracle; it is too slow for tens of thousands of escapes."""
+    text = quote(text, safe="=+_") if escaped else text
+    if "&" in text or not text:
+        return
+    name, _, value = text.partition("=")
+    wanted = [unquote_to_bytes(part.replace("+", " ")).decode(errors="replace") for part in (name, value)]
+    assert [list(pair[3:5]) for pair in pairs(text)] == [wanted]
 
 
 def test_a_query_of_too_many_pairs_is_not_read_at_all() -> None:

@@ -46,6 +46,18 @@ def test_size_in_json() -> None:
         assert json_size(text) == len(json.dumps(text, ensure_ascii=False).encode()) - 2
 
 
+@pytest.mark.parametrize("character", ['"', "\\", "\x01", "\n", "é", "\U0001f600", "\ud800", "u", "\\u", "\x00\\"])
+def test_a_text_of_one_character_is_cut_between_two_of_them(character: str) -> None:
+    text = character * 300
+    for limit in range(64, 130):
+        kept, _ = bounded(text, limit)
+        assert text.startswith(kept[:-1]) and kept[-1] == "…"
+        assert limit - 3 - 6 < json_size(kept[:-1]) <= limit - 3
+        kept, _ = bounded(text, limit + 64, 64)
+        head, tail = kept.split("…")[0], kept.split("…")[-1]
+        assert text.startswith(head) and text.endswith(tail) and tail
+
+
 def test_a_long_command_keeps_its_head_and_its_tail() -> None:
     kept, cut = bounded("sh -c " + "x" * 5000 + " | sh /tmp/really", 1000, 200)
     assert kept.startswith("sh -c xxx") and kept.endswith("x | sh /tmp/really")
