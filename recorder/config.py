@@ -47,6 +47,8 @@ _SIZE = re.compile(r"(\d{1,15})(B|KiB|MiB|GiB|TiB)?\Z", re.ASCII)
 _BYTES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _REFERENCE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
+_OBJECT = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
+_SERVER = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?/?\Z", re.ASCII)
 _SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "memory", "http", "https")
 
 Place = tuple[int, int]
@@ -368,6 +370,22 @@ class Shutdown(Section):
     )
 
 
+class ConfigMap(Section):
+    """A ConfigMap that is there, which the recorder's service account may get and patch."""
+
+    name: Annotated[str, _matching(_OBJECT, "the name of a ConfigMap")] = Field(description="Its name.")
+    namespace: Annotated[str, _matching(_OBJECT, "the name of a namespace")] | None = Field(
+        default=None, description="Default: the pod's own."
+    )
+    account: FilePath = Field(
+        default=Path("/var/run/secrets/kubernetes.io/serviceaccount"),
+        description="A folder with token, ca.crt and namespace of a service account, as kubelet mounts it.",
+    )
+    server: Annotated[str, _matching(_SERVER, "an https:// URL without a path")] | None = Field(
+        default=None, description="The API server, https://HOST:PORT. Default: that of the pod's cluster."
+    )
+
+
 class Anchor(Section):
     """Where it is remembered how far the signed chains had come: outside of the store, since a store that was taken
     back to yesterday looks like one that was not."""
@@ -376,6 +394,7 @@ class Anchor(Section):
         default=None,
         description="A folder on another volume than the store (default: `anchor` beside the key).",
     )
+    config_map: ConfigMap | None = Field(default=None, description="A ConfigMap, besides the folder or in its place.")
 
 
 class Proof(Section):

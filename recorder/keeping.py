@@ -98,7 +98,15 @@ def witnesses(config: Config) -> list[Witness]:
     found: list[Witness] = []
     if proof.anchor.folder is not None:
         found.append(FolderWitness(proof.anchor.folder, old=proof.key.parent if proof.key is not None else None))
-    elif proof.key is not None and not found:
+    if (settings := proof.anchor.config_map) is not None:
+        from recorder.proof.configmap import ConfigMapWitness
+
+        found.append(
+            ConfigMapWitness(
+                settings.name, settings.namespace or "", account=settings.account, server=settings.server or ""
+            )
+        )
+    if proof.key is not None and not found:
         found.append(FolderWitness(proof.key.parent / "anchor", old=proof.key.parent))
     return found
 
