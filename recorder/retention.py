@@ -347,7 +347,7 @@ class Pruner:
 
     async def _size(self, identifier: str, evidence: Evidence | None) -> int:
         """Bytes, as sealed: or whoever can write to the store could make others' recordings go by a large file."""
-        if evidence is not None and evidence.chain.last_day:
+        if evidence is not None and (evidence.chain.last_day or evidence.signs):
             return evidence.size(identifier) or 0
         return sum([size async for _, size in stored(self._store.blobs).names(folder(identifier))])
 

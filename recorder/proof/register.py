@@ -107,8 +107,9 @@ def _chunk_names(entry: Entry) -> list[str]:
 
 @dataclass(slots=True)
 class Registers:
-    """All registers of a store. recordings, events, looks: what they say, by id and by DAY/NAME; the last word counts.
-    accepted: what operators have accepted."""
+    """All registers of a store. recordings, events, looks: what they say, by id and by DAY/NAME; of a recording the
+    first word counts, of a chunk the last, since a crash may have it made anew. accepted: what operators have
+    accepted."""
 
     states: dict[str, State] = field(default_factory=dict)
     recordings: dict[str, Sealed] = field(default_factory=dict)
@@ -140,8 +141,10 @@ class Registers:
 async def read_registers(raw: Blobs, keys: PublicKeys, chain: Chain) -> Registers:
     """All of them. chain: the manifests, which say what was taken over. Raises StoreError."""
     bases: dict[str, Anchor] = {}
+    listed: dict[str, Sealed] = {}
     for manifest in chain.manifests:
         bases |= manifest.registers or {}
+        listed |= {sealed.id: sealed for sealed in manifest.recordings}
     registers = Registers()
     names = {name.rstrip("/") async for name, _ in raw.names(REGISTER)}
     for name in sorted(names | set(bases)):
@@ -149,7 +152,13 @@ async def read_registers(raw: Blobs, keys: PublicKeys, chain: Chain) -> Register
         state = registers.states[name] = State(name, base, base, hashes={base.number: base.sha256})
         await _read_state(raw, keys, chain.keys, state)
         for entry in state.entries:
-            registers.recordings |= {sealed.id: sealed for sealed in entry.recordings}
+            for sealed in entry.recordings:
+                # The first word counts: a journal that somebody has written could say otherwise of what was signed.
+                first = listed.get(sealed.id) or registers.recordings.setdefault(sealed.id, sealed)
+                if first.parts != sealed.parts:
+                    state.faults.append(
+                        f"{sealed.id} is signed twice, the second time by entry {entry.number} of {name}"
+                    )
             registers.events |= {part.name: part for part in entry.events}
             registers.looks |= {part.name: part for part in entry.looks}
             if entry.accepted is not None:

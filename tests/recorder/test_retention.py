@@ -24,10 +24,11 @@ from recorder.proof.witness import missing
 from recorder.retention import Doomed, Pruner, Rule, Rules
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
-from recorder.store.logs import ObjectLog
+from recorder.store.logs import FolderLog, ObjectLog
 from recorder.store.objects import ObjectBlobs
 from recorder.store.store import Store
 from tests.recorder.proof.stage import DAY, PROXY, Stage, header, run, statuses
+from tests.recorder.store.running import kill
 
 PROD = Match(clusters=("prod",))
 
@@ -425,6 +426,40 @@ def test_what_nobody_has_signed_waits_for_the_seal(tmp_path: Path) -> None:
             # By hand it may go at once, for whoever asks for that has looked.
             assert await it.remove(Doomed(late, "privacy", await store.get(late)))
             assert await it.repair() == 0
+
+    run(check())
+
+
+def test_what_the_journal_says_of_what_was_signed_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal that somebody has written, of a recording whose files are taken away: it says bob in place of ana."""
+    stage, other = Stage(tmp_path / "store"), Stage(tmp_path / "other")
+
+    async def check() -> None:
+        async with stage.store() as store:
+            one = await stage.record(store, head=_header("prod", "ana@example.com"))
+            await stage.settled(store)
+        monkeypatch.setattr("recorder.store.store.new_id", lambda now: one)
+        other.signs = False
+        other.root.mkdir()
+        forging = Store(other.blobs(), FolderLog(other.root), min_free=0)
+        await forging.open()
+        writer = await forging.begin(_header("prod", "bob@example.com"), PROXY)
+        await writer.wait_acked(0)
+        await kill(forging)
+        shutil.rmtree(stage.place(one))
+        shutil.rmtree(stage.root / "journal")
+        shutil.copytree(other.root / "journal", stage.root / "journal")
+        async with stage.store() as store:
+            await stage.settled(store)
+            assert (await store.get(one)).user == "bob@example.com"
+        async with stage.store() as store:
+            it = pruner(stage, store, Rules(rules=[Rule(Match(users=("bob@*",)), DAY)]))
+            await it.step()
+            assert it.removed == 0 and it.fault is not None and "signed twice" in it.fault
+        report = await stage.verify()
+        assert statuses(report)[one] in ("changed", "cut") and "signed twice" in " ".join(report.faults)
 
     run(check())
 
