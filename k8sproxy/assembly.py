@@ -438,6 +438,7 @@ def set_recording_limits(recorders: Recorders, dialer: Dialer, config: Config) -
     limits.ack_timeout = recording.ack_timeout
     limits.finish_timeout = recording.finish_timeout
     limits.buffer = recording.buffer
+    recorders.buffers.total, recorders.buffers.share = recording.total_buffer, recording.peer_buffer
 
 
 def set_event_settings(events: Events, config: Config) -> None:

@@ -324,6 +324,16 @@ class Recording(Section):
         description="Bytes of a session that may wait for a slow recorder (default 4MiB). As long as they fit, nobody "
         "notices; then output waits (enforceRecorder) or is left out of the recording.",
     )
+    peer_buffer: Annotated[int, BeforeValidator(size_between("1MiB", "64GiB"))] = Field(
+        default=32 * 1024 * 1024,
+        description="The same of all sessions of one user, with all their nodes, or of one tagged node (default 32MiB: "
+        "eight that are full). A session may hold 64KiB all the same.",
+    )
+    total_buffer: Annotated[int, BeforeValidator(size_between("1MiB", "64GiB"))] = Field(
+        default=256 * 1024 * 1024,
+        description="The same of all sessions together (default 256MiB). A session may hold 64KiB all the same, so "
+        "that terminals go on while somebody's recordings have stalled.",
+    )
 
 
 class Events(Section):

@@ -21,15 +21,20 @@ from k8sproxy.recording.capture import Capture
 # Bytes. A recorder answers each frame or two with window updates, which cost half of what sending them does; above this
 # nothing is gained any more.
 BATCH = 128 * 1024
+# Bytes, where there is little room for what waits for the recorder: what is collected here comes on top of that.
+_LEAST = 8 * 1024
 # Seconds. Fifty events a second are a film.
 WAIT = 0.02
 
 
 class Outbox:
     """One session's. capture: turns output into lines. write: takes the lines. prompt: parts of characters do not wait
-    for the output that follows."""
+    for the output that follows. room: bytes that may be written before that is too much."""
 
-    __slots__ = ("_capture", "_lines", "_loop", "_pieces", "_prompt", "_since", "_size", "_stderr", "_timer", "_write")
+    __slots__ = (
+        *("_capture", "_lines", "_loop", "_pieces", "_prompt", "_room", "_since", "_size", "_stderr", "_timer"),
+        "_write",
+    )
 
     def __init__(
         self,
@@ -38,7 +43,9 @@ class Outbox:
         write: Callable[[bytes], None],
         *,
         prompt: bool = False,
+        room: Callable[[], int] = lambda: BATCH,
     ) -> None:
+        self._room = room
         self._loop = loop
         self._capture = capture
         self._write = write
@@ -70,7 +77,7 @@ class Outbox:
         for piece in pieces:
             self._pieces.append(bytes(piece))
             self._size += len(piece)
-        if self._size >= BATCH:
+        if self._size >= BATCH or self._size >= max(_LEAST, self._room()):
             self.flush()
 
     def resize(self, width: int, height: int, now: float) -> None:

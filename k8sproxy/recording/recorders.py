@@ -26,6 +26,7 @@ import structlog
 
 from k8sproxy.errors import ProtocolError
 from k8sproxy.protocol.recorderapi import EVENT_BATCH_FIELD, read_event_batch, split_address
+from k8sproxy.recording.buffers import Buffers
 from k8sproxy.recording.h1wire import EventConnection, Submission, field_of
 from k8sproxy.recording.h2wire import Connection, ConnectionLost, NotHTTP2, Rejected, Stream
 from k8sproxy.recording.health import Health, RecorderState
@@ -94,7 +95,8 @@ class _Attempt:
 
 
 class Recorders:
-    """All recorders; one for the process. limits: may be changed at any time, for what begins after it.
+    """All recorders; one for the process. limits: may be changed at any time, for what begins after it. buffers: what
+    may wait for all of them.
 
     dial: makes a connected, non-blocking stream socket, or raises OSError with a sentence. clock: seconds, monotonic.
     """
@@ -111,6 +113,7 @@ class Recorders:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = Limits(dial_timeout, accept_timeout, ack_timeout, buffer, finish_timeout)
+        self.buffers = Buffers()
         self._dial = dial
         self._clock = clock
         self._recorders: dict[str, _Recorder] = {}
@@ -256,7 +259,7 @@ class Recorders:
 
     def _upload(self, recorder: _Recorder, version: int, carrier: Stream | Submission) -> Upload:
         recorder.health.accepted()
-        return Upload(recorder.address, version, carrier, recorder.health, self.limits)
+        return Upload(recorder.address, version, carrier, recorder.health, self.limits, self.buffers)
 
     # -- connections
 

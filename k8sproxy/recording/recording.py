@@ -95,7 +95,11 @@ class Recording:
             header, now, tty=tty, event_codes=upload.event_codes, fault=self._faulty
         )
         outbox = self._outbox = Outbox(
-            self._loop, capture, self._write, prompt=self._level is RecordingLevel.ACKNOWLEDGED
+            self._loop,
+            capture,
+            self._write,
+            prompt=self._level is RecordingLevel.ACKNOWLEDGED,
+            room=lambda: upload.room,
         )
         if self._level.enforced:
             upload.moved = self._moved
@@ -177,7 +181,7 @@ class Recording:
     @property
     def full(self) -> bool:
         """Whether so much waits for the recorder that upstream has to wait wherever it stands."""
-        return self._upload.buffered >= 2 * self._upload.limit
+        return self._upload.full
 
     @property
     def pending(self) -> bool:

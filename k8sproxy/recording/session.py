@@ -178,6 +178,7 @@ class Session(Tap):
         )
         self.recorder = upload.recorder
         self.recorded = True
+        upload.owner = self.facts.peer.owner
         upload.failed = self._failed
 
     def _not_accepted(self, error: NoRecorder) -> None:

@@ -117,7 +117,16 @@ class Sessions:
             sent.add_metric(at, state.bytes_sent)
             seconds.add_metric(at, state.ack_seconds)
             acks.add_metric(at, state.acks)
-        yield from (up, uploads, sent, seconds, acks)
+        buffers = self.recorders.buffers
+        held = GaugeMetricFamily(
+            "k8sproxy_recording_buffered_bytes", "Bytes of recordings that wait for recorders.", buffers.used
+        )
+        limited = CounterMetricFamily(
+            "k8sproxy_recording_limited", "Sessions blocked by a limit on what waits, by limit.", labels=("limit",)
+        )
+        for name, count in buffers.limited.items():
+            limited.add_metric((name,), count)
+        yield from (up, uploads, sent, seconds, acks, held, limited)
 
     async def aclose(self) -> None:
         """Wait for recordings that are being brought to their end, and let go of the recorders."""

@@ -4,7 +4,8 @@
 the connection and the recorder's flow control have room, and reports back: what it took, what the recorder said, how
 the response ended. All else about an upload is decided here:
 
-    blocked         from `limit` bytes in the row on; `drained` is called when it is below half of that again
+    blocked         from `limit` bytes in the row on, or where it is one of those that have used up what may wait of all
+                    sessions, or of its owner's (buffers); `drained` is called when half of what blocked it has gone
     failed          called once, when the recorder can't be believed to have the session any more: see `fail`
     silence         bytes are not stored, and for `ack_timeout` seconds no ack has told of more: that is a failure, be
                     the recorder, the way there or its flow control the reason. Where there are no acks (v1), what the
@@ -23,6 +24,7 @@ from typing import Protocol
 
 from k8sproxy.errors import ProtocolError
 from k8sproxy.protocol.recorderapi import DEFAULT_EVENT_CODES, AckReader, RecorderError
+from k8sproxy.recording.buffers import FLOOR, Buffers
 from k8sproxy.recording.health import Health
 from k8sproxy.recording.limits import Limits
 
@@ -62,14 +64,15 @@ def _nobody(why: str) -> None:
 class Upload:
     """One accepted session; made by `Recorders.open`.
 
-    recorder: the address. version: of the wire, 1 or 2. event_codes: the asciicast event codes that it takes.
-    drained: called when no longer blocked. moved: called when `acked` has grown. failed: called at most once, with why,
-    also where the failure came before the callback was set. Use is `write` any number of times, then `finish` or
-    `abort`.
+    recorder: the address. version: of the wire, 1 or 2. event_codes: the asciicast event codes that it takes. owner:
+    whose share of the buffers it takes (peer.Peer.owner). drained: called when no longer blocked. moved: called when
+    `acked` has grown. failed: called at most once, with why, also where the failure came before the callback was set.
+    Use is `write` any number of times, then `finish` or `abort`.
     """
 
     __slots__ = (
         "_acks",
+        "_buffers",
         "_carrier",
         "_done",
         "_failed",
@@ -91,12 +94,23 @@ class Upload:
         "failure",
         "limit",
         "moved",
+        "owner",
         "recorder",
         "version",
         "written",
     )
 
-    def __init__(self, recorder: str, version: int, carrier: Carrier, health: Health, limits: Limits) -> None:
+    def __init__(
+        self,
+        recorder: str,
+        version: int,
+        carrier: Carrier,
+        health: Health,
+        limits: Limits,
+        buffers: Buffers | None = None,
+    ) -> None:
+        self._buffers = buffers or Buffers()
+        self.owner = ""  # set before anything is written, or never
         self.recorder = recorder
         self.version = version
         self.event_codes = DEFAULT_EVENT_CODES
@@ -137,8 +151,19 @@ class Upload:
 
     @property
     def blocked(self) -> bool:
-        """Whether the row is full: `limit` bytes or more that the wire has not taken."""
-        return self.buffered >= self.limit
+        """Whether the row is full: `limit` bytes or more that the wire has not taken, or no room in the buffers."""
+        return self.buffered >= self.limit or not self._buffers.room(self.owner, self.buffered)
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be written before it is blocked."""
+        return max(0, min(self.limit - self.buffered, self._buffers.room(self.owner, self.buffered)))
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more should be written whatever is in its middle: twice what blocks it is in the row."""
+        buffered = self.buffered
+        return buffered >= 2 * self.limit or (buffered >= 4 * FLOOR and not self._buffers.room(self.owner, buffered))
 
     @property
     def unacked(self) -> int:
@@ -154,8 +179,11 @@ class Upload:
         size = len(data)
         self.written += size
         self.buffered += size
-        if self.buffered >= self.limit:
+        self._buffers.add(self.owner, size)
+        if not self._was_blocked and self.blocked:
             self._was_blocked = True
+            if self.buffered < self.limit:
+                self._buffers.count(self.owner)
         if self._timer is None or self._mark is None:
             self._watch()
         carrier.wake()
@@ -228,8 +256,9 @@ class Upload:
                 left = 0
         taken = most - left
         self.buffered -= taken
+        self._buffers.add(self.owner, -taken)
         self._health.bytes_sent += taken
-        if self._was_blocked and self.buffered <= self.limit // 2:
+        if self._was_blocked and self.buffered <= self.limit // 2 and (self.buffered <= FLOOR // 2 or not self.blocked):
             self._was_blocked = False
             self._loop.call_soon(self._tell_drained)
         if self.version == 1 and taken:
@@ -303,6 +332,7 @@ class Upload:
             self._timer.cancel()
             self._timer = None
         self._row.clear()
+        self._buffers.add(self.owner, -self.buffered)
         self.buffered = 0
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
