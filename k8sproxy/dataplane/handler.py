@@ -210,6 +210,7 @@ class Connection:
         closing = fields.close or site.draining or gate.state is not GateState.OPEN
         tap = session or NO_TAP
         exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing)
+        exchange.watching = info.verb == "watch"
         if info.foreign:
             exchange.guard = guard_of(info.root)
         elif info.subresource == "log" or opens_document(fields):

@@ -333,18 +333,14 @@ class Server:
         """End the connections of a listener whose clients are identified in another way from now on."""
         if gate.state is not GateState.REVOKED:
             gate.state = GateState.REVOKED
-            for connection in self._behind(gate):
-                connection.leave()
+            for connection in tuple(self._connections):
+                if connection.gate is gate:
+                    connection.leave()
 
     def retire(self, gate: Gate) -> None:
-        """Let the connections of a listener that is gone come to their end."""
+        """Let the connections of a listener that is gone end with their next response."""
         if gate.state is GateState.OPEN:
             gate.state = GateState.RETIRED
-            for connection in self._behind(gate):
-                connection.drain()
-
-    def _behind(self, gate: Gate) -> tuple[Connection, ...]:
-        return tuple(connection for connection in self._connections if connection.gate is gate)
 
     def running(self) -> dict[str, int]:
         """How many exchanges run now, by kind: request, watch, upgrade."""

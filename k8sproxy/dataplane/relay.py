@@ -32,8 +32,9 @@ from k8sproxy.dataplane.wire import Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.policy.foreign import Guard
 from k8sproxy.policy.rewrite import UpstreamHead
-from k8sproxy.protocol.body import Body, LengthBody, UntilClose, request_body, response_body
+from k8sproxy.protocol.body import Body, ChunkedBody, LengthBody, UntilClose, request_body, response_body
 from k8sproxy.protocol.http1 import ResponseHead, head_end, parse_response_head
+from k8sproxy.protocol.watchevents import Events, watch_events
 from k8sproxy.recording.tap import NO_TAP, Tap
 
 _NO_BODY = LengthBody(0)
@@ -74,6 +75,8 @@ class Exchange:
     _connection: UpstreamConnection
     _done: asyncio.Future[None] | None = None
     _refused: Refusal | None = None
+    watching = False  # the body is that of a watch
+    _events: Events | None = None  # where its events end
     guard: Guard | None = None  # of an answer's fields
 
     def __init__(self, client: Client, head: UpstreamHead, tap: Tap, *, head_limit: int, closing: bool) -> None:
@@ -231,9 +234,8 @@ class Exchange:
         self._connection.wire.break_unheard()
 
     def end_at_boundary(self) -> None:
-        """End a chunked response cleanly between two chunks, as soon as the client has been sent whole ones.
-
-        Only for streams that may end at any time without saying less than the truth: watches.
+        """End a watch's response cleanly between two of its events, as soon as the client has been sent whole ones. A
+        client of it starts anew from there; whatever else ended so would be taken for whole.
         """
         self._end_at_boundary = True
         self._try_boundary()
@@ -348,6 +350,11 @@ class Exchange:
             size = len(rest)
         else:
             body = response_body(self._head.method, head.status, head.content_length, head.chunked)
+            if self.watching and isinstance(body, ChunkedBody):
+                self._events = watch_events(head.fields)
+                body.seen = self._events.take
+                if self._end_at_boundary:
+                    self._let_end(body)
             size = self._granted(body, rest)
         self._body_down = body
         if not self._body_up.done or self._head.upgrade or isinstance(body, UntilClose):
@@ -420,23 +427,30 @@ class Exchange:
             self._connection.wire.pause()
         if body.done:
             self._complete(extra=size < len(view))
-        elif self._end_at_boundary:
-            self._try_boundary()
         return size, body.work - begun
 
     def _client_has_room(self) -> bool:
         return not self._client.wire.blocked
 
     def _try_boundary(self) -> None:
+        """Have the body end between two events, here if this is such a place."""
         body = self._body_down
-        if body is None or self._over() or not body.at_boundary:
-            return
-        self._client.wire.write(b"0\r\n\r\n")
-        self.closing = True
-        self.reusable = False
-        self._finish()
+        if isinstance(body, ChunkedBody) and not self._over():
+            self._let_end(body)
+            body.try_end()
+            if body.cut:
+                self._complete(extra=False)
+
+    def _let_end(self, body: ChunkedBody) -> None:
+        events = self._events
+        if events is not None:
+            body.may_end = lambda: events.at_boundary
 
     def _complete(self, *, extra: bool) -> None:
+        if isinstance(self._body_down, ChunkedBody) and self._body_down.cut:
+            self._client.wire.write(b"0\r\n\r\n")
+            self.closing = True
+            extra = True  # what still comes belongs to this response
         self.reusable = self.reusable and self._body_up.done and not extra
         self._finish()
 

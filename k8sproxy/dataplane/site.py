@@ -62,7 +62,7 @@ class GateState(enum.Enum):
     """Whether the connections of a listener go on.
 
     OPEN        they do, and their next request takes the gate's route
-    RETIRED     the listener is gone: they end as in a drain, what runs first comes to its end
+    RETIRED     the listener is gone: they end with the next response; what runs comes to its own end
     REVOKED     what their clients were identified by does not hold any more: they end now, with whatever runs
     """
 

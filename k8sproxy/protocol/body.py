@@ -12,6 +12,7 @@ to nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Protocol
 
 from k8sproxy.errors import ProtocolError
@@ -134,13 +135,21 @@ class UntilClose:
 
 
 class ChunkedBody:
-    """A body in chunked coding. Holds at most one unfinished line (MAX_CHUNK_LINE or MAX_TRAILERS bytes)."""
+    """A body in chunked coding. Holds at most one unfinished line (MAX_CHUNK_LINE or MAX_TRAILERS bytes).
 
-    __slots__ = ("_expect", "_left", "_line", "_trailers", "done", "work")
+    seen: is shown the data of the chunks as it passes, and says what that has cost. may_end: once it is set, the body
+    is done at the first place between two chunks where it says so; `cut` tells that it came to that, and that the last
+    chunk (b"0") is still to be written.
+    """
+
+    __slots__ = ("_expect", "_left", "_line", "_trailers", "cut", "done", "may_end", "seen", "work")
 
     def __init__(self) -> None:
         self.done = False
         self.work = 0
+        self.cut = False
+        self.may_end: Callable[[], bool] | None = None
+        self.seen: Callable[[memoryview], int] | None = None
         self._left = 0  # bytes of the current chunk's data still to come
         self._line = b""  # the unfinished line, from its first byte
         self._expect = "size"  # size | data | data-end | trailer
@@ -162,6 +171,8 @@ class ChunkedBody:
             if self._expect == "data":
                 step = min(self._left, size - position)
                 self._left -= step
+                if self.seen is not None:
+                    self.work += self.seen(data[position : position + step])
                 position += step
                 if not self._left:
                     self._expect = "data-end"
@@ -173,13 +184,22 @@ class ChunkedBody:
                 if not length:
                     self._expect = "trailer"
                 elif end + 2 <= size and data[end] == 0x0D and data[end + 1] == 0x0A:
+                    if self.seen is not None:
+                        self.work += self.seen(data[position:end])
                     position = end + 2
                 else:
                     self._left = length
                     self._expect = "data"
             else:
                 position += self._take_line(data, position)
+            if self.may_end is not None:
+                self.try_end()
         return position
+
+    def try_end(self) -> None:
+        """End the body here if that may be (may_end)."""
+        if self.may_end is not None and not self.done and self.at_boundary and self.may_end():
+            self.done = self.cut = True
 
     def _take_line(self, data: memoryview, position: int) -> int:
         """Take one line, or what there is of it; returns the bytes taken."""

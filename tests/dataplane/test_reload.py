@@ -272,20 +272,22 @@ async def test_another_cluster_alone_ends_nothing() -> None:
             await client.response()
 
 
-async def test_connections_of_a_listener_that_is_gone_come_to_their_end() -> None:
+async def test_connections_of_a_listener_that_is_gone_end_with_their_next_response() -> None:
     async with Stage() as stage:
-        client, upstream, _ = await stage.exchange(get())
-        watching, watched, _ = await stage.exchange(get(_WATCH))
-        await watched.send(CHUNKED + b"3\r\n{}\n\r\n")
-        await watching.until(b"{}\n\r\n")
+        running, upstream, _ = await stage.exchange(get())
         unused = await idle(stage)
         stage.listener.retire()
-        assert await unused.rest() == b""
-        assert await watching.rest() == b"0\r\n\r\n"
         await upstream.send(reply(b"whole"))
-        response = await client.response()
-        assert response.body == b"whole" and response.fields["connection"] == "close"
-        assert await client.rest() == b""
+        assert (await running.response()).body == b"whole"
+        assert await running.rest() == b""
+        await unused.send(get())
+        await upstream.head()
+        await upstream.send(reply(b"last"))
+        response = await unused.response()
+        assert response.body == b"last" and response.fields["connection"] == "close"
+        assert await unused.rest() == b""
+        with pytest.raises(OSError):
+            await stage.raw()
 
 
 async def test_a_change_between_two_upstream_connections_ends_the_request() -> None:

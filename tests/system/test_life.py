@@ -88,6 +88,42 @@ def test_sigterm_lets_what_runs_end(
     assert proxy.events("stopped")[0]["cut"] == 0
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/json",
+        "application/vnd.kubernetes.protobuf;stream=watch",
+        "application/json;as=Table;v=v1;g=meta.k8s.io",
+    ],
+    ids=["json", "protobuf", "table"],
+)
+def test_a_drain_ends_a_watch_between_two_events(bed: Bed, new_proxy: NewProxy, alice_node: Node, accept: str) -> None:
+    """Of objects that the API server writes in many chunks, while they come; and at once, not with the grace time."""
+    proxy = new_proxy(shutdown={"grace": "1h"})
+    metadata = {"name": "large", "namespace": "default"}
+    with Connection.open(proxy.node.dns_name, proxy.port, through=alice_node, ca=proxy.ca) as connection:
+        query = f"{CONFIG_MAPS}?watch=1&fieldSelector=metadata.name%3Dlarge&includeObject=Object"
+        watch = connection.begin("GET", query, {"Accept": accept})
+        for number in range(3):
+            data = {"x": f"{number}" * 300_000}
+            bed.cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+        body = watch.read(100_000)  # in the middle of the first event
+        proxy.signal(signal.SIGTERM)
+        proxy.wait_event("draining")
+        body += watch.read()
+        assert proxy.process.wait(20) == 0
+        assert proxy.events("stopped")[0]["cut"] == 0
+    bed.cluster.delete(f"{CONFIG_MAPS.lstrip('/')}/large")
+    if "protobuf" in accept:
+        while body:
+            size = int.from_bytes(body[:4])
+            assert len(body) >= 4 + size
+            body = body[4 + size :]
+    else:
+        events = [json.loads(line) for line in body.splitlines()]
+        assert body.endswith(b"}\n") and events[0]["type"] == "ADDED"
+
+
 def test_the_grace_time_ends(new_proxy: NewProxy, open_streams: Callable[[Proxy], Streams]) -> None:
     proxy = new_proxy(shutdown={"grace": "1s"})
     streams = open_streams(proxy)
