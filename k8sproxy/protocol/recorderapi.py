@@ -38,6 +38,8 @@ MAX_EVENTS = 16 << 20
 
 # Bytes of one JSON object. An ack takes 40, an error a sentence or two; Go's own errors may quote a path or a URL.
 MAX_MESSAGE = 16 * 1024
+# Bytes of a refusal's body that are looked at: a sentence or two.
+MAX_REFUSAL = 4096
 # Characters of a recorder's own words that are repeated to a user.
 _MAX_WORDS = 200
 
@@ -161,6 +163,24 @@ class AckReader:
         if ack < self.acked:
             raise ProtocolError(f"the recorder's acks go backwards, from {self.acked} to {ack} bytes")
         self.acked = ack
+
+
+def read_refusal(body: bytes, field: str | None = None) -> str:
+    """One printable line of why a recorder refuses: {"error": ".."} or {"message": ".."}, else the first line of a
+    text, else the value of `Recorder-Error`; "" where it gives no reason. body: the first MAX_REFUSAL bytes at most."""
+    text = body.decode("utf-8", "replace").strip()
+    said: object = None
+    if text.startswith(("{", "[")):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            said = value.get("error") or value.get("message")
+    elif text and not text.startswith("<"):  # a page is no reason
+        said = text.partition("\n")[0]
+    line = printable(said) if isinstance(said, str) else ""
+    return line or printable(field or "")
 
 
 def read_event_codes(value: str | None) -> frozenset[str]:

@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 from k8sproxy.errors import ProtocolError
 from k8sproxy.protocol.body import Body, response_body
 from k8sproxy.protocol.http1 import ResponseHead, head_end, parse_response_head
-from k8sproxy.protocol.recorderapi import EVENT_CODES_FIELD, EVENT_PATH, V1_PATH, read_event_codes
+from k8sproxy.protocol.recorderapi import ERROR_FIELD, EVENT_CODES_FIELD, EVENT_PATH, V1_PATH, read_event_codes
 from k8sproxy.recording.h2wire import ConnectionLost, Rejected
+from k8sproxy.recording.refusals import Reason
 from k8sproxy.recording.upload import Upload
 from k8sproxy.recording.wire import Piece, Wire
 
@@ -47,6 +48,8 @@ class Submission:
         self._answer: asyncio.Future[Upload] = asyncio.get_running_loop().create_future()
         self._held = b""
         self._ended = False  # the terminating chunk is sent
+        self._reason: Reason | None = None  # it was refused, and why is being read
+        self._body: Body | None = None  # of that refusal
         self._wire = Wire(sock, flush=self._flush, received=self._received, lost=self._on_lost)
         head = (
             f"POST {V1_PATH} HTTP/1.1\r\nHost: {authority}\r\nUser-Agent: k8sproxy\r\n"
@@ -71,12 +74,16 @@ class Submission:
         self._wire.wake()
 
     def reset(self) -> None:
+        if self._reason is not None:
+            self._reason.cancel()
         if not self._wire.closed:
             self._wire.close()
         self._on_close(self)
 
     def close(self, why: str) -> None:
         """Ends the connection; its upload fails."""
+        if self._reason is not None:
+            self._reason.cancel()
         self._wire.close()
         self._failed(ConnectionLost(why), why, blame=False)
 
@@ -98,6 +105,9 @@ class Submission:
         data = self._held + data if self._held else data
         try:
             while True:
+                if self._reason is not None:
+                    self._refusal(self._reason, data)
+                    return
                 end = head_end(data)
                 if end < 0:
                     if len(data) > MAX_HEAD:
@@ -121,18 +131,31 @@ class Submission:
                 upload.event_codes = read_event_codes(field_of(head, EVENT_CODES_FIELD))
                 self._answer.set_result(upload)
         elif head.status >= 200:
-            words = f"HTTP {head.status} to POST {V1_PATH}"
-            if self._upload is None:
-                self._failed(Rejected(words), words)
-            elif not 200 <= head.status < 300:
-                self._upload.fail(f"the recorder answered {words}")
-            elif not self._ended or self._wire.stalled:  # what the kernel has not taken, no recorder has
+            if self._upload is None or not 200 <= head.status < 300:
+                self._body = response_body("POST", head.status, head.content_length, head.chunked)
+                question, said = f"POST {V1_PATH}", field_of(head, ERROR_FIELD)
+                self._reason = Reason(head.status, question, said, self._refused, chunked=head.chunked)
+                return
+            if not self._ended or self._wire.stalled:  # what the kernel has not taken, no recorder has
                 self._upload.fail("the recorder ended its answer before the session's end")
             else:
                 self._upload.receive_end()
             self.reset()  # its body says nothing that is used, and the connection is not used again
 
+    def _refusal(self, reason: Reason, data: bytes) -> None:
+        """Some of the body of a refusal."""
+        self._held = b""
+        if self._body is not None:
+            _read_reason(reason, self._body, data)
+
+    def _refused(self, words: str) -> None:
+        self._failed(Rejected(words), f"the recorder answered {words}")
+        self.reset()
+
     def _on_lost(self, why: str) -> None:
+        if self._reason is not None:
+            self._reason.done()
+            return
         self._failed(ConnectionLost(why), why)
         self._on_close(self)
 
@@ -160,9 +183,10 @@ class EventConnection:
         self._due: deque[str] = deque()  # the methods of requests that are sent and not answered
         self._heads: list[ResponseHead] = []
         self._body: Body | None = None
+        self._reason: Reason | None = None  # the newest request was refused, and why is being read
         self._held = b""
         self._done: asyncio.Future[None] | None = None
-        self._wire = Wire(sock, flush=self._flush, received=self._received, lost=self._fail)
+        self._wire = Wire(sock, flush=self._flush, received=self._received, lost=self._on_lost)
 
     async def exchange(self, method: str, bodies: Sequence[bytes]) -> list[ResponseHead]:
         """One request for each body, and their responses' heads, all 2xx. Raises Rejected, ConnectionLost.
@@ -185,6 +209,8 @@ class EventConnection:
 
     def close(self) -> None:
         self.usable = False
+        if self._reason is not None:
+            self._reason.cancel()
         self._wire.close()
 
     def _flush(self) -> None:
@@ -202,6 +228,9 @@ class EventConnection:
         self._held = b""
         try:
             while data and not self._wire.closed:
+                if self._body is not None and self._reason is not None:
+                    _read_reason(self._reason, self._body, data)
+                    return
                 if self._body is not None:
                     data = data[self._body.take(memoryview(data)) :]
                     if self._body.done:
@@ -225,13 +254,18 @@ class EventConnection:
         if not self._due:
             raise ProtocolError("an answer to nothing")
         method = self._due[0]
+        body = response_body(method, head.status, head.content_length, head.chunked)
         if not 200 <= head.status < 300:
-            self._fail(f"HTTP {head.status} to {method} {EVENT_PATH}", Rejected)
+            question, said = f"{method} {EVENT_PATH}", field_of(head, ERROR_FIELD)
+            self.usable = False
+            self._body = body
+            self._reason = Reason(head.status, question, said, self._refused, chunked=head.chunked)
+            if body.done:
+                self._reason.done()
             return
         self._heads.append(head)
         if head.close:
             self.usable = False
-        body = response_body(method, head.status, head.content_length, head.chunked)
         if body.done:
             self._whole()
         else:
@@ -250,6 +284,15 @@ class EventConnection:
         else:
             self._wire.wake()
 
+    def _refused(self, words: str) -> None:
+        self._fail(words, Rejected)
+
+    def _on_lost(self, why: str) -> None:
+        if self._reason is not None:
+            self._reason.done()
+        else:
+            self._fail(why)
+
     def _fail(self, why: str, error: type[Exception] = ConnectionLost) -> None:
         self.close()
         if self._done is not None:
@@ -257,6 +300,19 @@ class EventConnection:
                 self._done.set_exception(error(why))
         else:
             self._on_idle_lost(self)
+
+
+def _read_reason(reason: Reason, body: Body, data: bytes) -> None:
+    """Some of the body of a refusal; where it breaks its framing, what has come is all there is."""
+    try:
+        size = body.take(memoryview(data))
+    except ProtocolError:
+        reason.take(data)
+        reason.done()
+        return
+    reason.take(data[:size])
+    if body.done:
+        reason.done()
 
 
 def field_of(head: ResponseHead, name: str) -> str | None:

@@ -44,7 +44,16 @@ from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream
 
-from k8sproxy.protocol.recorderapi import EVENT_CODES_FIELD, V2_PATH, read_event_codes
+from k8sproxy.protocol.recorderapi import (
+    ERROR_FIELD,
+    EVENT_CODES_FIELD,
+    MAX_REFUSAL,
+    V2_PATH,
+    printable,
+    read_event_codes,
+    read_refusal,
+)
+from k8sproxy.recording.refusals import Reason
 from k8sproxy.recording.upload import Upload
 from k8sproxy.recording.wire import Piece, Wire
 
@@ -99,18 +108,37 @@ class Rejected(Exception):
 
 
 class Stream:
-    """A request on a connection, later an upload's carrier. answer: the response's status."""
+    """A request on a connection, later an upload's carrier. answer: once the recorder has accepted it, else Rejected
+    with its reason."""
 
-    __slots__ = ("_connection", "answer", "h2", "number", "queued", "read", "upload", "upload_for")
+    __slots__ = (
+        "_connection",
+        "answer",
+        "h2",
+        "number",
+        "question",
+        "queued",
+        "read",
+        "reason",
+        "upload",
+        "upload_for",
+    )
 
     def __init__(
-        self, connection: Connection, number: int, h2_stream: H2Stream, upload_for: Callable[[Stream], Upload] | None
+        self,
+        connection: Connection,
+        number: int,
+        h2_stream: H2Stream,
+        upload_for: Callable[[Stream], Upload] | None,
+        question: str,
     ) -> None:
         self._connection = connection
+        self.question = question  # method and path
+        self.reason: Reason | None = None  # it was refused, and why is being read
         self.number = number
         self.h2 = h2_stream
         self.upload_for = upload_for
-        self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.queued = False
         self.read = 0  # bytes whose window is not given back yet
         self.upload: Upload | None = None
@@ -173,19 +201,15 @@ class Connection:
         """HEAD /v2/record. Raises Rejected, NotHTTP2, ConnectionLost."""
         stream = self._request("HEAD", None)
         try:
-            status = await stream.answer
+            await stream.answer
         finally:
             self.reset(stream)
-        if status != "200":
-            raise Rejected(f"HTTP {status} to HEAD {V2_PATH}")
 
     async def submit(self, upload_for: Callable[[Stream], Upload]) -> Upload:
         """POST /v2/record, and the upload once the response head says 200. Raises Rejected, ConnectionLost."""
         stream = self._request("POST", upload_for)
         try:
-            status = await stream.answer
-            if status != "200":
-                raise Rejected(f"HTTP {status} to POST {V2_PATH}")
+            await stream.answer
         except BaseException:
             if stream.upload is not None:
                 stream.upload.abort()
@@ -193,7 +217,7 @@ class Connection:
             raise
         # Made when the head was read, since acks or an error may have come in the same breath.
         upload = stream.upload
-        assert upload is not None  # noqa: S101  (for mypy: status is 200)
+        assert upload is not None  # noqa: S101  (for mypy: it was accepted)
         if upload.failure is not None:
             raise Rejected(upload.failure)
         return upload
@@ -216,6 +240,8 @@ class Connection:
 
     def reset(self, stream: Stream) -> None:
         """Forgets a stream, telling the recorder unless both ends have ended it."""
+        if stream.reason is not None:
+            stream.reason.cancel()
         if self._streams.pop(stream.number, None) is None:
             return
         if self.lost is None:
@@ -245,7 +271,9 @@ class Connection:
         except H2Error as error:
             raise ConnectionLost(f"no stream can be opened ({type(error).__name__})") from None
         self._opened += 1
-        stream = self._streams[number] = Stream(self, number, self._h2.streams[number], upload_for)
+        stream = self._streams[number] = Stream(
+            self, number, self._h2.streams[number], upload_for, f"{method} {V2_PATH}"
+        )
         self._flush_control()
         return stream
 
@@ -429,7 +457,7 @@ class Connection:
 
     def _event(self, event: Event) -> None:
         if isinstance(event, ConnectionTerminated):
-            self._goaway(event.last_stream_id)
+            self._goaway(event.last_stream_id, read_refusal((event.additional_data or b"")[:MAX_REFUSAL]))
             return
         if not isinstance(event, DataReceived | ResponseReceived | StreamEnded | StreamReset):
             return
@@ -447,15 +475,22 @@ class Connection:
             if stream.answer.done():
                 return
             status = fields.get(":status", "")
-            if status == "200" and stream.upload_for is not None:
+            if status != "200":
+                self._refused(stream, status, fields.get(ERROR_FIELD))
+                return
+            if stream.upload_for is not None:
                 stream.upload = stream.upload_for(stream)
                 stream.upload.event_codes = read_event_codes(fields.get(EVENT_CODES_FIELD))
-            stream.answer.set_result(status)
+            stream.answer.set_result(None)
         elif isinstance(event, DataReceived):
-            if stream.upload is not None:
+            if stream.reason is not None:
+                stream.reason.take(event.data or b"")
+            elif stream.upload is not None:
                 stream.upload.receive_data(event.data or b"")  # padded, or the last
         elif isinstance(event, StreamEnded):
-            if stream.upload is not None:
+            if stream.reason is not None:
+                stream.reason.done()
+            elif stream.upload is not None:
                 stream.upload.receive_end()
                 self.reset(stream)
         else:
@@ -463,15 +498,27 @@ class Connection:
             self._failed(stream, f"the recorder gave up the session ({_code(event.error_code)})", Rejected)
             self._on_change(self)
 
-    def _goaway(self, last: int | None) -> None:
+    def _refused(self, stream: Stream, status: str, field: str | None) -> None:
+        """A request was answered otherwise than by 200: what follows says why, where it does."""
+
+        def given(words: str) -> None:
+            if not stream.answer.done():
+                stream.answer.set_exception(Rejected(words))
+                stream.answer.exception()  # nobody may be left to look at it
+
+        stream.reason = Reason(printable(status), stream.question, field, given)
+
+    def _goaway(self, last: int | None, why: str) -> None:
         self._going = True
         for stream in tuple(self._streams.values()):
             if stream.number > (last or 0):
                 self._streams.pop(stream.number, None)
-                self._failed(stream, _FATAL[1], ConnectionLost)
+                self._failed(stream, f"{_FATAL[1]}: {why}" if why else _FATAL[1], ConnectionLost)
         self._on_change(self)
 
     def _failed(self, stream: Stream, why: str, error: type[Exception], *, blame: bool = True) -> None:
+        if stream.reason is not None:
+            stream.reason.done()
         if not stream.answer.done():
             stream.answer.set_exception(error(why))
             stream.answer.exception()  # nobody may be left to look at it

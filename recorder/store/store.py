@@ -245,7 +245,7 @@ class Store:
                 short = self.free is not None and self.free < self._min_free
                 if short and self._space is None:
                     _log.error("store_nearly_full", free=self.free, needed=self._min_free)
-                self._space = "the recorder's disk is nearly full" if short else None
+                self._space = _nearly_full(self.free or 0, self._min_free) if short else None
             if self.journal is not None:
                 await self.journal.probe()
             if self.registrar is not None and self.registrar.behind and len(self.journal_segments) > HELD_BACK:
@@ -548,3 +548,7 @@ class _Removal:
             self.done.set_result(segment)
         else:
             self.done.set_exception(StoreError(str(error)))
+
+
+def _nearly_full(free: int, needed: int) -> str:
+    return f"the recorder's disk is nearly full ({free >> 20} MiB free, {needed >> 20} MiB needed)"

@@ -112,7 +112,7 @@ def test_a_v1_recorder_that_refuses(status: int) -> None:
         async with FakeRecorder() as fake, recorders() as made:
             fake.version = 1
             fake.statuses["POST"] = status
-            assert await refusal(made, fake.address) == ((fake.address, f"HTTP {status} to POST /record"),)
+            assert await refusal(made, fake.address) == ((fake.address, f"HTTP {status} to POST /record: no"),)
 
     run(scene())
 
