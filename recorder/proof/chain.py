@@ -72,7 +72,7 @@ async def read_chain(raw: Blobs, keys: PublicKeys) -> Chain:
         chain.faults.append(chain.keys.fault)
     if keys.own and chain.keys.current not in ("", keys.own):
         chain.faults.append(f"the key in force is {chain.keys.current}, and not {keys.own}, which was given as that")
-    chain.removals, faults = await read_removals(raw, keys)
+    chain.removals, faults = await _read_removals(raw, keys, chain.keys)
     chain.faults += faults
     return chain
 
@@ -136,15 +136,19 @@ async def last_manifest(raw: Blobs, keys: PublicKeys) -> Anchor:
     return Anchor(0, NOTHING)
 
 
-async def read_removals(raw: Blobs, keys: PublicKeys) -> tuple[dict[str, Removal], list[str]]:
-    """Removals that stand as files, by subject, and what is wrong with others. Raises StoreError."""
+async def _read_removals(raw: Blobs, keys: PublicKeys, history: KeyHistory) -> tuple[dict[str, Removal], list[str]]:
+    """Removals that stand as files, by subject, and what is wrong with others. They have no number, so only the key in
+    force may have signed them. Raises StoreError."""
     removals: dict[str, Removal] = {}
     faults: list[str] = []
     for name in [name async for name, _ in raw.names(REMOVALS)]:
         try:
-            removal = read_removal(await raw.get(f"{REMOVALS}/{name}"), keys)
+            data = await raw.get(f"{REMOVALS}/{name}")
+            removal, key = read_removal(data, keys), signed_by(data)
+            if history.current not in ("", key):
+                raise ForgedError(f"it is signed with the key {key}, which is not in force")
         except KeyError:
-            continue  # sealed meanwhile
+            continue  # taken over meanwhile
         except ValueError:
             faults.append(f"{REMOVALS}/{name!a} is none of the recorder's")
             continue

@@ -618,6 +618,30 @@ def test_removals_of_before_there_were_acts(tmp_path: Path) -> None:
     ]
 
 
+def test_a_retired_key_signs_no_removal_of_before_there_were_acts(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+    old = run(stage.age())
+    (one,) = [path.name for path in (stage.root / "recordings").glob("*/*")]
+    shutil.rmtree(stage.place(one))
+    (stage.root / "proof/removals").mkdir()
+    path = stage.root / f"proof/removals/{one}.json"
+    path.write_bytes(write_removal(Removal(one, 1.0, "x", "y"), old))
+    assert statuses(run(stage.verify())) == {one: "removed"}
+    retired = Signer.make()
+    path.write_bytes(write_removal(Removal(one, 1.0, "x", "y"), retired))
+    report = run(stage.verify(PublicKeys([old.public_key, retired.public_key], old.id)))
+    assert statuses(report) == {one: "missing"} and "which is not in force" in report.faults[0]
+
+    async def restart() -> None:
+        async with stage.store() as store:
+            keys = PublicKeys([old.public_key, retired.public_key])
+            with pytest.raises(StoreError, match="which is not in force"):
+                await Pruner(store, Rules(), signer=old, keys=keys).repair()
+
+    run(restart())
+    assert not (stage.root / "proof/acts").exists()
+
+
 def test_whoever_has_looked_may_remove_what_is_not_as_it_was_sealed(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "store")
     one, other = run(two(stage))
