@@ -50,13 +50,13 @@ bench: $(STAMP) bed
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 	@$(BIN)/python -m bench.cluster $(BENCH_CLUSTER_ARGS)
 
-FUZZ_TARGET ?= remotecommand portforward cast acks head screen
+FUZZ_TARGET ?= remotecommand portforward cast acks head screen session
 FUZZ_SECONDS ?= 60
 
 # Atheris has an environment of its own: nothing else needs it.
-$(VENV)/fuzz/.installed: requirements.lock
+$(VENV)/fuzz/.installed: requirements.lock Makefile
 	@$(PYTHON) -m venv $(VENV)/fuzz
-	@$(VENV)/fuzz/bin/python -m pip install --quiet --constraint requirements.lock 'atheris>=3,<4' h11 httptools orjson pydantic
+	@$(VENV)/fuzz/bin/python -m pip install --quiet --constraint requirements.lock 'atheris>=3,<4' h11 httptools orjson pydantic structlog
 	@touch $@
 
 fuzz: $(VENV)/fuzz/.installed

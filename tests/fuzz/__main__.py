@@ -19,7 +19,7 @@ def main() -> None:
         sys.exit(__doc__)
     # In an environment of its own, which the type checker does not know.
     atheris = importlib.import_module("atheris")
-    with atheris.instrument_imports(include=["k8sproxy.protocol", "recorder.screen"]):
+    with atheris.instrument_imports(include=["k8sproxy.protocol", "k8sproxy.recording", "recorder.screen"]):
         targets = importlib.import_module("tests.fuzz.targets").TARGETS
     name, arguments = sys.argv[1], sys.argv[2:]
     target = targets[name]
