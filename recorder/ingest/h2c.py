@@ -3,8 +3,8 @@
     HEAD /v2/record   200, as a probe               POST /v2/record   200 at once, then a stream of JSON objects:
                                                     {"ack": N} as bytes get safe, {"error": ".."} and the end if not
 
-Acks go out together: one timer a connection looks at all of its streams and writes what is new in one go, every
-ACK_SECONDS, less often with many streams. Flow control is the backpressure: what the store takes is given back to the
+Acks go out together: one timer a connection looks at all of its streams and writes what is new in one go, ACK_SECONDS
+after the last time, or at once where that is past; less often with many streams. Flow control is the backpressure: what the store takes is given back to the
 sender at once, and while the store is blocked nothing is. A store that has too much of all sessions together is not
 even read for: windows are a promise to each connection, and hundreds of those together are more than memory should be.
 
@@ -49,7 +49,8 @@ from recorder.ingest.turnaway import field_value
 
 _log = structlog.get_logger(__name__)
 
-# Seconds from a commit to its acks: senders give up at 30 s, and nobody waits for an ack but at a session's end.
+# Seconds between acks of one connection; the first ones after a pause go at once. At an acknowledged session somebody
+# waits for each, to see what a key has done; in a flow of output nobody does, and fifty a second cost little.
 ACK_SECONDS = 0.02
 # Streams for which that holds; with n times as many it is n times as long, up to
 ACK_STREAMS = 100
@@ -119,6 +120,7 @@ class H2Protocol(asyncio.Protocol):
         self._streams: dict[int, _Stream] = {}
         self._dirty: dict[int, None] = {}
         self._ticking: asyncio.TimerHandle | None = None
+        self._ticked = float("-inf")  # when acks were last told
         self._idle: asyncio.TimerHandle | None = None
         self._paused = False
         self._unread = False  # reading is paused, for the store
@@ -510,10 +512,11 @@ class H2Protocol(asyncio.Protocol):
     def _tick_soon(self) -> None:
         if self._ticking is None and self._dirty and not self._paused and self._transport is not None:
             seconds = min(max(1.0, len(self._streams) / ACK_STREAMS) * ACK_SECONDS, MAX_ACK_SECONDS)
-            self._ticking = self._loop.call_later(seconds, self._tick)
+            self._ticking = self._loop.call_at(max(self._ticked + seconds, self._loop.time()), self._tick)
 
     def _tick(self) -> None:
         self._ticking = None
+        self._ticked = self._loop.time()
         if self._paused or self._transport is None:
             return
         dirty, self._dirty = self._dirty, {}
