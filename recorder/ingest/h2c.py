@@ -3,8 +3,8 @@
     HEAD /v2/record   200, as a probe               POST /v2/record   200 at once, then a stream of JSON objects:
                                                     {"ack": N} as bytes get safe, {"error": ".."} and the end if not
 
-Acks go out together: one timer a connection looks at all of its streams and writes what is new in one go, ACK_SECONDS
-after the last time, or at once where that is past; less often with many streams. Flow control is the backpressure: what the store takes is given back to the
+Acks go out together: in one go all that a commit has made safe on a connection. Where those are many, they go out
+ACK_SECONDS after the last ones, less often with many streams. Flow control is the backpressure: what the store takes is given back to the
 sender at once, and while the store is blocked nothing is. A store that has too much of all sessions together is not
 even read for: windows are a promise to each connection, and hundreds of those together are more than memory should be.
 
@@ -49,9 +49,10 @@ from recorder.ingest.turnaway import field_value
 
 _log = structlog.get_logger(__name__)
 
-# Seconds between acks of one connection; the first ones after a pause go at once. At an acknowledged session somebody
-# waits for each, to see what a key has done; in a flow of output nobody does, and fifty a second cost little.
+# Seconds between acks of one connection, where there are more than FEW at a time. Fewer go at once: at an acknowledged
+# session somebody waits for each, to see what a key has done.
 ACK_SECONDS = 0.02
+FEW = 8
 # Streams for which that holds; with n times as many it is n times as long, up to
 ACK_STREAMS = 100
 MAX_ACK_SECONDS = 0.1
@@ -511,14 +512,19 @@ class H2Protocol(asyncio.Protocol):
 
     def _tick_soon(self) -> None:
         if self._ticking is None and self._dirty and not self._paused and self._transport is not None:
-            seconds = min(max(1.0, len(self._streams) / ACK_STREAMS) * ACK_SECONDS, MAX_ACK_SECONDS)
-            self._ticking = self._loop.call_at(max(self._ticked + seconds, self._loop.time()), self._tick)
+            self._ticking = self._loop.call_at(self._loop.time(), self._tick)
 
     def _tick(self) -> None:
         self._ticking = None
-        self._ticked = self._loop.time()
         if self._paused or self._transport is None:
             return
+        now = self._loop.time()
+        if len(self._dirty) > FEW:
+            seconds = min(max(1.0, len(self._streams) / ACK_STREAMS) * ACK_SECONDS, MAX_ACK_SECONDS)
+            if now < self._ticked + seconds:
+                self._ticking = self._loop.call_at(self._ticked + seconds, self._tick)
+                return
+        self._ticked = now
         dirty, self._dirty = self._dirty, {}
         try:
             for number in dirty:

@@ -37,6 +37,10 @@ SEGMENT_AGE = 600.0
 BATCH = 4 << 20
 # Seconds from the beginning of one commit to that of the next: fifty a second cost little, and an ack may wait 200 ms.
 PACE = 0.02
+# Sources, and bytes, of a commit that the next one may follow at once: people at their keyboards, who may have to wait
+# for the ack to see what a key has done. Output comes in more bytes, and many sessions are more sources.
+FEW = 8
+LITTLE = 16 << 10
 # Seconds between attempts to write after a failure.
 RETRY = 1.0
 # Seconds without a commit after which an empty one is tried: a disk that turned read-only, or a store that is away, is
@@ -192,7 +196,8 @@ class Journal:
                 self._settle(batch, fault)
             else:
                 self._settle(batch, None)
-            if not self._closing:
+            little = len(batch) <= FEW and sum(item.size for item in items) <= LITTLE
+            if not self._closing and not little:
                 await asyncio.sleep(max(0.0, begun + PACE - loop.time()))
 
     async def probe(self) -> None:
