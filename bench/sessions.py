@@ -13,6 +13,8 @@ grant has a recorder and enforces it, bob's has none. So recorded and unrecorded
     echo        one session of cat; milliseconds until a byte comes back
     idle        sessions that do nothing; the proxy's memory for each
     events      GET of one object, 16 connections, with enableEvents and without; requests a second, p50
+    levels      echo and output by level of recording, with the real `recorder serve` on this machine's disk: not
+                recorded, closed, acknowledged; milliseconds until a byte comes back, MB/s
 
 CPU is the proxy process's own. Tailscale's has its node within itself; k8sproxy's node is a tailscaled beside it, which
 carries the recording with --tailnet (LocalAPI's dial): its CPU is counted too, and given apart.
@@ -35,10 +37,11 @@ from typing import Any
 from bench.cluster import TAILSCALE_PORT, Sample, Samples, port_taken, programs, say, start_tailscale, within
 from bench.machine import Others, describe
 from bench.processes import Measured, python
+from bench.recorder.stage import Served
 from bench.report import Goal, goals_table, number, row, table_head, write_section
-from tests.bed import Bed, free_port, kubernetes_grant
+from tests.bed import Bed, Grant, free_port, kubernetes_grant
 
-SCENARIOS = ("output", "sessions", "echo", "idle", "events")
+SCENARIOS = ("output", "sessions", "echo", "idle", "events", "levels")
 STREAMING = ("websocket", "spdy")
 _GROUP = "system:masters"
 # Seconds after which a run of a load generator has lost something.
@@ -78,7 +81,11 @@ class Bench:
             alice={"user": "alice@example.com"},
             bob={"user": "bob@example.com"},
             eve={"user": "eve@example.com"},
+            carol={"user": "carol@example.com"},
+            dave={"user": "dave@example.com"},
         )
+        served = Served(stack, _folder(bed.directory / "recorder"), trusts=True)
+        on_disk: dict[str, Any] = {"recorderAddrs": [f"127.0.0.1:{served.port}"]}
         recorder: dict[str, Any] = (
             {"recorder": ["tag:recorder"]} if tailnet else {"recorderAddrs": [f"127.0.0.1:{port}"]}
         )
@@ -87,14 +94,21 @@ class Bench:
                 kubernetes_grant("alice@example.com", [_GROUP], enforceRecorder=True, **recorder),
                 kubernetes_grant("bob@example.com", [_GROUP]),
                 kubernetes_grant("eve@example.com", [_GROUP], enableEvents=True, **recorder),
+                kubernetes_grant("carol@example.com", [_GROUP], enforceRecorder=True, **on_disk),
+                kubernetes_grant("dave@example.com", [_GROUP], **on_disk),
+                Grant(["dave@example.com"], ["*"], {"tailscale.com/cap/k8sproxy": [{"recording": "acknowledged"}]}),
             ]
         )
         bed.pod("bench")
         sink = [str(peers / "recsink"), f"--listen=127.0.0.1:{port}"]
         stack.enter_context(Measured("recsink", sink, bed.directory / "logs" / "recsink.log", port=port))
         self.ways: dict[str, Way] = {}
+        self.levels: dict[str, Way] = {}
         ours = self._k8sproxy(stack)
         self._add("k8sproxy", f"http://127.0.0.2:{ours[1]}", ours[0], self._daemon_cpu)
+        for what, who in (("not recorded", "bob"), ("closed", "carol"), ("acknowledged", "dave")):
+            source = f"--proxy-source={bed.nodes[who].tailnet_ip}"
+            self.levels[what] = Way(f"http://127.0.0.2:{ours[1]}", (source,), ours[0])
         if why := port_taken():
             say(f"tailscale is left out: 127.0.0.1:{TAILSCALE_PORT}: {why}")
         else:
@@ -162,6 +176,13 @@ class Bench:
         answer = self.run("execload", way, _EXEC, "--mode=echo", f"--count={count}", *_flags(streaming), "--", "cat")
         return {"p50_ms": answer["p50_ms"], "p99_ms": answer["p99_ms"]}
 
+    def level(self, way: Way, streaming: str, count: int, megabytes: int) -> Sample:
+        """Keystrokes, and one command's output."""
+        return {
+            **self.echo(way, streaming, count),
+            "rate": self.output(way, streaming, megabytes, "text")["rate"],
+        }
+
     def idle(self, way: Way, streaming: str, count: int) -> Sample:
         """Shells that wait."""
         assert way.proxy is not None
@@ -187,6 +208,11 @@ class Bench:
         one = self.run("loadgen", way, path, "--connections=1", "--count=1500")
         spent = (_cpu(way) - before) / (answer["requests"] + one["requests"])
         return {"rate": answer["rps"], "p50_ms": one["p50_ms"], "cpu_us": spent * 1e6}
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def _cpu(way: Way) -> float:
@@ -246,6 +272,9 @@ def goals(scenario: str, streaming: str, samples: Samples, content: str = "") ->
         limit = 150 if streaming == "websocket" else 250
         values = [sample["kib"] for sample in samples[ours]]
         yield Goal(f"{streaming}: an idle recorded shell, KiB", statistics.median(values), limit)
+    elif scenario == "levels":
+        values = [sample["p50_ms"] for sample in samples["acknowledged"]]
+        yield Goal(f"{streaming}: echo of an acknowledged session at p50, ms", statistics.median(values), 5.0)
     elif scenario == "events":
         yield from goal("requests a second with events over without", "k8sproxy, events", plain, "rate", 0.9)
         yield from goal(
@@ -296,7 +325,9 @@ def main() -> None:
                 title_of = f"{content}, {streaming}" if content else f"{scenario}, {streaming}"
                 say(f"bench: {title_of}")
                 names, count = both, options.rounds
-                if scenario == "idle":
+                if scenario == "levels":
+                    names = list(bench.levels)
+                elif scenario == "idle":
                     names, count = ["k8sproxy, recorded"], 1
                 elif scenario == "events":
                     names = ["k8sproxy, events", "k8sproxy, unrecorded"]
@@ -326,6 +357,8 @@ def _sampler(
     bench: Bench, scenario: str, streaming: str, content: str, options: argparse.Namespace
 ) -> Callable[[str], Sample]:
     def sample(name: str) -> Sample:
+        if scenario == "levels":
+            return bench.level(bench.levels[name], streaming, 400, 40)
         way = bench.ways[name]
         if scenario == "output":
             return bench.output(way, streaming, options.megabytes, content)

@@ -106,7 +106,8 @@ def event_line(pool: Sequence[bytes], number: int, count: int) -> bytes:
 
 class Served:
     """`recorder serve` in a folder, under measurement. data: what it keeps, if that is not in the folder. prefix: words
-    before its command. viewers: it has a web site, which 127.0.0.1 sees all of."""
+    before its command. viewers: it has a web site, which 127.0.0.1 sees all of. trusts: who comes from 127.0.0.1 may
+    send."""
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class Served:
         data: Path | None = None,
         prefix: Sequence[str] = (),
         viewers: bool = False,
+        trusts: bool = False,
     ) -> None:
         self.data = data or directory / "data"
         self.port, self.web_port, self.admin_port = free_port(), free_port(), free_port()
@@ -132,6 +134,8 @@ class Served:
             "ingest": {"listen": [f"127.0.0.1:{self.port}"], "allow": ["tag:k8sproxy"]},
             "admin": {"address": f"127.0.0.1:{self.admin_port}"},
         }
+        if trusts:
+            config["ingest"]["insecureAllow"] = ["127.0.0.1"]
         if viewers:
             config["web"] = {"listen": [f"127.0.0.1:{self.web_port}"], "insecureAllow": ["127.0.0.1"]}
         self.file.write_text(json.dumps(config))
