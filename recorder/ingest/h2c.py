@@ -4,9 +4,10 @@
                                                     {"ack": N} as bytes get safe, {"error": ".."} and the end if not
 
 Acks go out together: in one go all that a commit has made safe on a connection. Where those are many, they go out
-ACK_SECONDS after the last ones, less often with many streams. Flow control is the backpressure: what the store takes is given back to the
-sender at once, and while the store is blocked nothing is. A store that has too much of all sessions together is not
-even read for: windows are a promise to each connection, and hundreds of those together are more than memory should be.
+ACK_SECONDS after the last ones, less often with many streams. Flow control is the backpressure: what the store takes is
+given back to the sender at once, and while the store is blocked nothing is. A store that has too much of all sessions
+together is not even read for: windows are a promise to each connection, and hundreds of those together are more than
+memory should be.
 
 A body that ends with END_STREAM is a clean recording; a reset or a lost connection cuts it. After an error the stream
 is ended and reset with NO_ERROR (8.1), which tells the sender to stop without making the answer void.
