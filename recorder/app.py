@@ -29,6 +29,7 @@ from k8sproxy.tailnet.whois import WhoIs
 from recorder import __version__
 from recorder.admin import AdminSite
 from recorder.assembly import Finding, WebServer, index_url
+from recorder.book import Book
 from recorder.config import Address, Config, ConfigError, load
 from recorder.crypt import EncryptedBlobs, EncryptedLog
 from recorder.index import IndexFailure
@@ -204,6 +205,7 @@ class App:
             except IndexFailure as error:
                 raise StartError(f"index: {error}") from None
             self._store.observers.append(self._finding.index)
+            self._finding.index.book = Book(self._store).add
         try:
             self._keeping = Keeping(config, self._store, await first_key(config, self._store.blobs))
         except KeepingError as error:

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from k8sproxy.peer import Peer
 from k8sproxy.tailnet.whois import WhoIs
+from recorder.book import Book
 from recorder.config import Config, Network
 from recorder.index import Index, IndexFailure
 from recorder.store import Store, StoreError
@@ -86,6 +87,7 @@ class Finding:
             else:
                 self.opened, self._fault = True, None
         self.index.watch(store)
+        await self._restore_looks(store)
         wait = _RETRY
         while True:
             try:
@@ -99,6 +101,15 @@ class Finding:
             else:
                 self._fault = None
                 return
+
+    async def _restore_looks(self, store: Store) -> None:
+        """Into an index that is new: the store has the book of looks, too."""
+        try:
+            if not await self.index.has_looks() and (count := await self.index.restore_looks(Book(store).looks())):
+                _log.info("looks_restored", looks=count)
+        except (IndexFailure, StoreError) as error:
+            self._errors += 1
+            _log.error("looks_not_restored", why=str(error))
 
     async def aclose(self) -> None:
         """Let go of it."""

@@ -12,10 +12,11 @@ from recorder.cli.common import Where, execute, json_option, place_options, prin
 @click.option("--index", metavar="URL", help='"sqlite:PATH" or "postgresql://.." (default: as configured).')
 @json_option
 def command(where: Where, index: str | None, as_json: bool) -> None:
-    """Make the index anew from what is in the store. Until it is done the old one answers; who looked at what stays.
+    """Make the index anew from what is in the store. Until it is done the old one answers; who looked at what stays,
+    and what the index has lost of that is read from the store.
 
     With an index in a file the recorder must be stopped meanwhile; in PostgreSQL it may run on. A file that is damaged
-    is laid aside, with the looks in it.
+    is laid aside.
     """
     recordings, events = execute(_rebuild(where, index))
     if as_json:
@@ -26,6 +27,7 @@ def command(where: Where, index: str | None, as_json: bool) -> None:
 
 async def _rebuild(where: Where, url: str | None) -> tuple[int, int]:
     from recorder.assembly import index_url
+    from recorder.book import Book
     from recorder.cli.library import open_read_only
     from recorder.index import Index
 
@@ -41,6 +43,7 @@ async def _rebuild(where: Where, url: str | None) -> tuple[int, int]:
             await index.open(anew=True)
             with progress_bar("sessions and events indexed") as bar:
                 done = await index.rebuild(store, lambda progress: bar(progress.recordings + progress.events, 0))
+            await index.restore_looks(Book(store).looks())
     finally:
         await index.aclose()
     return done.recordings, done.events

@@ -1,8 +1,8 @@
 """What was recorded, findable: rows, full text and API events, in SQLite or PostgreSQL.
 
 The index holds nothing that counts. What it knows it was told by the store (as its observer) or read from it
-(`catch_up`, `rebuild`), except who looked at what, which a rebuild carries over. So it may lag, be thrown away or be
-made again; it never holds up what is being recorded.
+(`catch_up`, `rebuild`). Who looked at what is in the store as well (recorder/book.py), and a rebuild carries it over.
+So it may lag, be thrown away or be made again; it never holds up what is being recorded.
 
     filters   what may be asked                  words      text -> words, questions -> terms, snippets
     rows      what is answered                   where      filters and scopes -> SQL, on both dialects

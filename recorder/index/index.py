@@ -11,7 +11,7 @@ await index.catch_up(store)           # what was missed while the recorder was d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from k8sproxy.peer import Peer
@@ -41,6 +41,7 @@ class Index(Questions):
         super().__init__(_database(url))
         self.standing = Standing()
         self._limits = (text_limit, cast_limit)
+        self.book: Callable[[Look], Awaitable[None]] | None = None  # keeps looks in the store, too
         self._intake = Intake(self.database, text_limit=text_limit, cast_limit=cast_limit, waiting=waiting)
 
     async def open(self, *, anew: bool = False) -> None:
@@ -140,6 +141,21 @@ class Index(Questions):
         text_limit, cast_limit = self._limits
         return await rebuild(self.database, store, self._intake, report, text_limit=text_limit, cast_limit=cast_limit)
 
+    async def restore_looks(self, looks: AsyncIterator[Look]) -> int:
+        """Write those that are not here; how many. Raises IndexFailure, and what `looks` raises."""
+        known = {identifier for (identifier,) in await self.database.known("SELECT id FROM looks")}
+        count = 0
+        async for look in looks:
+            if look.id not in known:
+                known.add(look.id)
+                await self.database.write(await put_look(self.database, look))
+                count += 1
+        return count
+
+    async def has_looks(self) -> bool:
+        """Whether there is one."""
+        return bool(await self.database.known("SELECT 1 FROM looks LIMIT 1"))
+
     async def add_look(
         self,
         peer: Peer,
@@ -151,7 +167,7 @@ class Index(Questions):
         identifier: Callable[[float], str] = new_id,
     ) -> Look:
         """Keep that this peer looked: kind is a word for how, recording an id or "", at unix seconds. Safe on return.
-        Raises IndexFailure: then it must not be shown."""
+        Raises IndexFailure, StoreError: then it must not be shown."""
         look = Look(
             id=identifier(at),
             at=at,
@@ -163,6 +179,8 @@ class Index(Questions):
             address=peer.address,
             detail=detail,
         )
+        if self.book is not None:
+            await self.book(look)
         for attempt in range(1, _TRIES + 1):
             try:
                 await self.database.write(await put_look(self.database, look))

@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -33,6 +33,8 @@ DAYS = "proof/days"
 REMOVALS = "proof/removals"
 KEYS = "proof/keys"
 REGISTER = "proof/register"
+# What is kept in chunks of days, TOP/DAY/FIRST-ID.chunk: API events, and the book of looks.
+CHUNKS = ("events", "looks")
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d\Z", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -174,6 +176,13 @@ def next_day(day: str) -> str:
 def digest(data: bytes) -> str:
     """SHA-256, as hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def chunks(document: Manifest | Entry) -> Iterator[tuple[str, Part]]:
+    """The chunks of events and looks that it lists, by their keys in the store."""
+    for top, parts in zip(CHUNKS, (document.events, document.looks), strict=True):
+        for part in parts:
+            yield f"{top}/{part.name}", part
 
 
 def manifest_file(day: str) -> str:

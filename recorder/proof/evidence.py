@@ -75,7 +75,12 @@ class Evidence:
             acts,
             faults,
             registers.recordings | {one.id: one for manifest in chain.manifests for one in manifest.recordings},
-            registers.events | {part.name: part for manifest in chain.manifests for part in manifest.events},
+            {
+                name.removeprefix("events/"): part
+                for name, part in registers.chunks.items()
+                if name.startswith("events/")
+            }
+            | {part.name: part for manifest in chain.manifests for part in manifest.events},
             registers.there,
         )
 

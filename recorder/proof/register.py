@@ -43,6 +43,7 @@ from recorder.proof.documents import (
     Part,
     Sealed,
     UnknownKeyError,
+    chunks,
     digest,
     entry_file,
     is_day,
@@ -94,27 +95,21 @@ class State:
         """The last entry up to which everything is listed. listed: asked about ids and keys of chunks."""
         head = self.base
         for entry in self.entries:
-            names = [*(one.id for one in entry.recordings), *_chunk_names(entry)]
+            names = [*(one.id for one in entry.recordings), *(name for name, _ in chunks(entry))]
             if entry.number != head.number + 1 or not all(map(listed, names)):
                 break
             head = Anchor(entry.number, self.hashes[entry.number])
         return head
 
 
-def _chunk_names(entry: Entry) -> list[str]:
-    return [f"events/{part.name}" for part in entry.events] + [f"looks/{part.name}" for part in entry.looks]
-
-
 @dataclass(slots=True)
 class Registers:
-    """All registers of a store. recordings, events, looks: what they say, by id and by DAY/NAME; of a recording the
-    first word counts, of a chunk the last, since a crash may have it made anew. accepted: what operators have
-    accepted."""
+    """All registers of a store. recordings, chunks: what they say, by id and by key; of a recording the first word
+    counts, of a chunk the last, since a crash may have it made anew. accepted: what operators have accepted."""
 
     states: dict[str, State] = field(default_factory=dict)
     recordings: dict[str, Sealed] = field(default_factory=dict)
-    events: dict[str, Part] = field(default_factory=dict)
-    looks: dict[str, Part] = field(default_factory=dict)
+    chunks: dict[str, Part] = field(default_factory=dict)
     accepted: list[Accepted] = field(default_factory=list)
 
     @property
@@ -159,8 +154,7 @@ async def read_registers(raw: Blobs, keys: PublicKeys, chain: Chain) -> Register
                     state.faults.append(
                         f"{sealed.id} is signed twice, the second time by entry {entry.number} of {name}"
                     )
-            registers.events |= {part.name: part for part in entry.events}
-            registers.looks |= {part.name: part for part in entry.looks}
+            registers.chunks |= dict(chunks(entry))
             if entry.accepted is not None:
                 registers.accepted.append(entry.accepted)
     return registers
@@ -271,8 +265,13 @@ class Register:
         await self._wait(_Item(ended=ended))
 
     async def stored(self, kept: Kept) -> None:
-        """See Registrar; also of a chunk of looks."""
+        """See Registrar."""
         await self._wait(_Item(kept=kept))
+
+    def put_in(self, kept: Kept) -> None:
+        """See Registrar."""
+        self._waiting.append(_Item(kept=kept))
+        self._wake.set()
 
     def found(self, names: list[str]) -> None:
         """See Registrar."""
@@ -462,8 +461,7 @@ class Register:
         """Sign what was there before there was a register. The last such entry is none of an opening's own."""
         known = {sealed.id for manifest in chain.manifests for sealed in manifest.recordings}
         known |= set(registers.recordings)
-        parts = {f"events/{part.name}" for manifest in chain.manifests for part in manifest.events}
-        parts |= {f"events/{name}" for name in registers.events}
+        parts = {name for manifest in chain.manifests for name, _ in chunks(manifest)} | set(registers.chunks)
         waiting = {item.ended.recording.id for item in self._waiting if item.ended is not None}
         recordings: list[Sealed] = []
         async for identifier in _recordings(self._raw):
@@ -482,8 +480,7 @@ class Register:
         chain, registers = await read_both(self._raw, self.keys)
         known = {sealed.id for manifest in chain.manifests for sealed in manifest.recordings}
         known |= set(registers.recordings)
-        known |= {f"events/{part.name}" for manifest in chain.manifests for part in manifest.events}
-        known |= {f"events/{name}" for name in registers.events}
+        known |= {name for manifest in chain.manifests for name, _ in chunks(manifest)} | set(registers.chunks)
         recordings: list[Sealed] = []
         events: list[Part] = []
         for name in dict.fromkeys(names):

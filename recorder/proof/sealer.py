@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -26,6 +26,7 @@ from recorder.model import Recording, id_day, is_id, new_id
 from recorder.proof.actlog import ActLog
 from recorder.proof.chain import Chain
 from recorder.proof.documents import (
+    CHUNKS,
     DAYS,
     NOTHING,
     REGISTER,
@@ -34,6 +35,7 @@ from recorder.proof.documents import (
     Manifest,
     Part,
     Sealed,
+    chunks,
     day_end,
     day_of,
     digest,
@@ -72,7 +74,7 @@ class _Found:
     it; nothing of what nobody has signed."""
 
     recordings: dict[str, float] = field(default_factory=dict)
-    events: dict[str, str] = field(default_factory=dict)  # DAY/NAME -> day
+    chunks: dict[str, str] = field(default_factory=dict)  # key -> day
     signed: dict[str, Sealed] = field(default_factory=dict)
     parts: dict[str, Part] = field(default_factory=dict)
 
@@ -209,15 +211,16 @@ class Sealer:
                     _log.error("recording_too_late_to_seal", recording=name)
                 elif ended < until:
                     found.recordings[name] = ended
-        known = {part.name for manifest in chain.manifests for part in manifest.events}
-        for key, part in registers.events.items():
-            if key not in known and (day := key.partition("/")[0]) <= due:
-                found.events[key], found.parts[f"events/{key}"] = day, part
-        for day in [name.rstrip("/") async for name, _ in self._raw.names("events")]:
-            if is_day(day) and day <= due and day_end(day) >= oldest:
-                for name in [name async for name, _ in self._raw.names(f"events/{day}")]:
-                    if is_id(name.removesuffix(".chunk")) and f"{day}/{name}" not in known:
-                        found.events.setdefault(f"{day}/{name}", day)
+        known = {name for manifest in chain.manifests for name, _ in chunks(manifest)}
+        for key, part in registers.chunks.items():
+            if key not in known and (day := key.split("/")[1]) <= due:
+                found.chunks[key], found.parts[key] = day, part
+        for top in CHUNKS:
+            for day in [name.rstrip("/") async for name, _ in self._raw.names(top)]:
+                if is_day(day) and day <= due and day_end(day) >= oldest:
+                    for name in [name async for name, _ in self._raw.names(f"{top}/{day}")]:
+                        if is_id(name.removesuffix(".chunk")) and f"{top}/{day}/{name}" not in known:
+                            found.chunks.setdefault(f"{top}/{day}/{name}", day)
         return found
 
     async def _recording(self, identifier: str) -> Recording | None:
@@ -244,31 +247,32 @@ class Sealer:
             del found.recordings[identifier]
             if (sealed := await self._seal_recording(identifier, found.signed.get(identifier))) is not None:
                 recordings.append(sealed)
-        events: list[Part] = []
+        parts: dict[str, list[Part]] = {top: [] for top in CHUNKS}
         unsigned: list[str] = []
-        for key in sorted(key for key, its_day in found.events.items() if its_day <= day):
-            del found.events[key]
-            part = found.parts.get(f"events/{key}")
+        for key in sorted(key for key, its_day in found.chunks.items() if its_day <= day):
+            del found.chunks[key]
+            part = found.parts.get(key)
             if part is None:
-                unsigned.append(f"events/{key}")
+                unsigned.append(key)
                 try:
-                    data = await self._raw.get(f"events/{key}")
+                    data = await self._raw.get(key)
                 except KeyError:
                     continue
-                part = Part(key, len(data), await hash_of(data))
-            events.append(part)
+                part = Part(key.partition("/")[2], len(data), await hash_of(data))
+            parts[key.partition("/")[0]].append(part)
         manifest = Manifest(
             number=chain.last.number + 1 if chain.last else 1,
             day=day,
             previous=chain.last.sha256 if chain.last else NOTHING,
             sealed=self._clock(),
             recordings=tuple(recordings),
-            events=tuple(events),
+            events=tuple(parts["events"]),
+            looks=tuple(parts["looks"]),
             acts=await self._last_act(),
-            registers=_taken_over(chain, registers, recordings, events),
             unsigned=tuple(unsigned),
             accepted=_accepted(chain, registers),
         )
+        manifest = replace(manifest, registers=_taken_over([*chain.manifests, manifest], registers))
         data = await asyncio.to_thread(write_manifest, manifest, self._signer)
         if f"{day}.json" in {name async for name, _ in self._raw.names(DAYS)}:
             raise StoreError("another recorder seals this store, too")
@@ -286,7 +290,8 @@ class Sealer:
             number=manifest.number,
             sha256=chain.last.sha256,
             recordings=len(recordings),
-            events=len(events),
+            events=len(manifest.events),
+            looks=len(manifest.looks),
             acts=manifest.acts.number if manifest.acts is not None else 0,
         )
 
@@ -335,18 +340,13 @@ def _accepted(chain: Chain, registers: Registers) -> tuple[Accepted, ...]:
     return tuple(accepted for accepted in registers.accepted if accepted not in known)
 
 
-def _taken_over(
-    chain: Chain, registers: Registers, recordings: Iterable[Sealed], events: Iterable[Part]
-) -> dict[str, Anchor]:
-    """Of each register the last entry up to which everything is in a manifest, with the one that is being made."""
-    names = {sealed.id for manifest in chain.manifests for sealed in manifest.recordings}
-    names |= {sealed.id for sealed in recordings}
-    names |= {f"events/{part.name}" for manifest in chain.manifests for part in manifest.events}
-    names |= {f"events/{part.name}" for part in events}
-    names |= {f"looks/{part.name}" for manifest in chain.manifests for part in manifest.looks}
+def _taken_over(manifests: Sequence[Manifest], registers: Registers) -> dict[str, Anchor]:
+    """Of each register the last entry up to which everything is in a manifest."""
+    names = {sealed.id for manifest in manifests for sealed in manifest.recordings}
+    names |= {name for manifest in manifests for name, _ in chunks(manifest)}
     return {name: state.taken_over(names.__contains__) for name, state in registers.states.items()}
 
 
 def _first_day(found: _Found) -> str:
-    days = [day_of(ended) for ended in found.recordings.values()] + list(found.events.values())
+    days = [day_of(ended) for ended in found.recordings.values()] + list(found.chunks.values())
     return min(days, default="")

@@ -19,12 +19,14 @@ from recorder.model import id_day, id_time, is_id
 from recorder.proof.acts import HOLDS, Acts, Kind, compare, read_acts
 from recorder.proof.chain import Chain
 from recorder.proof.documents import (
+    CHUNKS,
     FOUND,
     JOURNAL,
     UNSIGNED,
     Manifest,
     Part,
     Sealed,
+    chunks,
     day_end,
     day_of,
     digest,
@@ -58,7 +60,7 @@ _ORIGINS = {
 
 
 class Status(enum.Enum):
-    """What became of a recording, or of a chunk of events."""
+    """What became of a recording, or of a chunk of events or looks."""
 
     OK = "ok"
     OPEN = "open"
@@ -77,8 +79,8 @@ WELL = frozenset({Status.OK, Status.LATE, Status.OPEN, Status.UNSEALED, Status.R
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One recording ("events/DAY/NAME" for a chunk of events). detail: which part, or who removed it. day: that of the
-    manifest which lists it, "" if none does."""
+    """One recording ("events/DAY/NAME" for a chunk of events, "looks/DAY/NAME" for one of looks). detail: which part,
+    or who removed it. day: that of the manifest which lists it, "" if none does."""
 
     id: str
     status: Status
@@ -182,7 +184,7 @@ class Verifier:
         self._now = time.time() if now is None else now
         self._registers = Registers()
         self._sealed: dict[str, tuple[Sealed, str]] = {}
-        self._events: dict[str, tuple[Part, str]] = {}
+        self._chunks: dict[str, tuple[Part, str]] = {}  # by their keys in the store
         self._removals: dict[str, Removed] = {}
         self._details: dict[str, str] = {}
         self._unsigned: set[str] = set()
@@ -208,7 +210,7 @@ class Verifier:
         self._remember(chain, report)
         await self._look_at_acts(acts, chain, report)
         wanted = [identifier] if identifier else await self._identifiers(chain, day)
-        events = [] if identifier else await self._event_names(chain, day)
+        events = [] if identifier else await self._chunk_names(day)
         total, done = len(wanted) + len(events), 0
         progress(0, total)
         for start in range(0, total, _TOGETHER):
@@ -252,12 +254,12 @@ class Verifier:
                     self._sealed[sealed.id] = (sealed, manifest.day)
                     self._late(sealed, manifest)
             self._unsigned |= set(manifest.unsigned)
-            for part in manifest.events:
-                self._events.setdefault(part.name, (part, manifest.day))
+            for name, part in chunks(manifest):
+                self._chunks.setdefault(name, (part, manifest.day))
         for sealed in self._registers.recordings.values():
             self._sealed.setdefault(sealed.id, (sealed, ""))
-        for part in self._registers.events.values():
-            self._events.setdefault(part.name, (part, ""))
+        for name, part in self._registers.chunks.items():
+            self._chunks.setdefault(name, (part, ""))
 
     def _late(self, sealed: Sealed, manifest: Manifest) -> None:
         day = day_of(max(sealed.ended, day_end(id_day(sealed.id)) - 86400))
@@ -311,22 +313,21 @@ class Verifier:
                 found.add(name)
         return sorted(found)
 
-    async def _event_names(self, chain: Chain, day: str) -> list[str]:
+    async def _chunk_names(self, day: str) -> list[str]:
         found = {
-            key
-            for key, (_, its) in self._events.items()
-            if not day or its == day or (not its and key.startswith(f"{day}/"))
+            name
+            for name, (_, its) in self._chunks.items()
+            if not day or its == day or (not its and name.split("/")[1] == day)
         }
         # Nobody knows which chunks a day had that went before it was sealed.
-        days = {name.partition("/")[0] for name in self._events}
-        removed = (name.removeprefix("events ") for name in self._removals if not is_id(name))
-        found |= {f"{its}/" for its in removed if its not in days and (not day or its == day)}
-        for its_day in [name.rstrip("/") async for name, _ in self._raw.names("events")]:
-            if is_day(its_day) and (not day or its_day == day):
-                async for name, _ in self._raw.names(f"events/{its_day}"):
-                    if f"{its_day}/{name}" not in self._events:
-                        found.add(f"{its_day}/{name}")
-        return [f"events/{key}" for key in sorted(found)]
+        days = {name.rpartition("/")[0] for name in self._chunks}
+        removed = (name.replace(" ", "/") for name in self._removals if not is_id(name))
+        found |= {f"{its}/" for its in removed if its not in days and (not day or its == f"events/{day}")}
+        for top in CHUNKS:
+            for its_day in [name.rstrip("/") async for name, _ in self._raw.names(top)]:
+                if is_day(its_day) and (not day or its_day == day):
+                    found |= {f"{top}/{its_day}/{name}" async for name, _ in self._raw.names(f"{top}/{its_day}")}
+        return sorted(found)
 
     async def _folders(self, top: str) -> AsyncIterator[str]:
         for day in [name.rstrip("/") async for name, _ in self._raw.names(top)]:
@@ -340,8 +341,8 @@ class Verifier:
     # -- one thing
 
     async def _judge(self, name: str, chain: Chain) -> Finding | None:
-        if name.startswith("events/"):
-            return await self._judge_events(name, chain)
+        if "/" in name:
+            return await self._judge_chunk(name, chain)
         known = self._sealed.get(name)
         if known is not None:
             status, detail = await self._judge_sealed(known[0])
@@ -426,12 +427,11 @@ class Verifier:
             return Status.UNSEALED, "it ended just now, and is not signed yet"
         return Status.UNKNOWN, _ORIGINS[UNSIGNED]
 
-    async def _judge_events(self, name: str, chain: Chain) -> Finding | None:
-        key = name.removeprefix("events/")
-        day = key.partition("/")[0]
-        removal = self._removals.get(f"events {day}")
-        known = self._events.get(key)
-        if known is None and not name.endswith("/") and not is_id(key.partition("/")[2].removesuffix(".chunk")):
+    async def _judge_chunk(self, name: str, chain: Chain) -> Finding | None:
+        top, day, file = name.split("/", 2)
+        removal = self._removals.get(f"{top} {day}")
+        known = self._chunks.get(name)
+        if known is None and not name.endswith("/") and not is_id(file.removesuffix(".chunk")):
             return Finding(ascii(name).strip("'"), Status.UNKNOWN, "it is none of the recorder's")
         if name.endswith("/"):
             left = [left async for left, _ in self._raw.names(name.removesuffix("/"))]
@@ -449,7 +449,8 @@ class Verifier:
                 return Finding(name, Status.REMOVED, _removed(removal, True))
             if chain.last_day and day <= chain.last_day:
                 return Finding(name, Status.UNKNOWN, "its day is sealed without it")
-            if self._registers.there and self._now - id_time(key.partition("/")[2].removesuffix(".chunk")) > _PUTTING:
+            patience = _PUTTING if top == "events" else _SIGNING
+            if self._registers.there and self._now - id_time(file.removesuffix(".chunk")) > patience:
                 return Finding(name, Status.UNKNOWN, _ORIGINS[UNSIGNED])
             return Finding(name, Status.UNSEALED)
         part, its_day = known
@@ -497,7 +498,7 @@ def _notes(chain: Chain, registers: Registers) -> list[str]:
 
 
 def _day(name: str) -> str:
-    return name.split("/")[1] if name.startswith("events/") else id_day(name)
+    return name.split("/")[1] if "/" in name else id_day(name)
 
 
 def _are_last(missing: Iterable[str], parts: tuple[Part, ...]) -> bool:

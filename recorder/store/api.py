@@ -41,6 +41,9 @@ class Registrar(Protocol):
     async def stored(self, kept: Kept) -> None:
         """A chunk of API events; the same."""
 
+    def put_in(self, kept: Kept) -> None:
+        """A chunk of the book of looks; nobody waits for its signature."""
+
     def found(self, names: list[str]) -> None:
         """Ids of recordings, and keys of chunks of events, that are whole in the store and of which the journal still
         speaks, after a crash."""
