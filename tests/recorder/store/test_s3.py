@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from recorder.model import End
+from recorder.holds import Hold, Holds
+from recorder.model import End, id_day, new_id
+from recorder.proof import PublicKeys, Signer
+from recorder.proof.actlog import ActLog
+from recorder.proof.register import Register
+from recorder.proof.verify import Verifier
+from recorder.retention import Pruner, Rules
 from recorder.store import Store, StoreError
 from recorder.store.logs import ObjectLog
 from recorder.store.objects import ObjectBlobs, open_objects
@@ -217,6 +223,43 @@ def test_a_server_that_is_away_at_the_start_is_said(server: s3.Server, prefix: s
         live = await store.begin(HEADER, SOURCE)
         await live.finish(End.CLEAN)
         await until(lambda: not store.lives)
+        await store.aclose()
+
+    run(main())
+
+
+def test_holds_and_what_was_changed_stay_there_too(server: s3.Server, prefix: str) -> None:
+    """Acts are signed by two at once, as by a recorder and a command beside it; what is edited is not removed."""
+    signer = Signer.make()
+    keys = PublicKeys([signer.public_key], signer.id)
+
+    async def main() -> None:
+        store = store_at(server, prefix)
+        store.registrar = register = Register(store.blobs, signer)
+        register.start()
+        await store.open()
+        ids = []
+        for _ in range(3):
+            writer = await store.begin(HEADER, SOURCE)
+            writer.write(lines(10))
+            ids.append((await writer.finish(End.CLEAN)).id)
+        while store.lives:
+            store.builder.poke()
+            await asyncio.sleep(0.002)
+        held, edited, old = ids
+        beside = Holds(blobs_at(server, prefix), ActLog(blobs_at(server, prefix), keys, signer))
+        pruner = Pruner(store, Rules(max_age=-1.0), signer=signer)
+        await asyncio.gather(
+            *(one.add(Hold(new_id(), 1.0, "ana", "case", None, held)) for one in (beside, pruner.holds, beside))
+        )
+        key = f"recordings/{id_day(edited)}/{edited}/recording.json"
+        await store.blobs.put(key, (await store.blobs.get(key)).replace(b"web-0", b"web-1"))
+        await pruner.step()
+        assert pruner.removed == 1 and pruner.mismatches == {edited: "recording.json is not what was sealed"}
+        report = await Verifier(store.blobs, keys).run()
+        found = {finding.id: finding.status.value for finding in report.findings}
+        assert found == {held: "not sealed yet", edited: "changed", old: "removed"}
+        assert (report.acts.count, report.acts.holds) == (4, 3) and report.faults == []
         await store.aclose()
 
     run(main())
