@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -104,12 +104,14 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Doomed:
-    """What is to go, and why. recording: None for a day of events. size: bytes as stored, None where nobody asked."""
+    """What is to go, and why. recording: None for a day of events. size: bytes as stored, None where nobody asked.
+    fault: of a day of events that is not as it was sealed, and is to go all the same, in what."""
 
     subject: str
     why: str
     recording: Recording | None = None
     size: int | None = None
+    fault: str = ""
 
 
 @dataclass(slots=True)
@@ -239,6 +241,8 @@ class Pruner:
         subject = removed.removal.subject
         try:
             if subject.startswith("events "):
+                if removed.fault:
+                    return _held(held[0]) if (held := await self.holds.all()) else None
                 hold = await HeldEvents(self._store, await self.holds.all(), evidence).holder(subject[7:])
                 return None if hold is None else _held(hold)
             if removed.fault:
@@ -365,6 +369,9 @@ class Pruner:
             try:
                 hold = await self._event_holder(day, holds, plan.evidence)
             except MismatchError as error:
+                if self._despite and not holds:
+                    plan.doomed.append(replace(doomed, fault=str(error)))
+                    continue
                 plan.mismatches[doomed.subject] = str(error)
                 self._mismatch(doomed.subject, str(error))
             except NotSealedYetError:
@@ -457,7 +464,7 @@ class Pruner:
     async def _prepare(self, doomed: Doomed, evidence: Evidence | None) -> Subject | None:
         """What the act says of it; None where it is gone, or not what was sealed. Raises StoreError."""
         if doomed.subject.startswith("events "):
-            return Subject(doomed.subject, doomed.why)
+            return Subject(doomed.subject, doomed.why, fault=doomed.fault)
         if doomed.subject in self._store.lives:
             raise StoreError("the recording is not over yet")
         if not await has_bytes(stored(self._store.blobs), doomed.subject):
@@ -482,8 +489,11 @@ class Pruner:
         if doomed.recording is not None:
             hold = await self.holds.holding(doomed.recording)
             return "" if hold is None else _held(hold)
+        holds = await self.holds.now()
+        if doomed.fault:
+            return _held(holds[0]) if holds else ""  # what it is a hold of can't be told any more
         try:
-            hold = await self._event_holder(doomed.subject.removeprefix("events "), await self.holds.now(), evidence)
+            hold = await self._event_holder(doomed.subject.removeprefix("events "), holds, evidence)
         except MismatchError as error:
             self._mismatch(doomed.subject, str(error))
             return f"not as it was sealed: {error}"

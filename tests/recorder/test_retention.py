@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from obstore.store import MemoryStore
 
+from recorder import retention
 from recorder.crypt import Keyring
 from recorder.holds import Hold, Holds, Match
 from recorder.model import new_id
@@ -21,7 +22,7 @@ from recorder.proof.acts import NONE, Act, Kind, Subject, act_file, read_act, wr
 from recorder.proof.documents import NOTHING, Removal, digest, write_removal
 from recorder.proof.keys import Anchor
 from recorder.proof.witness import missing
-from recorder.retention import Doomed, Pruner, Rule, Rules
+from recorder.retention import Doomed, Plan, Pruner, Rule, Rules
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
 from recorder.store.logs import FolderLog, ObjectLog
@@ -728,5 +729,27 @@ def test_what_runs_at_another_recorder_is_not_removed_by_hand() -> None:
         assert live.id in [recording.id async for recording in other.recordings()]
         for store in stores:
             await store.aclose()
+
+    run(check())
+
+
+def test_a_running_recorder_carries_out_what_a_command_has_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "LOOK", 0.01)
+    stage = Stage(tmp_path / "store")
+    one, other = run(stage.fill(2))
+
+    async def check() -> None:
+        async with stage.store() as store:
+            task = asyncio.create_task(pruner(stage, store, Rules()).run())
+            ordering = Pruner(store, Rules(), signer=stage.signer, by="ana", clock=lambda: stage.clock)
+            assert len(await ordering.order(Plan([Doomed(one, "privacy", await store.get(one))]))) == 1
+            async with asyncio.timeout(30):
+                while stage.place(one).exists():  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0.005)
+            assert not task.done() and stage.place(other).exists()
+            task.cancel()
+            await asyncio.wait([task])
 
     run(check())
