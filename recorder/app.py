@@ -11,12 +11,15 @@ said in the log and changes nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import gc
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from prometheus_client.metrics_core import Metric
@@ -52,8 +55,22 @@ _log = structlog.get_logger("recorder")
 _SWITCH = 0.001
 
 
+# Seconds between attempts to start with what was missing: tailscaled comes up seconds after its unit does.
+_AGAIN = 1.0
+
+_T = TypeVar("_T")
+
+
 class StartError(Exception):
     """The recorder cannot start; the message says why."""
+
+
+class _NotYetError(Exception):
+    """Something that is needed is not there yet, as tailscaled after a boot; the message says what."""
+
+
+class _StoppedError(Exception):
+    """Told to stop before it had started."""
 
 
 def run(path: Path, config: Config) -> int:
@@ -99,7 +116,7 @@ def open_store(config: Config, *, read_only: bool = False, commits: Histogram | 
         log = None if read_only else ObjectLog(blobs, settings.instance)
         return Store(*_encrypted(config, blobs, log), min_free=0, commit_seconds=observe, instance=settings.instance)
     except ImportError:
-        raise StartError("store.url needs the package obstore: install k8sproxy[recorder]") from None
+        raise StartError("store.url needs the package obstore: pip install 'k8sproxy[recorder]'") from None
     except StoreError as error:
         raise StartError(f"store: {error}") from error
     except OSError as error:
@@ -138,6 +155,7 @@ class App:
         self._site: IngestSite | None = None
         self._metrics = Metrics(self._read_metrics)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: str | None = None  # what the start waits for
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._signals = 0
@@ -151,6 +169,9 @@ class App:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
         try:
             await self._start()
+        except _StoppedError:
+            await self._drain()
+            return 0
         except StartError as error:
             _log.error("start_failed", error=str(error))
             await self._close()
@@ -227,7 +248,7 @@ class App:
             self._store, self._admission(config), Shares(sessions), Shares(users), Shares(bodies), counts=counts
         )
         self._server = IngestServer(self._site, places)
-        for sock in await self._sockets(config.ingest.listen):
+        for sock in await self._until_there(lambda: self._sockets(config.ingest.listen)):
             self.addresses.append(_name(sock))
             await self._server.listen(sock)
         await self._start_web(config, self._store)
@@ -244,15 +265,17 @@ class App:
                 meaning="whoever connects from there sees everything, and nobody is asked who they are",
             )
         names: list[str] = []
-        if not config.web.hosts:
+        if config.web.hosts:
+            pass
+        elif config.web.insecure_allow:  # there may be no tailnet at all
             try:
-                name = (await self._localapi.status()).name.removesuffix(".").lower()
-                # MagicDNS takes the first label for the whole; that is what people type.
-                names = [name, name.partition(".")[0]]
-            except Refusal as refusal:
-                _log.warning("web_without_names", why=refusal.message)
+                names = await self._names()
+            except _NotYetError as error:
+                _log.warning("web_without_names", why=str(error))
+        else:
+            names = await self._until_there(self._names)
         self._web = WebServer(config, store, self._finding.index, self._whois, list(filter(None, names)), self._keeping)
-        sockets = await self._sockets(config.web.listen)
+        sockets = await self._until_there(lambda: self._sockets(config.web.listen))
         self.web_addresses = [_name(sock) for sock in sockets]
         await self._web.start(sockets)
 
@@ -264,10 +287,42 @@ class App:
             insecure=config.ingest.insecure_allow,
         )
 
+    async def _until_there(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Its result, once nothing that it needs is missing. Raises StartError, and _StoppedError."""
+        while True:
+            try:
+                result = await attempt()
+            except _NotYetError as error:
+                if str(error) != self._waiting:
+                    _log.warning("start_waits", why=str(error))
+                self._waiting = str(error)
+            else:
+                self._waiting = None
+                return result
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN):
+                    await self._stop.wait()
+                    raise _StoppedError
+
+    async def _names(self) -> list[str]:
+        """Of this node. MagicDNS takes the first label for the whole; that is what people type."""
+        try:
+            name = (await self._localapi.status()).name.removesuffix(".").lower()
+        except Refusal as refusal:
+            raise _NotYetError(f"the names of the web site are not known: {refusal.message}") from None
+        if not name:
+            raise _NotYetError("the names of the web site are not known: tailscaled gives this node no name")
+        return [name, name.partition(".")[0]]
+
     def _bind(self, address: Address) -> socket.socket:
         try:
             return bind(address.host, address.port)
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL and address.is_tailnet:
+                raise _NotYetError(
+                    f"cannot listen on {address}: it is not an address of this machine; does tailscaled run in "
+                    "userspace mode? then listen on 127.0.0.1"
+                ) from None
             raise StartError(f"cannot listen on {address}: {error.strerror}") from None
 
     async def _sockets(self, addresses: Sequence[Address]) -> list[socket.socket]:
@@ -288,9 +343,9 @@ class App:
         try:
             status = await self._localapi.status()
         except Refusal as refusal:
-            raise StartError(f"cannot listen on {address}: {refusal.message}") from None
+            raise _NotYetError(f"cannot listen on {address}: {refusal.message}") from None
         if status.backend_state != "Running" or not status.addresses:
-            raise StartError(f"cannot listen on {address}: tailscaled is {status.backend_state}")
+            raise _NotYetError(f"cannot listen on {address}: tailscaled is {status.backend_state}")
         # A userspace daemon has no addresses in the kernel; it forwards to loopback.
         hosts = status.addresses if status.tun else ("127.0.0.1",)
         return [Address(host=host, port=address.port) for host in hosts]
@@ -310,7 +365,7 @@ class App:
 
     def _checks(self) -> dict[str, str | None]:
         return {
-            "starting": None if self.started.is_set() else "the recorder does not listen yet",
+            "starting": None if self.started.is_set() else self._waiting or "the recorder does not listen yet",
             "draining": "the recorder is stopping" if self._stop.is_set() else None,
             "store": self._store.healthy if self._store is not None else "the store is not open",
             "removal": self._store.removal_fault if self._store is not None else None,

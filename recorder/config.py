@@ -345,7 +345,7 @@ class Admin(Section):
     """Health, readiness and metrics."""
 
     address: ListenAddress = Field(
-        default=Address(host="127.0.0.1", port=9090), description="One address, never on the tailnet."
+        default=Address(host="127.0.0.1", port=9003), description="One address, never on the tailnet."
     )
 
     @model_validator(mode="after")

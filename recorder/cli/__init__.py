@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from typing import Any
 
 import click
 
@@ -25,6 +26,20 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for name in _COMMANDS if importlib.util.find_spec(f"recorder.cli.{name}") is not None]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; a package of the extra that is not installed is one line."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            from recorder.cli.common import Failed
+            from recorder.extras import PACKAGES, missing
+
+            package = (error.name or "").partition(".")[0]
+            why = missing([package]) if package in PACKAGES else None
+            if why is None:
+                raise
+            raise Failed(why) from None
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):

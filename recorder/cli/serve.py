@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from recorder.cli.common import config_option, read_config
+from recorder.cli.common import Failed, config_option, read_config
 
 
 @click.command("serve", short_help="Run the recorder.")
@@ -15,6 +15,10 @@ from recorder.cli.common import config_option, read_config
 def command(path: Path) -> None:
     """Run the recorder until SIGTERM, which lets sessions end within the grace time; SIGHUP loads FILE anew."""
     config = read_config(path)
+    from recorder.extras import missing, needed
+
+    if (why := missing(needed(config))) is not None:
+        raise Failed(why)
     from recorder.app import run
 
     sys.exit(run(path, config))

@@ -47,9 +47,10 @@ class Process:
         """What /readyz says, once it has that status."""
         async with asyncio.timeout(30):
             while True:
-                status, text = await self.get("/readyz")
-                if status == wanted:
-                    return text
+                with contextlib.suppress(OSError):
+                    status, text = await self.get("/readyz")
+                    if status == wanted:
+                        return text
                 await asyncio.sleep(0.02)
 
     async def logged(self, event: str) -> dict[str, object]:
@@ -79,7 +80,17 @@ def write_config(path: Path, port: int, admin: int, **changes: object) -> None:
 @asynccontextmanager
 async def recorder(folder: Path, *, prefix: Sequence[str] = (), **changes: object) -> AsyncIterator[Process]:
     """One that is ready. prefix: words before its command. changes: sections of its configuration."""
-    port, admin = free_port(), free_port()
+    async with serving(folder, free_port(), free_port(), prefix=prefix, **changes) as running:
+        async with asyncio.timeout(60):
+            await running.ready()
+        yield running
+
+
+@asynccontextmanager
+async def serving(
+    folder: Path, port: int, admin: int, *, prefix: Sequence[str] = (), **changes: object
+) -> AsyncIterator[Process]:
+    """One that has been started."""
     config = folder / "recorder.yaml"
     write_config(config, port, admin, **changes)
     process = await asyncio.create_subprocess_exec(
@@ -88,8 +99,6 @@ async def recorder(folder: Path, *, prefix: Sequence[str] = (), **changes: objec
     )  # fmt: skip
     running = Process(process, port, admin, config)
     try:
-        async with asyncio.timeout(60):
-            await running.ready()
         yield running
     finally:
         if process.returncode is None:

@@ -28,7 +28,7 @@ from recorder.store.blobs import FolderBlobs
 from recorder.store.logs import FolderLog
 from tests.fakes.tailscaled import FakeTailscaled
 from tests.recorder.ingest.senders import H2Sender, exchange
-from tests.recorder.serving import free_port, recorder, write_config
+from tests.recorder.serving import free_port, recorder, serving, write_config
 from tests.recorder.store.running import HEADER, lines, text_of
 
 CRASHES = int(os.environ.get("RECORDER_CRASHES", "3"))
@@ -235,7 +235,6 @@ def test_killed_while_they_send(tmp_path: Path) -> None:
     [
         ({"store": {"folder": "recorder.yaml/data"}}, "store: Not a directory"),
         ({"ingest": {"listen": ["192.0.2.1:9"], "insecureAllow": ["127.0.0.1"]}}, "cannot listen on 192.0.2.1:9"),
-        ({"ingest": {"listen": ["tailnet:80"]}}, "cannot listen on tailnet:80"),
     ],
 )
 def test_what_cannot_start_says_why(tmp_path: Path, changes: dict[str, object], why: str) -> None:
@@ -248,8 +247,46 @@ def test_what_cannot_start_says_why(tmp_path: Path, changes: dict[str, object], 
         )  # fmt: skip
         _, log = await process.communicate()
         assert process.returncode == 1
-        failed = [value for value in map(json.loads, log.splitlines()) if value["event"] == "start_failed"]
+        said = [json.loads(line) for line in log.splitlines()]
+        failed = [value for value in said if value["event"] == "start_failed"]
         assert [why in value["error"] for value in failed] == [True]
+        assert "task_failed" not in [value["event"] for value in said]
+
+    asyncio.run(main())
+
+
+def test_it_waits_for_tailscaled(tmp_path: Path) -> None:
+    """As the proxy does: a machine's daemons start in any order, and tailscaled takes its time to be connected."""
+
+    async def main() -> None:
+        port, admin = free_port(), free_port()
+        tailnet, ingest = {"socket": "daemon.sock"}, {"listen": [f"tailnet:{port}"]}
+        async with serving(tmp_path, 0, admin, tailnet=tailnet, ingest=ingest) as running:
+            text = ""
+            while f"[-]starting cannot listen on tailnet:{port}: " not in text:
+                text = await running.readiness(503)
+            async with FakeTailscaled(tmp_path / "daemon.sock") as daemon:
+                daemon.backend_state, daemon.tun = "NeedsLogin", False
+                while "tailscaled is NeedsLogin" not in text:
+                    text = await running.readiness(503)
+                daemon.backend_state = "Running"
+                await running.ready()
+                daemon.peers = lambda ip, port: None  # whoever asks here is nobody of the tailnet
+                assert (await exchange(port, b"HEAD /v2/event HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 403
+            assert (await running.logged("start_waits"))["level"] == "warning"
+
+    asyncio.run(main())
+
+
+def test_it_can_be_stopped_while_it_waits(tmp_path: Path) -> None:
+    async def main() -> None:
+        admin = free_port()
+        async with serving(tmp_path, 0, admin, ingest={"listen": ["100.64.0.1:80"]}) as running:
+            why, text = "it is not an address of this machine; does tailscaled run in userspace mode?", ""
+            while f"[-]starting cannot listen on 100.64.0.1:80: {why}" not in text:
+                text = await running.readiness(503)
+            running.process.terminate()
+            assert await running.process.wait() == 0
 
     asyncio.run(main())
 

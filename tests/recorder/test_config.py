@@ -103,7 +103,7 @@ admin:
          ["4:7: web.listen: needs an index, and there is none: index.url"]),
         (SMALL + "ingest: {listen: [\"127.0.0.1:80\"]}\nweb: {listen: [\"[::1]:80\", \"127.0.0.1:80\"]}\n",
          ["5:28: web.listen[1]: is the address of ingest.listen[0] too"]),
-        (SMALL + "ingest: {listen: [\"127.0.0.1:9090\"]}\n",
+        (SMALL + "ingest: {listen: [\"127.0.0.1:9003\"]}\n",
          ["4:19: ingest.listen[0]: is the address of admin.address too"]),
         (SMALL + "log: !!python/object:x {}\n", ["4:1: log: must be a mapping of keys"]),
     ],
