@@ -66,7 +66,8 @@ def test_a_container_that_is_none(
     """The API server knows no such container; there is nothing to record, and nobody else is any the worse."""
     record(sink.address, enforce=True)
     much = character * (60_000 // len(character))
-    assert ask(bed, shared_proxy, f"{path_of(web)}command=true&container=%3B{much}")[0] == 400
+    # By the API server; or by the proxy, where the container's name makes that answer longer than an error is.
+    assert ask(bed, shared_proxy, f"{path_of(web)}command=true&container=%3B{much}")[0] in (400, 403)
     assert ask(bed, shared_proxy, f"{path_of(web)}command=echo&command=ok&container=main") == (101, b"ok\n")
     assert sink.ended(2).cast.header["command"] == "echo ok"
 
