@@ -132,7 +132,7 @@ async def _need_key(store: Store) -> None:
                     return
 
 
-async def _open_index(config: Config) -> Index | None:
+async def open_index(config: Config) -> Index | None:
     """The index, where there is one already: a command that looks makes none."""
     from recorder.assembly import index_url
 
@@ -159,7 +159,7 @@ class _Lazy:
     async def get(self) -> Index | None:
         """It, None where there is none."""
         if self._index is None:
-            self._index = await _open_index(self._config)
+            self._index = await open_index(self._config)
             if self._index is not None:
                 self._stack.push_async_callback(self._index.aclose)
         return self._index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
 import socket
@@ -27,6 +28,7 @@ from recorder.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from recorder.config import Config
     from recorder.holds import Hold, Holds, Match
     from recorder.proof.actlog import ActLog
     from recorder.proof.acts import Acts
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from recorder.store.blobs import Blobs
     from recorder.store.store import Store
 
+# Seconds that the wiping of an index is waited for: one of several gigabytes.
+_WIPING = 600.0
 _MATCH = ("cluster", "namespace", "user", "type")
 
 
@@ -346,9 +350,33 @@ async def _open(where: Where, read_only: bool, *, order: bool) -> AsyncIterator[
         store = open_store(config, read_only=True)
         await store.open()
     try:
-        yield store, runs
+        async with _index_of(config, store, needed=not runs and not read_only):
+            yield store, runs
     finally:
         await store.aclose()
+
+
+@asynccontextmanager
+async def _index_of(config: Config, store: Store, *, needed: bool) -> AsyncIterator[None]:
+    """Let the index, if there is one, hear of what is removed, and wipe it: no recorder does it meanwhile."""
+    from recorder.cli.library import open_index
+
+    index = await open_index(config) if needed else None
+    if index is None:
+        yield
+        return
+    store.observers.append(index)
+    index.watch(store)
+    try:
+        yield
+        try:
+            async with asyncio.timeout(_WIPING):
+                await index.wiped()
+        except TimeoutError:
+            click.echo("recorder: the words of what is gone leave the index when the recorder starts", err=True)
+    finally:
+        store.observers.remove(index)
+        await index.aclose()
 
 
 async def _prune(

@@ -70,6 +70,7 @@ async def catch_up(
     for identifier in sorted(one for one in gone if present[one][1] != End.RUNNING.value):
         async with intake.writing:
             await database.write(await take_out(database, identifier))
+        intake.wipe_wanted()
         yield
     events: list[ApiEvent] = []
     async with aclosing(store.events()) as told:
@@ -86,6 +87,7 @@ async def catch_up(
     for day in await _days_gone(database, await store.event_days()):
         async with intake.writing:
             await database.write(await take_out(database, f"events {day}"))
+        intake.wipe_wanted()
         yield
     standing.unreadable = {identifier for identifier in stored if not await _is_gone(store, identifier)}
     standing.compared = True

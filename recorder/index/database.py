@@ -6,7 +6,7 @@ they differ in kind (full text, replacing the whole), a method here has two bodi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from recorder.index.words import Term
 from recorder.screen import Segment
 
 Rows = list[tuple[Any, ...]]
+Rest = Callable[[float], Awaitable[None]]  # told how many seconds the step took
 
 
 class IndexFailure(Exception):
@@ -113,6 +114,11 @@ class Database(Writing, Protocol):
 
     async def hits(self, numbers: Sequence[int], asked: tuple[Term, ...], most: int) -> dict[int, tuple[Hit, ...]]:
         """The first hits in each of these recordings. Raises IndexFailure."""
+
+    async def wipe(self, rest: Rest) -> float:
+        """See that what was taken out (`leftovers`) stands nowhere in the files any more, as far as the database lets
+        one. Seconds in which nothing else could be written at a stretch. rest: waits for as long as it likes, between
+        two steps. Raises IndexFailure; then it is to be tried again."""
 
     def replacement(self) -> AbstractAsyncContextManager[Writing]:
         """An empty index to fill, which takes the place of this one (its looks are kept) when the context is left

@@ -102,6 +102,10 @@ class Index(Questions):
         """Wait until all that was told is findable (texts of running recordings excepted)."""
         await self._intake.settled()
 
+    async def wiped(self) -> None:
+        """Wait until nothing of what was taken out stands in the files any more, as far as that is in our hands."""
+        await self._intake.wiped()
+
     # --- the observer
 
     def began(self, recording: Recording) -> None:

@@ -9,6 +9,9 @@ most), lets a thread extract, and rests as long as that took: half a core at mos
 much comes in it rests longer: a thread that computes keeps the interpreter from those who acknowledge, and a text can
 wait.
 
+A third task sees to it that what was taken out stands nowhere in the files any more (`Database.wipe`). That costs as
+much as the index is large, so it rests the longer the longer it took (`wipe_rest`).
+
 A failure that may pass is waited out, with the queue kept. A row that can't be written is dropped and counted, and the
 rest goes on without it.
 """
@@ -103,6 +106,8 @@ class Intake:
         self._tries: dict[str, int] = {}
         self._rows_wake = asyncio.Event()
         self._texts_wake = asyncio.Event()
+        self._wipe_wake = asyncio.Event()
+        self._wiping = True  # until it has been looked whether there is something to wipe
         self._step = asyncio.Condition()
         self._at_work = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -164,7 +169,7 @@ class Intake:
     @property
     def behind(self) -> bool:
         """Whether something that was told may not get in: nothing can be written, or more was told than can wait."""
-        return self.missed or bool(self._failures)
+        return self.missed or any(name != "wiping" for name in self._failures)
 
     @property
     def waiting(self) -> int:
@@ -186,13 +191,19 @@ class Intake:
         async with self._step:
             await self._step.wait_for(lambda: not self.waiting and not (self.missed and self._catch_up))
 
+    async def wiped(self) -> None:
+        """Wait until what was taken out is wiped, too."""
+        await self.settled()
+        async with self._step:
+            await self._step.wait_for(lambda: not self._wiping)
+
     # --- the tasks
 
     def start(self, store: Readable, catch_up: Callable[[], AsyncIterator[None]]) -> None:
         """Begin to work it off. catch_up: goes through the store again, a step at a time."""
         self._store = store
         self._catch_up = catch_up
-        for name, work in (("rows", self._write_rows), ("texts", self._make_texts)):
+        for name, work in (("rows", self._write_rows), ("texts", self._make_texts), ("wiping", self._wipe)):
             self._tasks.append(asyncio.create_task(self._guarded(name, work), name=f"index-{name}"))
 
     async def stop(self) -> None:
@@ -254,6 +265,8 @@ class Intake:
             try:
                 async with self.writing:
                     await self._write(recordings, events)
+                if None in recordings.values():
+                    self.wipe_wanted()
             except BaseException:
                 # What came meanwhile is newer.
                 self._recordings = {**recordings, **self._recordings}
@@ -286,6 +299,24 @@ class Intake:
             self.dropped += 1
             self.lost.add(identifier)
             _log.error("index_row_dropped", id=identifier, error=str(error))
+
+    def wipe_wanted(self) -> None:
+        """Something was taken out."""
+        self._wiping = True
+        self._wipe_wake.set()
+
+    async def _wipe(self) -> AsyncGenerator[None, None]:
+        async def rest(spent: float) -> None:
+            arriving = self._store.arriving if self._store is not None else 0.0
+            await asyncio.sleep(resting(spent, arriving))
+
+        while True:
+            self._wipe_wake.clear()
+            spent = await self._database.wipe(rest)
+            self._wiping = self._wipe_wake.is_set()
+            yield
+            await asyncio.sleep(wipe_rest(spent))
+            await self._wipe_wake.wait()
 
     def _due(self) -> list[str]:
         now = asyncio.get_running_loop().time()
@@ -347,6 +378,12 @@ class Intake:
         if recording.end is End.RUNNING:
             # One that is beyond the limits has all the text that it will ever have.
             self._made[identifier] = 1 << 62 if cast.truncated else max(1, recording.size)
+
+
+def wipe_rest(spent: float) -> float:
+    """Seconds from a wipe that took so many to the next one: seconds after one that nobody notices, an hour and a half
+    after one of 10 s, a gigabyte's, in which looks wait to be written down."""
+    return 1.0 + min(200.0 * spent * spent, 500.0 * spent)
 
 
 def resting(spent: float, arriving: float) -> float:

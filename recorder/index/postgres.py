@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from recorder.index import schema
-from recorder.index.database import POSTGRES, Change, Dialect, Having, IndexFailure, Rows, Statement, Writing
+from recorder.index.database import POSTGRES, Change, Dialect, Having, IndexFailure, Rest, Rows, Statement, Writing
 from recorder.index.rows import Hit
 from recorder.index.words import Term, hits, lines_of_words, pack
 
@@ -124,6 +124,17 @@ class Postgres:
             return {number: hits(each, asked, most) for number, each in bodies.items()}
 
         return await asyncio.to_thread(look)
+
+    async def wipe(self, rest: Rest) -> float:
+        # What PostgreSQL lets one do at any time: the rows' space is given back to be written over. Only VACUUM FULL
+        # writes the files anew, and nobody can read meanwhile; it is for whoever runs the server.
+        numbers = await self.known("SELECT number FROM leftovers")
+        if not numbers:
+            return 0.0
+        for table in (*schema.DERIVED, "leftovers"):
+            await _mapped(partial(self._connections.execute, f"VACUUM {table}", timeout=_WRITING))
+        await self.write([Statement("DELETE FROM leftovers WHERE number = $1", numbers)])
+        return 0.0
 
     @asynccontextmanager
     async def replacement(self) -> AsyncIterator[Writing]:

@@ -142,6 +142,7 @@ async def take_out(database: Writing, identifier: str) -> list[Change]:
         return [
             Statement(f"DELETE FROM event_documents WHERE number IN ({which})", (span,)),
             Statement("DELETE FROM events WHERE id >= $1 AND id < $2", (span,)),
+            _leftover(0),
         ]
     rows = await database.known("SELECT number FROM recordings WHERE id = $1", (identifier,))
     return [
@@ -151,8 +152,13 @@ async def take_out(database: Writing, identifier: str) -> list[Change]:
             Text(number, ()),
             Statement("DELETE FROM recording_documents WHERE number = $1", ((number,),)),
             Statement("DELETE FROM recordings WHERE number = $1", ((number,),)),
+            _leftover(number),
         )
     ]
+
+
+def _leftover(number: int) -> Statement:
+    return Statement("INSERT INTO leftovers (number) VALUES ($1) ON CONFLICT DO NOTHING", ((number,),))
 
 
 async def put_text(database: Writing, recording: Recording, text: Extract) -> list[Change]:

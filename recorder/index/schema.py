@@ -122,10 +122,15 @@ CREATE VIRTUAL TABLE found USING fts5(
 # Whose text is not whole in the index: few, and asked for with every answer.
 _THIRD = "CREATE INDEX recordings_unread ON recordings (state) WHERE indexed <> size AND text_truncated = 0"
 
+# Numbers of what was taken out and may still stand in freed parts of the files; see `Database.wipe`.
+_FOURTH = "CREATE TABLE leftovers (number {key} PRIMARY KEY)"
+
 MIGRATIONS: tuple[tuple[str, str], ...] = (
     (_FIRST + ";" + _FIRST_SQLITE, _FIRST + ";" + _FIRST_POSTGRES),
     (_SECOND + ";" + _SECOND_SQLITE, _SECOND),
     (_THIRD, _THIRD),
+    # What earlier versions took out is wiped once.
+    (_FOURTH + ";INSERT INTO leftovers (number) VALUES (0)", _FOURTH),
 )
 VERSION = len(MIGRATIONS)
 # What is made again by a rebuild; looks are not.

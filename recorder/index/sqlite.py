@@ -3,6 +3,11 @@
 One thread writes and one reads, each with a connection of its own, so that in WAL mode a search doesn't wait for the
 text of a long session. A query that takes longer than `_PATIENCE` is given up: whoever asked has gone by then.
 
+What is taken out has to be gone from the file. SQLite leaves it where it was: FTS5 marks words as deleted and drops
+them when it merges what it has, freed pages keep their contents, the WAL keeps the pages of before, and a row that
+moved to another page leaves a copy in the gap of the old one, even with `secure_delete` on. So `wipe` merges the whole
+full text, step by step, has the file written anew (VACUUM), and truncates the WAL.
+
 A lock file beside it is held shared by all who have the index open, and alone by whoever replaces it: a process that
 went on with a file that was renamed away would write into the void.
 """
@@ -26,7 +31,7 @@ from typing import Any, TypeVar
 import structlog
 
 from recorder.index import schema
-from recorder.index.database import SQLITE, Change, Dialect, Having, IndexFailure, Rows, Statement, Writing
+from recorder.index.database import SQLITE, Change, Dialect, Having, IndexFailure, Rest, Rows, Statement, Writing
 from recorder.index.rows import Hit
 from recorder.index.words import Term, hits, lines_of_words, pack
 
@@ -38,6 +43,7 @@ _PATIENCE = 10.0  # seconds
 _STEPS = 20_000  # of SQLite's virtual machine between two looks at the clock: about a millisecond
 _LOOKING = 0.15  # seconds for the snippets of one page; those of a recording alone take as long as they take
 _BUSY = 10.0  # seconds to wait for another process's write
+_MERGED = 256  # pages of the full text that are merged in a step of `wipe`: some 10 ms
 _CACHE = 32 * 1024  # KiB of pages a connection
 _BORDER = " \ue000 "  # a word that is none, between two lines: a phrase ends at the line's end
 
@@ -142,7 +148,10 @@ class Sqlite:
         shared = (f"cache_size = -{_CACHE}", "temp_store = MEMORY", "mmap_size = 268435456")
         # FULL: what was told to be safe (a look) survives a power cut too.
         self._writer = _Connection(
-            "writer", path, patient=True, pragmas=("journal_mode = WAL", "synchronous = FULL", *shared)
+            "writer",
+            path,
+            patient=True,
+            pragmas=("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON", *shared),
         )
         self._reader = _Connection("reader", path, patient=False, pragmas=("query_only = ON", *shared))
         self._lock = -1
@@ -215,6 +224,24 @@ class Sqlite:
             return answer
 
         return await self._reader.run(look)
+
+    async def wipe(self, rest: Rest) -> float:
+        numbers = await self.known("SELECT number FROM leftovers")
+        if not numbers:
+            return 0.0
+        loop = asyncio.get_running_loop()
+        pages = -_MERGED  # a negative number begins to merge all that there is
+        while True:
+            began = loop.time()
+            if not await self._writer.run(lambda connection, pages=pages: _merge(connection, pages)):  # type: ignore[misc]  # a default binds
+                break
+            pages = _MERGED
+            await rest(loop.time() - began)
+        began = loop.time()
+        await self._writer.run(_vacuum)
+        spent = loop.time() - began
+        await self.write([Statement("DELETE FROM leftovers WHERE number = $1", numbers)])
+        return spent
 
     @asynccontextmanager
     async def replacement(self) -> AsyncIterator[Writing]:
@@ -298,6 +325,26 @@ def _migrate(connection: sqlite3.Connection) -> None:
         for statement in schema.steps(SQLITE, version):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {schema.VERSION}")
+
+
+def _merge(connection: sqlite3.Connection, pages: int) -> bool:
+    """Merge about so many pages of the full text; whether there was something to merge."""
+    before = connection.total_changes
+    connection.execute("INSERT INTO found (found, rank) VALUES ('merge', ?)", (pages,))
+    return connection.total_changes - before > 1  # the statement itself is one
+
+
+def _vacuum(connection: sqlite3.Connection) -> None:
+    """Write the file anew, without gaps and freed pages, and empty the WAL."""
+    # What it writes meanwhile may be as large as the index: not into memory.
+    connection.execute("PRAGMA temp_store = FILE")
+    try:
+        connection.execute("VACUUM")
+    finally:
+        connection.execute("PRAGMA temp_store = MEMORY")
+    (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise IndexFailure("the index's log can't be emptied: another process is reading it")
 
 
 def _fetch(connection: sqlite3.Connection, sql: str, parameters: Sequence[Any]) -> Rows:

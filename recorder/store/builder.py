@@ -7,7 +7,7 @@ It decides by four rules:
         together stay under TAILS
     the frames of a recording become a chunk at CHUNK bytes, at CHUNK_TEXT bytes of text, at its end,
     when all frames together exceed PACKED (the largest first),
-    and when its oldest bytes hold back the journal by more than LAG segments.
+    and when its oldest bytes hold back the journal by more than LAG segments, or one that has words of what is removed.
 
 If all that is not enough, because thousands of tails are too short or have no end of a line, nothing more is taken in
 and so nothing would ever become ripe: then every tail is cut where it is.
@@ -89,6 +89,7 @@ class Builder:
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._aged = 0
+        self._unwanted = 0  # the last segment of the journal that is to go as soon as may be
         self._trimmed = 0.0
         self.trim_fault: str | None = None  # why segments of the journal that nothing needs are still there
         self.trim_errors = 0
@@ -110,6 +111,10 @@ class Builder:
     def poke(self) -> None:
         """Look at everything: a segment has begun, or something is over."""
         self._wake.set()
+
+    def let_go(self, segment: int) -> None:
+        """Put what holds back this segment of the journal and those before it, however little it is."""
+        self._unwanted = max(self._unwanted, segment)
 
     def relieve(self) -> None:
         """Put whatever can be put, however little it is; `busy` while that goes on."""
@@ -204,7 +209,7 @@ class Builder:
 
     def _is_old(self, live: Live) -> bool:
         pin = live.pin
-        return pin is not None and pin <= self._segment() - LAG
+        return pin is not None and pin <= max(self._segment() - LAG, self._unwanted)
 
     def _force_old(self) -> None:
         if self._aged == self._segment():

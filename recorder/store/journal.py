@@ -107,6 +107,7 @@ class Journal:
         self._recent = 0.0  # bytes, each counting for less the longer ago it was
         self._recent_at = 0.0
         self._closing = False
+        self._follow = False
         self._trimming = asyncio.Lock()
 
     def mark(self, source: Source) -> None:
@@ -124,6 +125,7 @@ class Journal:
         await self._log.begin(segment)
         self.segments.append(segment)
         self.segment, self._number, self._size, self._born = segment, 0, 0, time.monotonic()
+        self._follow = False
         try:
             await self._write(self._running())
         except BaseException:
@@ -180,7 +182,8 @@ class Journal:
                 continue
             batch, items = self._gather()
             try:
-                if self._log.broken or self._size >= SEGMENT or time.monotonic() - self._born > SEGMENT_AGE:
+                aged = time.monotonic() - self._born > SEGMENT_AGE
+                if self._log.broken or self._size >= SEGMENT or aged or self._follow:
                     await self._begin()
                 await self._write(items)
             except StoreError as error:
@@ -270,6 +273,11 @@ class Journal:
     def size(self) -> int:
         """Bytes in the segments written by this process that are still there."""
         return sum(self._sizes.values())
+
+    def follow(self) -> None:
+        """Let the next commit begin a segment, so that the present one can be let go of."""
+        self._follow = True
+        self.mark(_Nothing())
 
     def close(self) -> None:
         """Let `run` end once nothing is left."""

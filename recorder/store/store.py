@@ -48,6 +48,9 @@ _AHEAD = 16
 HELD_BACK = 16
 # Seconds that the end waits for chunks. What is not there then comes out of the journal at the next start.
 CLOSE_TIMEOUT = 30.0
+# Seconds after the end of a recording in which the journal may have something of it: segments last ten minutes, and
+# no more than a few are held back.
+JOURNALED = 2 * 3600.0
 
 
 class Store:
@@ -321,7 +324,7 @@ class Store:
         """Remove a recording that is over. Raises KeyError, StoreError."""
         if identifier in self.lives:
             raise StoreError("the recording is not over yet")
-        await self._manifest(identifier)
+        recording = (await self._manifest(identifier)).recording
         if self.journal is None:
             raise StoreError("the store is open to be read only")
         removal = _Removal(identifier)
@@ -330,6 +333,10 @@ class Store:
         # Where this fails the record stays, and the next start goes on with it.
         await self._delete(identifier)
         del self._removing[identifier]
+        if recording.ended is None or time.time() - recording.ended < JOURNALED:
+            # Its words may stand in the journal yet, among those of others.
+            self.builder.let_go(self.journal.segment)
+            self.journal.follow()
         for observer in self.observers:
             observer.removed(identifier)
 

@@ -465,3 +465,15 @@ def test_an_answer_of_an_index_that_lacks_something_says_so(own: Folder) -> None
 def test_what_a_recorder_says_of_its_index(index: object, why: str) -> None:
     found = shortness(index)
     assert why in found and bool(why) is bool(found)
+
+
+def test_what_is_pruned_stands_in_no_file(own: Folder, key: str) -> None:
+    identifier = run(_hide(own.stage))
+    own("rebuild")
+    files = [path for path in own.stage.root.rglob("*") if path.is_file()]
+    assert any(b"stolen" in path.read_bytes() for path in files if path.name.startswith("index.db"))
+    own("prune", identifier, "--key", key, "--reason", "asked for", "--yes")
+    left = [path.name for path in own.stage.root.rglob("*") if path.is_file() and b"stolen" in path.read_bytes()]
+    assert left == []
+    own("search", "stolen", code=1)
+    assert own("search", "deploy").stderr == ""

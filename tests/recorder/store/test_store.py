@@ -354,6 +354,37 @@ def test_recordings_come_newest_first_and_can_be_removed(tmp_path: Path) -> None
     run(main())
 
 
+def test_the_words_of_what_is_removed_leave_the_journal_too(tmp_path: Path) -> None:
+    """Though another recording, which still runs, has its own in the same segment."""
+
+    def found() -> list[str]:
+        return [path.name for path in tmp_path.rglob("*") if path.is_file() and b"secretword" in path.read_bytes()]
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            running = await store.begin(HEADER, SOURCE)
+            running.write(lines(3))
+            await running.wait_acked(len(HEADER))
+            live = await store.begin(HEADER, SOURCE)
+            live.write(b'[1.0,"o","secretword"]\n')
+            await live.finish(End.CLEAN)
+            while live.id in store.lives:
+                await store.builder.drained()
+            assert found()
+            await store.remove(live.id)
+            await until(lambda: not found())
+            running.write(lines(3, start=3))
+            await running.finish(End.CLEAN)
+            await settled(store)
+            assert await text_of(store, running.id) == HEADER + lines(6)
+            assert [recording.id async for recording in store.recordings()] == [running.id]
+        async with store_in(tmp_path) as store:
+            assert [recording.id async for recording in store.recordings()] == [running.id]
+            assert await text_of(store, running.id) == HEADER + lines(6)
+
+    run(main())
+
+
 def test_events(tmp_path: Path) -> None:
     async def main() -> None:
         async with store_in(tmp_path) as store:
