@@ -23,7 +23,8 @@ from recorder.proof.places import same_volume
 from recorder.proof.register import Register
 from recorder.proof.sealer import Sealer
 from recorder.proof.witness import FolderWitness, Witness, Witnesses
-from recorder.retention import Pruner, Rule, Rules
+from recorder.retention import Pruner
+from recorder.rules import Rule, Rules
 from recorder.store.blobs import Blobs
 from recorder.store.store import Store
 from recorder.telemetry import counter, gauge

@@ -30,7 +30,7 @@ import structlog
 
 from recorder.crypt import stored
 from recorder.heldevents import HeldEvents
-from recorder.holds import Hold, Holds, Match
+from recorder.holds import Hold, Holds
 from recorder.model import End, Recording, id_day, is_id
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Act, Kind, Subject
@@ -39,6 +39,7 @@ from recorder.proof.evidence import Evidence, MismatchError, MissingError, NotSe
 from recorder.proof.keys import KeyFault, PublicKeys, Signer
 from recorder.proof.register import Register
 from recorder.proof.removal import Removed, bare, finish, has_bytes, removals, removals_of, take_over, unfinished
+from recorder.rules import Rules
 from recorder.store.errors import StoreError
 from recorder.store.manifest import folder
 from recorder.store.store import Store
@@ -52,54 +53,6 @@ LOOK = 30.0
 # Subjects of one act of removal: enough that a year of passes is some thousand files, and few enough that a hold which
 # is placed meanwhile comes in time for most of them.
 BATCH = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """keep: seconds after its end; None for ever."""
-
-    match: Match
-    keep: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """See the top of this file. max_age, events_max_age: seconds; max_bytes: as stored. None: without limit."""
-
-    max_age: float | None = None
-    max_bytes: int | None = None
-    rules: Sequence[Rule] = ()
-    events_max_age: float | None = None
-
-    @property
-    def nothing(self) -> bool:
-        """Whether they never remove anything."""
-        return (
-            self.max_age is None
-            and self.max_bytes is None
-            and self.events_max_age is None
-            and all(rule.keep is None for rule in self.rules)
-        )
-
-    def rule_of(self, recording: Recording) -> Rule | None:
-        """The first that matches."""
-        return next((rule for rule in self.rules if rule.match.holds_for(recording)), None)
-
-    def too_old(self, recording: Recording, now: float) -> str:
-        """Why it is to go by its age at `now`, "" where it isn't."""
-        if recording.ended is None:
-            return ""
-        rule = self.rule_of(recording)
-        keep = rule.keep if rule is not None else self.max_age
-        if keep is None or now - recording.ended <= keep:
-            return ""
-        return f"{'a rule keeps it' if rule is not None else 'kept'} for {keep / 86400:g} days"
-
-    @property
-    def shortest(self) -> float | None:
-        """The shortest time that anything is kept by age; None where nothing goes by age."""
-        times = [self.max_age, *(rule.keep for rule in self.rules)]
-        return min((seconds for seconds in times if seconds is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import pytest
 from recorder.crypt import Keyring
 from recorder.holds import Hold, Holds, Match
 from recorder.model import End, new_id
-from recorder.retention import Pruner, Rules
+from recorder.retention import Pruner
+from recorder.rules import Rules
 from tests.recorder.proof.stage import DAY, PROXY, Stage, header, run, statuses
 from tests.recorder.store.running import Told
 

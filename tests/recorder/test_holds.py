@@ -13,7 +13,8 @@ from recorder.proof import KeyFault, PublicKeys
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import act_file
 from recorder.proof.witness import Witnesses
-from recorder.retention import Pruner, Rules
+from recorder.retention import Pruner
+from recorder.rules import Rules
 from recorder.store.blobs import Blobs
 from recorder.store.errors import StoreError
 from tests.recorder.proof.stage import DAY, Stage, run, statuses

@@ -18,7 +18,7 @@ from recorder.holds import Match
 from recorder.keeping import Keeping, KeepingError, first_key, keyring, public_keys, rules, signer
 from recorder.proof import Signer
 from recorder.proof.witness import FolderWitness
-from recorder.retention import Rule
+from recorder.rules import Rule
 from tests.recorder.proof.stage import PROXY, Stage, header, run, statuses
 from tests.recorder.serving import recorder, write_config
 

@@ -22,7 +22,8 @@ from recorder.proof.acts import NONE, Act, Kind, Subject, act_file, read_act, wr
 from recorder.proof.documents import NOTHING, Removal, digest, write_removal
 from recorder.proof.keys import Anchor
 from recorder.proof.witness import missing
-from recorder.retention import Doomed, Plan, Pruner, Rule, Rules
+from recorder.retention import Doomed, Plan, Pruner
+from recorder.rules import Rule, Rules
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
 from recorder.store.logs import FolderLog, ObjectLog

@@ -16,7 +16,8 @@ from recorder.index.filters import Filter
 from recorder.model import Recording, Source
 from recorder.proof import Signer
 from recorder.proof.witness import FolderWitness
-from recorder.retention import Pruner, Rules
+from recorder.retention import Pruner
+from recorder.rules import Rules
 from tests.recorder.cli.conftest import Folder
 from tests.recorder.proof.stage import Stage, header, run, statuses
 

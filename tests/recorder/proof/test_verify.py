@@ -19,7 +19,8 @@ from recorder.proof.chain import stored_keys
 from recorder.proof.documents import NOTHING, Manifest, write_manifest
 from recorder.proof.verify import Finding, Report, Status, Verifier
 from recorder.proof.witness import missing
-from recorder.retention import Doomed, Pruner, Rules
+from recorder.retention import Doomed, Pruner
+from recorder.rules import Rules
 from tests.recorder.proof.stage import DAY, PROXY, Stage, run, statuses
 
 

@@ -15,7 +15,8 @@ from recorder.proof import PublicKeys, Signer
 from recorder.proof.actlog import ActLog
 from recorder.proof.register import Register
 from recorder.proof.verify import Verifier
-from recorder.retention import Pruner, Rules
+from recorder.retention import Pruner
+from recorder.rules import Rules
 from recorder.store import Store, StoreError
 from recorder.store.logs import ObjectLog
 from recorder.store.objects import ObjectBlobs, open_objects
