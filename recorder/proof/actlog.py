@@ -20,6 +20,7 @@ from recorder.proof.acts import Act, Acts, Kind, Subject, act_file, read_acts, w
 from recorder.proof.chain import last_manifest
 from recorder.proof.documents import digest
 from recorder.proof.handover import ACTS as CHAIN
+from recorder.proof.handover import read_handovers
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
 from recorder.proof.witness import Witnesses
 from recorder.store.blobs import Blobs
@@ -81,6 +82,7 @@ class ActLog:
             remembered = await self.witnesses.known(CHAIN)
             for _ in range(_TRIES):
                 acts = await self._read()
+                await self._may_sign(acts, self.signer.id)
                 act = Act(
                     number=acts.last.number + 1,
                     previous=acts.last.sha256,
@@ -105,6 +107,14 @@ class ActLog:
                     await self._remember(Anchor(act.number, digest(data)))
                 return act
         raise StoreError("others sign acts all the time")
+
+    async def _may_sign(self, acts: Acts, key: str) -> None:
+        """An act by a key that is not in force would be a fault in the chain for ever. Raises KeyFault, StoreError."""
+        history, _, strange = await read_handovers(self._raw, self.keys)
+        if strange or acts.strange:
+            raise KeyFault("there are acts or hand-overs by a key that is not among those given, so nothing is signed")
+        if not history.may_sign(key, CHAIN, acts.last.number + 1):
+            raise KeyFault(f"the key {key} is not in force: give the one that is")
 
     async def _remember(self, head: Anchor) -> None:
         """The act counts, whether or not a witness can be told of it."""

@@ -33,6 +33,7 @@ from recorder.proof.documents import (
     NOTHING,
     ForgedError,
     Manifest,
+    UnknownKeyError,
     digest,
     head_values,
     is_day,
@@ -172,9 +173,9 @@ def _check(act: Act) -> None:
 @dataclass(slots=True)
 class Acts:
     """All acts of a store, in order, and what they amount to. believed: those that are signed and in their place.
-    faults: a sentence each. last: the last file's number and hash. hashes: of all files, by number.
-    held: holds that were not released, released: the others, by the hold's id, with what ends them. removed: the
-    removal that counts, by subject."""
+    faults: a sentence each. last: the last file's number and hash. hashes: of all files, by number. strange: one is by
+    a key that was not given. held: holds that were not released, released: the others, by the hold's id, with what ends
+    them. removed: the removal that counts, by subject."""
 
     believed: list[Act] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -183,6 +184,7 @@ class Acts:
     held: dict[str, Act] = field(default_factory=dict)
     released: dict[str, tuple[Act | None, Act]] = field(default_factory=dict)
     removed: dict[str, tuple[Act, Subject]] = field(default_factory=dict)
+    strange: bool = False
     _numbered: dict[int, Act] = field(default_factory=dict)
 
     def has(self, anchor: Anchor) -> bool:
@@ -201,6 +203,7 @@ class Acts:
                 raise ForgedError(f"it is signed with the key {act.key}, which was not in force then")
         except ForgedError as error:
             self.faults.append(f"act {number} is not to be believed: {error}")
+            self.strange = self.strange or isinstance(error, UnknownKeyError)
         else:
             if act.number != number:
                 self.faults.append(f"the act that stands in the place of act {number} is act {act.number}")

@@ -366,9 +366,12 @@ def test_a_key_that_has_handed_over_signs_no_more_acts(tmp_path: Path) -> None:
         await ActLog(blobs, keys, new).add(Kind.REMOVAL, [Subject(TWO)], by="x")
         acts = await ActLog(blobs, keys).read()
         assert acts.faults == [] and set(acts.removed) == {ONE, TWO}
-        await ActLog(blobs, PublicKeys([SIGNER.public_key, new.public_key]), SIGNER).add(
-            Kind.REMOVAL, [Subject(THREE)], by="x"
-        )
+        # By mistake it signs nothing, whatever keys whoever has it knows; with intent it does, and that does not count.
+        for known in ([SIGNER.public_key, new.public_key], [SIGNER.public_key]):
+            with pytest.raises(KeyFault):
+                await ActLog(blobs, PublicKeys(known), SIGNER).add(Kind.REMOVAL, [Subject(THREE)], by="x")
+        forged = Act(3, acts.last.sha256, NONE, Kind.REMOVAL, 1.0, "x", "", (Subject(THREE),))
+        await blobs.put(act_file(3), write_act(forged, SIGNER))
         acts = await ActLog(blobs, keys).read()
         assert THREE not in acts.removed
         assert acts.faults == [
