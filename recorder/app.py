@@ -458,6 +458,8 @@ class App:
             gate = self._server.gate
             yield gauge("recorder_connections_waiting", "Connections that are not admitted yet.", gate.outside)
             yield counter("recorder_connections_ended", "Connections ended before they were admitted.", gate.ended)
+        if self._web is not None:
+            shares["web_connections"] = self._web.listener.inside.shares
         rows = [(name, one.taken, one.largest, one.limit.each) for name, one in shares.items()]
         for column, name, text in (
             (1, "taken", "What all senders together have taken, by limit."),

@@ -19,6 +19,9 @@ from k8sproxy.tailnet.whois import WhoIs
 from recorder.book import Book
 from recorder.config import Config, Network
 from recorder.index import Index, IndexFailure
+from recorder.ingest.admission import Admission
+from recorder.ingest.gate import connections
+from recorder.listening import SiteListener
 from recorder.store import Store, StoreError
 from recorder.web.app import make_app
 from recorder.web.guard import whois_finder
@@ -132,19 +135,20 @@ class WebServer:
         domain = config.tailnet.capability_domain
         site = WebConfig(domain=domain, hosts=config.web.hosts or tuple(names), title=config.web.title)
         find = _finder(whois, config.web.insecure_allow, domain)
-        self._runner = web.AppRunner(
-            make_app(store, index, find, site, keeps=keeps), access_log=None, shutdown_timeout=1.0
+        each = config.web.connections_per_peer or max(1, config.web.connections // 8)
+        self.listener = SiteListener(
+            make_app(store, index, find, site, keeps=keeps),
+            Admission(whois, domain=domain, insecure=config.web.insecure_allow),
+            connections(config.web.connections, each, section="web"),
         )
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Serve on listening sockets."""
-        await self._runner.setup()
-        for sock in sockets:
-            await web.SockSite(self._runner, sock).start()
+        await self.listener.start(list(sockets))
 
     async def close(self) -> None:
         """Stop serving."""
-        await self._runner.cleanup()
+        await self.listener.close()
 
 
 def _finder(whois: WhoIs, insecure: Sequence[Network], domain: str) -> Find:
