@@ -48,6 +48,7 @@ _BYTES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB"
 _REFERENCE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
 _OBJECT = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
+_STAMPER = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:/[!-~]*)?\Z", re.ASCII)
 _SERVER = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?/?\Z", re.ASCII)
 _SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "memory", "http", "https")
 
@@ -386,6 +387,15 @@ class ConfigMap(Section):
     )
 
 
+class TimeStamps(Section):
+    """A time stamp service (RFC 3161), which stamps the manifests of days, besides a folder or a ConfigMap."""
+
+    url: Annotated[str, _matching(_STAMPER, "an http:// or https:// URL without credentials")] = Field(
+        description="Where it is asked."
+    )
+    certificates: FilePath = Field(description="Its certificate, or that of who has issued it, in PEM.")
+
+
 class Anchor(Section):
     """Where it is remembered how far the signed chains had come: outside of the store, since a store that was taken
     back to yesterday looks like one that was not."""
@@ -395,6 +405,9 @@ class Anchor(Section):
         description="A folder on another volume than the store (default: `anchor` beside the key).",
     )
     config_map: ConfigMap | None = Field(default=None, description="A ConfigMap, besides the folder or in its place.")
+    time_stamps: TimeStamps | None = Field(
+        default=None, description="A time stamp service (RFC 3161), besides folder or ConfigMap."
+    )
 
 
 class Proof(Section):
@@ -561,6 +574,10 @@ def _beside(config: Config) -> list[tuple[Key, str]]:
         (("proof", "key"), proof.key),
         (("proof", "previousKey"), proof.previous_key),
         (("proof", "anchor", "folder"), proof.anchor.folder),
+        (
+            ("proof", "anchor", "timeStamps", "certificates"),
+            proof.anchor.time_stamps.certificates if proof.anchor.time_stamps is not None else None,
+        ),
     ]
     files += [(("proof", "publicKeys", number), path) for number, path in enumerate(proof.public_keys)]
     files += [(("encryption", "keys", number), path) for number, path in enumerate(config.encryption.keys)]

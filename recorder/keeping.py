@@ -72,7 +72,7 @@ async def first_key(config: Config, blobs: Blobs) -> Signer | None:
                 f"proof.key: {path} is not there, and the store is not empty. A lost key is not made anew by itself: "
                 "put it back, or see docs/recorder-proof.md on a key that is lost"
             )
-    anchors = Witnesses(witnesses(config))
+    anchors = Witnesses(witnesses(config, blobs))
     try:
         if await anchors.recall():
             raise KeepingError(f"proof.key: {path} is not there, and the anchor remembers what was signed with it")
@@ -93,8 +93,8 @@ def previous_key(config: Config) -> Signer | None:
         raise KeepingError(f"proof.previousKey: {error}") from None
 
 
-def witnesses(config: Config) -> list[Witness]:
-    """Where it is remembered how far the chains had come."""
+def witnesses(config: Config, blobs: Blobs) -> list[Witness]:
+    """Where it is remembered how far the chains had come. blobs: of the store. Raises KeepingError."""
     proof = config.proof
     found: list[Witness] = []
     if proof.anchor.folder is not None:
@@ -109,6 +109,13 @@ def witnesses(config: Config) -> list[Witness]:
         )
     if proof.key is not None and not found:
         found.append(FolderWitness(proof.key.parent / "anchor", old=proof.key.parent))
+    if (stamps := proof.anchor.time_stamps) is not None:
+        from recorder.proof.timestamps import TimeStampWitness, read_certificates
+
+        try:
+            found.append(TimeStampWitness(stored(blobs), stamps.url, read_certificates(stamps.certificates)))
+        except KeyFault as error:
+            raise KeepingError(f"proof.anchor.timeStamps.certificates: {error}") from None
     return found
 
 
@@ -145,7 +152,7 @@ class Keeping:
 
     def __init__(self, config: Config, store: Store, own: Signer | None) -> None:
         keys = public_keys(config, own)
-        anchors = Witnesses(witnesses(config))
+        anchors = Witnesses(witnesses(config, store.blobs))
         # One log for all who sign: they take their numbers in turn, and see at once what the others have signed.
         log = ActLog(store.blobs, keys, own, witnesses=anchors) if len(keys) else None
         self.log = log

@@ -45,18 +45,24 @@ def show(path: Path, as_json: bool) -> None:
 
 
 async def _show(path: Path) -> list[tuple[str, str, int, str]]:
-    from recorder.keeping import witnesses
+    from recorder.cli.library import open_read_only
+    from recorder.keeping import KeepingError, witnesses
     from recorder.proof.witness import Witnesses
 
-    anchors = Witnesses(witnesses(read_config(path)))
-    try:
-        return [
-            (witness.name, chain, head.number, head.sha256)
-            for witness in anchors.all
-            for chain, head in sorted((await witness.recall()).items())
-        ]
-    finally:
-        await anchors.aclose()
+    config = read_config(path)
+    async with open_read_only(config) as store:
+        try:
+            anchors = Witnesses(witnesses(config, store.blobs))
+        except KeepingError as error:
+            raise Failed(str(error)) from None
+        try:
+            return [
+                (witness.name, chain, head.number, head.sha256)
+                for witness in anchors.all
+                for chain, head in sorted((await witness.recall()).items())
+            ]
+        finally:
+            await anchors.aclose()
 
 
 @command.command("accept")
@@ -91,9 +97,9 @@ async def _accept(path: Path, reason: str) -> list[str]:
             raise Failed("there is no proof.key, so there is nothing to sign with")
         keys = public_keys(config, own)
         store = open_store(config)
+        anchors = Witnesses(witnesses(config, store.blobs))
     except (KeepingError, StartError) as error:
         raise Failed(printable(str(error))) from None
-    anchors = Witnesses(witnesses(config))
     # Opened, so that a recorder on the same folder is found by its lock.
     await store.open()
     try:

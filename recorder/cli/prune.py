@@ -157,13 +157,16 @@ def _signing(where: Where, key_file: Path | None) -> tuple[Signer | None, Public
 
 
 def _log(where: Where, blobs: Blobs, signer: Signer | None, keys: PublicKeys | None) -> ActLog | None:
-    from recorder.keeping import witnesses
+    from recorder.keeping import KeepingError, witnesses
     from recorder.proof.actlog import ActLog
     from recorder.proof.witness import Witnesses
 
     if keys is None or not len(keys):
         return None
-    anchors = Witnesses(witnesses(where.store()) if where.configured else [])
+    try:
+        anchors = Witnesses(witnesses(where.store(), blobs) if where.configured else [])
+    except KeepingError as error:
+        raise Failed(str(error)) from None
     return ActLog(blobs, keys, signer, witnesses=anchors)
 
 

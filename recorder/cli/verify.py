@@ -99,7 +99,7 @@ async def _verify(
 
     async with open_read_only(where.store()) as store:
         keys = await _keys(where, key_files, trust, stored(store.blobs))
-        anchors = Witnesses(_witnesses(where, anchor))
+        anchors = Witnesses(_witnesses(where, anchor, store.blobs))
         verifier = Verifier(store.blobs, keys, witnesses=anchors.all)
         with progress_bar("verified") as progress:
             try:
@@ -129,13 +129,16 @@ async def _keys(where: Where, files: tuple[Path, ...], trust: bool, raw: Blobs) 
     raise click.UsageError("which key is to be believed? --public-key FILE, or --trust-store-keys")
 
 
-def _witnesses(where: Where, path: Path | None) -> list[Witness]:
-    from recorder.keeping import witnesses
+def _witnesses(where: Where, path: Path | None, blobs: Blobs) -> list[Witness]:
+    from recorder.keeping import KeepingError, witnesses
     from recorder.proof.handover import MANIFESTS
     from recorder.proof.witness import FolderWitness, MemoryWitness, chain_name, read_anchor
 
     if path is None:
-        return witnesses(where.store()) if where.configured else []
+        try:
+            return witnesses(where.store(), blobs) if where.configured else []
+        except KeepingError as error:
+            raise Failed(str(error)) from None
     if path.is_dir():
         return [FolderWitness(path)]
     # A file of such a folder, or what older recorders have left beside their key.

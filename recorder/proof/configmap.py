@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ class ConfigMapWitness:
             if status != 409:
                 raise self._refused(status, value)
         raise KeyFault(f"{self.name}: others write it all the time")
+
+    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> list[str]:
+        """See Witness."""
+        return []
 
     async def aclose(self) -> None:
         """See Witness."""

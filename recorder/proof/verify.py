@@ -230,6 +230,9 @@ class Verifier:
         holds = holder(chain, self._registers, acts.has)
         if not self._witnesses:
             report.anchors.append("not compared with an anchor: that the end of a chain was cut off is not told")
+        sealed = {one.number: (one.sealed, chain.hashes[one.number]) for one in chain.manifests}
+        for one in self._witnesses:
+            report.faults += await one.examine(sealed)
         for witness, heads in remembered:
             if isinstance(heads, str):
                 report.anchors.append(f"not compared with {witness}: {heads}")

@@ -49,6 +49,10 @@ class Witness(Protocol):
     async def remember(self, chain: str, head: Anchor) -> None:
         """Keep it for good. Raises KeyFault."""
 
+    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> list[str]:
+        """What it knows against the manifests of a store besides their end: a sentence each. manifests: when each says
+        that it was sealed (unix seconds), and the hash of its file, by number."""
+
     async def aclose(self) -> None:
         """Let go of connections."""
 
@@ -112,6 +116,10 @@ class FolderWitness:
             write_file(self.path / file_name(chain), write_anchor(head).encode(), 0o644)
         except OSError as error:
             raise KeyFault(f"{self.path}: cannot be written: {error.strerror}") from None
+
+    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> list[str]:
+        """See Witness."""
+        return []
 
     async def aclose(self) -> None:
         """See Witness."""
@@ -244,6 +252,10 @@ class MemoryWitness:
     async def remember(self, chain: str, head: Anchor) -> None:
         """See Witness."""
         self.heads[chain] = head
+
+    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> list[str]:
+        """See Witness."""
+        return []
 
     async def aclose(self) -> None:
         """See Witness."""
