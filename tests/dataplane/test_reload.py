@@ -79,7 +79,7 @@ async def test_a_request_keeps_its_route_while_its_event_waits(monkeypatch: pyte
             await go_on.wait()
 
         monkeypatch.setattr(type(stage.events), "admit", lambda *_: False)
-        monkeypatch.setattr(type(stage.events), "wait", lambda _, grants: wait(grants))
+        monkeypatch.setattr(type(stage.events), "wait", lambda _, grants, weight: wait(grants))
         client = await stage.client()
         await client.send(get())
         await waiting.wait()
