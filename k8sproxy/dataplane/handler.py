@@ -25,6 +25,7 @@ from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.places import Place
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.site import LOCAL_PREFIX, Gate, GateState, Route, Site, local_document
+from k8sproxy.dataplane.turns import REQUEST
 from k8sproxy.dataplane.upstream import Endpoint, UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
@@ -180,6 +181,7 @@ class Connection:
         authority = self._authority
         if authority is None or authority.peer is not peer or self._route is not route:
             authority = self._authorize(peer, route)
+        await self.client.turns.turn(peer.owner, REQUEST)
         if len(head.target) > LONG:
             info = await site.longwork.run(peer.owner, request_info, head.method, head.target, fields.upgrade)
             if gate.is_revoked():

@@ -37,7 +37,7 @@ from k8sproxy.dataplane.handler import Connection
 from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
 from k8sproxy.dataplane.places import Place, Places
 from k8sproxy.dataplane.site import Gate, GateState, Site
-from k8sproxy.dataplane.turns import Turns
+from k8sproxy.dataplane.turns import HANDSHAKE, Turns
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.protocol.proxyprotocol import HEAD_SIZE, ProxyHeaderParser
@@ -231,6 +231,7 @@ class Server:
                     if entry.tls is not None:
                         if await _speaks_http(self._loop, sock):
                             raise _PlainHTTP
+                        await self._turns.turn(key.address if key.shared else "", HANDSHAKE)
                         sock = await handshake(self._loop, sock, entry.tls(), server_name=None)
             except _PlainHTTP:
                 await self._refuse_plain(sock, ip, port)

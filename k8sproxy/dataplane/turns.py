@@ -7,7 +7,7 @@ count their work (a unit is about a microsecond), and whoever feeds them does it
     Turns   one for a loop. It grants units for bytes that have just come, up to TURN a turn of the loop for all
             connections together, and GRANT for one. What is not read by then waits in a row: in every turn of the loop
             another ROW units are spent on the rows, one owner (a peer) after the other, and one of an owner's
-            connections after the other.
+            connections after the other. Requests and TLS handshakes have a price too, and wait in the same rows.
     Pace    one direction of one connection. While bytes of it wait, its wire is not read; so a connection holds what
             one turn of its wire brings; that is SMALL bytes from then on, and twice as much whenever it was read.
 
@@ -33,6 +33,9 @@ GRANT = 250
 # Bytes that are shown to a reader in one step where their cost is not known before; at the dearest (terminal sizes of
 # two bytes) they cost 700 units, which is how far a grant may be overdrawn.
 STEP = 512
+# Units of a small request, from its head to its answer, and of a TLS handshake with its signature.
+REQUEST = 60
+HANDSHAKE = 500
 # Bytes that a wire reads in a turn while its connection is in a row.
 SMALL = 4 * 1024
 
@@ -64,6 +67,22 @@ class Turns:
         if units > 0:
             self._left = max(0, self._left - units)
             self._arm()
+
+    async def turn(self, owner: str, units: int) -> None:
+        """Wait for the turn of something that costs so many units: not at all, as long as there are some left."""
+        if self._left > 0:
+            self.spend(units)
+            return
+        future: asyncio.Future[None] = self._loop.create_future()
+
+        def resume(_: int) -> int:
+            if future.done():
+                return 0  # cancelled: who wanted it has gone
+            future.set_result(None)
+            return units
+
+        self.wait(owner, resume)
+        await future
 
     def wait(self, owner: str, resume: Resume) -> None:
         """Have `resume` called once, in its turn."""

@@ -17,6 +17,7 @@ from k8sproxy.dataplane.handler import Connection
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.switched import Switched
 from k8sproxy.dataplane.wire import Wire
+from k8sproxy.recording.recording import State
 from k8sproxy.recording.session import Session
 from tests.dataplane.stage import Raw, Stage, peer, reply, request
 from tests.dataplane.test_cancel import _stepping
@@ -318,13 +319,29 @@ async def test_a_slow_recorder_bounds_what_is_held() -> None:
         assert exchange is not None and isinstance(exchange._switched, Switched)
         switched, session = exchange._switched, exchange._tap
         got = bytearray()
-        while not session.blocked:
-            got += await client.receive()
+        recording = stage.sessions.find("")[0]._recording
+        assert recording is not None
+        last = [0, 0]
+
+        def settled() -> bool:
+            """Blocked for good: until the windows on the way are full, the buffer has room again now and then."""
+            if session.blocked and recording.state is State.SLOW and recording.written == last[0]:
+                last[1] += 1
+            else:
+                last[:] = [recording.written, 0]
+            return last[1] >= 50
+
+        async def receive() -> None:
+            while True:
+                got.extend(await client.receive())
+
+        receiving = asyncio.ensure_future(receive())
+        await stage.until(settled)
         assert sum(map(len, switched._held)) <= 65536 + 16384
         assert stage.recorders.describe()[0].uploads == 1
         await client.send(speech.ping())
-        while not got.endswith(speech.pong):
-            got += await client.receive()
+        await stage.until(lambda: got.endswith(speech.pong))
+        receiving.cancel()
         shown = speech.understood(bytes(got))
         assert b"".join(texts).startswith(shown.stdout)
         recorder.sessions[0].read()

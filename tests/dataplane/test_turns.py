@@ -14,7 +14,7 @@ from typing import cast
 
 import pytest
 
-from k8sproxy.dataplane.turns import GRANT, ROW, STEP, TURN, Pace, Turns
+from k8sproxy.dataplane.turns import GRANT, HANDSHAKE, REQUEST, ROW, STEP, TURN, Pace, Turns
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.protocol.spdy import DICTIONARY
@@ -343,3 +343,52 @@ async def test_a_malformed_chunk_behind_many() -> None:
         await upstream.head()
         assert (await client.response()).status == 400
         assert (await upstream.exactly(6)) == b"1\r\nx\r\n"
+
+
+# -- requests and handshakes
+
+
+async def test_requests_wait_for_their_turn() -> None:
+    """Two thousand requests in the same moment would be the loop's work for a tenth of a second."""
+    turns = Turns(asyncio.get_running_loop())
+    done: list[str] = []
+
+    async def ask(owner: str) -> None:
+        await turns.turn(owner, REQUEST)
+        done.append(owner)
+
+    flood = [asyncio.ensure_future(ask("flooding")) for _ in range(200)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    begun = len(done)
+    assert begun <= 1 + (TURN + ROW) // REQUEST
+    other = asyncio.ensure_future(ask("quiet"))
+    await other
+    assert done.index("quiet") <= begun + 2 * (1 + (TURN + ROW) // REQUEST), "not behind the flood"
+    seen = len(done)
+    while len(done) < 201:
+        await asyncio.sleep(0)
+        assert len(done) - seen <= 1 + (TURN + ROW) // REQUEST
+        seen = len(done)
+    await asyncio.gather(*flood)
+    assert not turns.waiting
+
+
+async def test_who_leaves_its_row_takes_no_units() -> None:
+    turns = Turns(asyncio.get_running_loop())
+    turns.spend(TURN)
+    waiting = [asyncio.ensure_future(turns.turn("peer", HANDSHAKE)) for _ in range(10)]
+    await asyncio.sleep(0)
+    for task in waiting[:9]:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert not turns.waiting and not waiting[9].cancelled()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_many_clients_at_once_are_all_served(tls: bool) -> None:
+    async with Stage(tls=tls) as stage:
+        clients = [await stage.client() for _ in range(60)]
+        for client in clients:
+            await client.send(get("/.well-known/k8sproxy/whoami"))
+        assert {(await client.response()).status for client in clients} == {200}
