@@ -238,13 +238,18 @@ class Spdy:
         """What came on each stream, until upstream says no more."""
         said: dict[str, bytes] = {}
         with contextlib.suppress(EOFError, ConnectionResetError):
-            while True:
-                word = int.from_bytes(self._exactly(4), "big")
-                payload = self._exactly(int.from_bytes(self._exactly(4)[1:], "big"))
-                if word < 1 << 31:
-                    kind = self._streams[(word - 1) // 2]
-                    said[kind] = said.get(kind, b"") + payload
+            for stream, payload in self.frames():
+                kind = self._streams[(stream - 1) // 2]
+                said[kind] = said.get(kind, b"") + payload
         return said
+
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """(stream, payload) of the frames with data. Raises EOFError or ConnectionResetError where upstream ends."""
+        while True:
+            word = int.from_bytes(self._exactly(4), "big")
+            payload = self._exactly(int.from_bytes(self._exactly(4)[1:], "big"))
+            if word < 1 << 31:
+                yield word, payload
 
     def _exactly(self, count: int) -> bytes:
         data = b""

@@ -27,7 +27,7 @@ from tests.recorder.store import s3
 from tests.system.keeper import CAP_RECORDER, Keeper, new_word, printing, with_recorder
 from tests.system.kubectl import STREAMING, Kubectl
 from tests.system.proxy import Proxy, reported, wait_until
-from tests.system.raw import Connection
+from tests.system.raw import BINARY, Connection, Spdy, WebSocket, in_query
 from tests.system.recorders import play, read_cast
 from tests.system.terminal import Terminal
 
@@ -79,8 +79,9 @@ Policy = Callable[..., None]
 
 @pytest.fixture
 def policy(proxy: Proxy, nodes: dict[str, Node], grants: Callable[..., None]) -> Policy:
-    """policy(keeper, to=proxy, look=EVERYTHING, enforce=True, groups=(), **rule): alice is cluster-admin with the
-    recorder, and auditor may look. Returns when `to` and the recorder go by it."""
+    """policy(keeper, to=proxy, look=EVERYTHING, enforce=True, level="", groups=(), **rule): alice is cluster-admin with
+    the recorder (level: of this project's own capability), and auditor may look. Returns when `to` and the recorder go
+    by it."""
 
     def change(
         keeper: Keeper,
@@ -88,6 +89,7 @@ def policy(proxy: Proxy, nodes: dict[str, Node], grants: Callable[..., None]) ->
         to: Proxy = proxy,
         look: dict[str, Any] = EVERYTHING,
         enforce: bool = True,
+        level: str = "",
         groups: Sequence[str] = (),
         **rule: Any,
     ) -> None:
@@ -99,7 +101,8 @@ def policy(proxy: Proxy, nodes: dict[str, Node], grants: Callable[..., None]) ->
             enforceRecorder=enforce,
             **rule,
         )
-        grants([alice, Grant(["auditor"], ["recorder"], {CAP_RECORDER: [look]})])
+        own = [Grant(["alice@example.com"], ["*"], {"tailscale.com/cap/k8sproxy": [{"recording": level}]})]
+        grants([alice, *(own if level else []), Grant(["auditor"], ["recorder"], {CAP_RECORDER: [look]})])
 
         def known() -> bool:
             try:
@@ -321,14 +324,19 @@ def counting(go: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "enforce"), [("websocket", True), ("spdy", True), ("spdy", False)], ids=["websocket", "spdy", "open"]
+    ("protocol", "level"),
+    [
+        *((protocol, level) for protocol in ("websocket", "spdy") for level in ("closed", "acknowledged")),
+        ("spdy", "open"),
+    ],
 )
 def test_a_recorder_killed_in_the_middle(
     policy: Policy, own_keeper: Keeper, kubectl: Callable[..., Kubectl], proxy: Proxy, auditor: Node, web: str,
-    go: Path, protocol: str, enforce: bool,
+    go: Path, protocol: str, level: str,
 ) -> None:  # fmt: skip
     keeper, streaming = own_keeper, kubectl("alice", proxy).speaking(STREAMING[protocol])
-    policy(keeper, enforce=enforce)
+    enforce = level != "open"
+    policy(keeper, enforce=level == "closed", level=level if level == "acknowledged" else "")
     with streaming.start("exec", web, "--", *counting(go)) as running:
         running.expect("line 20\n")
         found = keeper.session(auditor, state="running")
@@ -348,7 +356,8 @@ def test_a_recorder_killed_in_the_middle(
     assert (again["id"], again["state"], again["damaged"]) == (found["id"], "cut", False)
     after = keeper.cast(auditor, found["id"])
     assert after.startswith(before)
-    assert running.out.encode().startswith(read_cast(after).output())
+    shown, kept = running.out.encode(), read_cast(after).output()
+    assert kept.startswith(shown) if level == "acknowledged" else shown.startswith(kept)
     # And it takes sessions as before.
     if enforce:
         word = new_word()
@@ -356,6 +365,65 @@ def test_a_recorder_killed_in_the_middle(
             lambda: streaming.run("exec", web, "--", "sh", "-c", printing(word)).returncode == 0, "a recorded session"
         )
         assert keeper.session(auditor, q=word, state="clean")
+
+
+@pytest.mark.parametrize("level", ["open", "closed", "acknowledged"])
+@pytest.mark.parametrize("protocol", ["v4.channel.k8s.io", "v5.channel.k8s.io", "SPDY/3.1"])
+def test_a_client_that_sends_what_can_not_be_read(
+    policy: Policy, keeper: Keeper, proxy: Proxy, nodes: dict[str, Node], auditor: Node, web: str, go: Path,
+    protocol: str, level: str,
+) -> None:  # fmt: skip
+    """A terminal whose size was never said, output for a while, a size that Go passes over, then one malformed frame:
+    what was shown is in the recording, which says why it ends."""
+    policy(keeper, enforce=level == "closed", level=level if level == "acknowledged" else "")
+    word = new_word()
+    command = in_query(
+        "sh", "-c", f"{printing(word)}; n=0; until [ -e {go} ]; do n=$((n+1)); echo line $n; sleep 0.02; done"
+    )
+    target = f"/api/v1/namespaces/default/pods/{web}/exec?{command}&stdin=true&stdout=true&tty=true&container=main"
+    shown = b""
+    with Connection.open(proxy.node.dns_name, proxy.port, through=nodes["alice"], ca=proxy.ca) as connection:
+        if protocol == "SPDY/3.1":
+            session = Spdy(connection, target)
+            error, _, out, resize = (session.open(kind) for kind in ("error", "stdin", "stdout", "resize"))
+            connection.sock.sendall(_spdy_data(resize, b"{ width: 100, height: 30}"))
+            frames = session.frames()
+            while b"line 20\r\n" not in shown:
+                stream, payload = next(frames)
+                shown += payload if stream == out else b""
+            connection.sock.sendall(b"\x80\x03\x00\x03\x00\x00\x00\x05short")
+        else:
+            socket = WebSocket(connection, target, protocol)
+            socket.send(BINARY, b"\x04{ width: 100, height: 30}")
+            out, error = 1, 3
+            frames = ((payload[0], payload[1:]) for opcode, payload in socket.frames() if opcode == BINARY)
+            while b"line 20\r\n" not in shown:
+                stream, payload = next(frames)
+                shown += payload if stream == out else b""
+            connection.sock.sendall(b"\xff" * 20)
+        told = b""
+        if level == "open":
+            go.touch()  # over SPDY the kubelet reads no more, and writes on
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            for stream, payload in frames:
+                shown += payload if stream == out else b""
+                told += payload if stream == error else b""
+    assert (b"what the client sends can't be read" in told) is (level != "open")
+    found = keeper.session(auditor, q=word, state="clean")
+    cast = read_cast(keeper.cast(auditor, found["id"]))
+    assert cast.output().startswith(shown) and (cast.header["width"], cast.header["height"]) == (80, 24)
+    assert not cast.sizes[1:] and any(
+        "the client sends can't be read" in text for _, code, text in cast.events if code == "m"
+    )
+    said = wait_until(
+        lambda: [line for line in proxy.events("session_unreadable") if line["session"] == found["sessionId"]],
+        "the warning in the log",
+    )
+    assert [line["side"] for line in said] == ["client"]
+
+
+def _spdy_data(stream: int, payload: bytes) -> bytes:
+    return stream.to_bytes(4, "big") + len(payload).to_bytes(4, "big") + payload
 
 
 def _if_in(part: bytes, whole: bytes) -> bytes | None:
