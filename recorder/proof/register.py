@@ -386,15 +386,21 @@ class Register:
                 return
             await self._export_key()
             chain, registers, fault = await self._read()
-            if chain.strange or registers.strange:
-                # What those list would be taken for unlisted, and be signed a second time.
+            strange = chain.strange or registers.strange
+            if strange and chain.keys.current != self.signer.id:
+                # One of those may be the key in force. Where this one is, somebody has put them there.
                 raise KeyFault("there are manifests or registers by a key that is not among the public keys")
             if chain.keys.current not in ("", self.signer.id):
                 chain = await self._take_over(chain, registers, fault)
             state = registers.states.get(self.name) or State(self.name)
             self._head = state.last
             if not state.last.number or (state.entries and state.entries[-1].opening):
-                await self._begin(chain, registers)
+                # Only at the very beginning: later it would sign what somebody has put there, and made away with the
+                # register first.
+                if fault is not None and not self.witnesses.recalled:
+                    raise KeyFault(fault)
+                if fault is None and not strange:
+                    await self._begin(chain, registers)
             self._opened = True
             self.fault = None
             self._set_anchor_fault(fault)
@@ -547,12 +553,24 @@ class Register:
             await self._raw.create(key, data)
         except FileExistsError:
             if await self._raw.get(key) != data:
-                raise StoreError(f"another recorder keeps the register {self.name!a}: give each its own name") from None
+                await self._evade()
+                raise StoreError(f"number {entry.number} of the register {self.name!a} was taken") from None
         self._head = Anchor(entry.number, digest(data))
         self.signed += 1
         self.fault = None
         self._untold[register_chain(self.name)] = self._head
         self._told.set()
+
+    async def _evade(self) -> None:
+        """A number was taken by somebody else. Raises StoreError where that is a recorder with this key. What anybody
+        else has put there is no reason to sign no more: the next entry follows it, and every check tells it."""
+        chain, registers = await read_both(self._raw, self.keys)
+        state = registers.states.get(self.name) or State(self.name)
+        if state.entries and state.entries[-1].number > self._head.number:
+            raise StoreError(f"another recorder keeps the register {self.name!a}: give each its own name")
+        for fault in [*chain.faults, *state.faults]:
+            _log.error("proof_fault", fault=fault)
+        self._head = state.last
 
     async def remember(self, chain: str, head: Anchor) -> None:
         """Tell the witnesses, once the store was compared with what they know. Raises nothing: what was signed stays

@@ -325,9 +325,10 @@ class Sealer:
         for manifest in chain.manifests:
             bases |= manifest.registers or {}
         for name, base in bases.items():
-            files = [file async for file, _ in self._raw.names(f"{REGISTER}/{name}")]
-            old = [file for file in files if file <= entry_file(name, base.number).rpartition("/")[2]]
-            await self._raw.delete([f"{REGISTER}/{name}/{file}" for file in old])
+            for file in [file async for file, _ in self._raw.names(f"{REGISTER}/{name}")]:
+                digits = file.removesuffix(".json")
+                if digits.isascii() and digits.isdigit() and int(digits) <= base.number:
+                    await self._raw.delete([entry_file(name, int(digits))])
 
 
 def _ended(identifier: str, ended: float) -> float:

@@ -89,6 +89,7 @@ class FolderWitness:
         self.path = path
         self.name = f"folder {path}"
         self._old = old
+        self._made = False
 
     async def recall(self) -> Heads:
         """See Witness."""
@@ -97,7 +98,8 @@ class FolderWitness:
     def _recall(self) -> Heads:
         heads: Heads = {}
         try:
-            for entry in sorted(os.listdir(self.path)) if self.path.is_dir() else []:
+            self._made = self.path.is_dir()
+            for entry in sorted(os.listdir(self.path)) if self._made else []:
                 if _FILE.match(entry):
                     heads[chain_name(entry)] = read_anchor(self.path / entry)
         except OSError as error:
@@ -112,7 +114,9 @@ class FolderWitness:
 
     def _remember(self, chain: str, head: Anchor) -> None:
         try:
-            make_folder(self.path)
+            if not self._made:  # one that is gone by now was a mount: its place must not be filled instead
+                make_folder(self.path)
+                self._made = True
             write_file(self.path / file_name(chain), write_anchor(head).encode(), 0o644)
         except OSError as error:
             raise KeyFault(f"{self.path}: cannot be written: {error.strerror}") from None
@@ -156,9 +160,15 @@ class Witnesses:
         self.pause = max((witness.pause for witness in self.all), default=0.0)
         self._heads: Heads | None = None
 
+    @property
+    def recalled(self) -> bool:
+        """Whether all of them could be asked."""
+        return self._heads is not None
+
     async def recall(self) -> Heads:
         """The highest of each chain that any of them remembers. Raises KeyFault, also where two disagree."""
         heads: Heads = {}
+        self._heads = None
         for witness in self.all:
             for chain, head in (await self._ask(witness)).items():
                 known = heads.get(chain)

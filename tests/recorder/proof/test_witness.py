@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
 import pytest
 
 from recorder.proof import KeyFault, PublicKeys, Sealer, Signer
-from recorder.proof.documents import NOTHING
+from recorder.proof import register as register_module
+from recorder.proof.documents import NOTHING, Entry, entry_file, write_entry
 from recorder.proof.keys import Anchor
 from recorder.proof.register import Register
 from recorder.proof.witness import FolderWitness, MemoryWitness, Witnesses, read_anchor
@@ -195,5 +197,91 @@ def test_a_key_that_is_lost_is_followed_on_an_operators_word(tmp_path: Path) -> 
         with pytest.raises(KeyFault, match="stays so"):
             await accept(stage, both)
         assert NOTHING not in {head.sha256 for head in stage.witness.heads.values()}
+
+    run(check())
+
+
+# -- what somebody who can write the store tries against the register itself
+
+
+def test_a_register_that_was_wiped_away_signs_nothing_that_was_put_in(tmp_path: Path) -> None:
+    """Made away with all that is signed, something put in, and a start: a new register would sign what it finds."""
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        shutil.rmtree(stage.root / "proof")
+        (added,) = await stage.plant()
+        (own,) = await stage.fill(1)
+        report = await stage.verify()
+        assert statuses(report)[added] == "unknown" and statuses(report)[own] == "not sealed yet" and not report.well
+        await accept(stage)
+        await stage.seal()
+        assert statuses(await stage.verify())[added] == "unknown"
+
+    run(check())
+
+
+def test_a_new_register_waits_for_its_anchor(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        away = Away()
+        stage.witness = away
+        async with stage.store() as store:
+            await stage.record(store)
+            await stage.settled(store)
+            register = store.registrar
+            assert isinstance(register, Register) and register.healthy == "it is away" and register.signed == 0
+        away.away = False
+        async with stage.store() as store:
+            await stage.settled(store)
+        assert (await stage.verify()).well
+
+    run(check())
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_numbers_that_somebody_has_taken_do_not_stop_the_register(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signed: bool
+) -> None:
+    """While it runs, and before its start; nonsense, and files that a key of somebody's has signed."""
+    stage = Stage(tmp_path / "store")
+    monkeypatch.setattr(register_module, "RETRY", 0.01)
+    data = write_entry(Entry("main", 2, "0" * 64, 1.0), Signer.make()) if signed else b"nonsense"
+
+    async def check() -> None:
+        await stage.fill(1)
+        await stage.seal()
+        async with stage.store() as store:
+            await stage.record(store)
+            await stage.settled(store)
+            (last,) = [int(path.stem) for path in (stage.root / "proof/register/main").iterdir()]
+            (stage.root / entry_file("main", last + 1)).write_bytes(data)
+            (stage.root / entry_file("main", last + 2)).write_bytes(data)
+            await stage.record(store)
+            async with asyncio.timeout(20):
+                while store.lives:  # noqa: ASYNC110 - `settled` would end at the fault
+                    await asyncio.sleep(0.01)
+        (stage.root / "proof/register/other").mkdir()
+        (stage.root / entry_file("other", 1)).write_bytes(data)
+        await stage.fill(1)
+        report = await stage.verify()
+        assert not report.well and all(status in ("ok", "not sealed yet") for status in statuses(report).values())
+        assert any(f"entry {last + 1} of the register main is not to be believed" in fault for fault in report.faults)
+
+    run(check())
+
+
+def test_an_anchor_whose_folder_has_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """A volume that was unmounted: what is written below it would be forgotten."""
+    witness = FolderWitness(tmp_path / "anchor")
+
+    async def check() -> None:
+        await witness.recall()
+        await witness.remember("acts", ONE)
+        shutil.rmtree(tmp_path / "anchor")
+        with pytest.raises(KeyFault, match="cannot be written"):
+            await witness.remember("acts", TWO)
 
     run(check())
