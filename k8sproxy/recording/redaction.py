@@ -67,6 +67,9 @@ _LABELLED = re.compile(
 )
 # What a line of a configuration file, a flag or an assignment calls its value, whatever the language.
 _LABEL = re.compile(r"(?<![A-Za-z0-9_.-])([A-Za-z0-9_.-]++)[\\\"']*+\s*+[:=]")
+# A flag with its value behind a blank (mysql --password x), and an element of XML, within a text.
+_FLAG_AND_VALUE = re.compile(r"(?<![^\s\"'])(--?[A-Za-z][A-Za-z0-9_.-]*+)[ \t]++[^\s-]")
+_ELEMENT = re.compile(r"<([A-Za-z][A-Za-z0-9_.:-]*+)>[^<\s]")
 # Text: a URL with a password in it. A body that may hold one has both of these (the slashes may be escaped).
 _URL = re.compile(r"://[^/\s:@?#\"']*+:[^/\s@?#\"']++@")
 _URL_WORDS = (b"@", b":/", b":\\/")
@@ -269,6 +272,10 @@ def _is_secret(text: str) -> bool:
     if (":" in text or "=" in text) and (
         _LABELLED.search(text.lower()) is not None or any(_hides(label[1]) for label in _LABEL.finditer(text))
     ):
+        return True
+    if "-" in text and any(_hides(flag[1]) for flag in _FLAG_AND_VALUE.finditer(text)):
+        return True
+    if "</" in text and any(_hides(element[1]) for element in _ELEMENT.finditer(text)):
         return True
     return ("@" in text and _URL.search(text) is not None) or _is_coded(text)
 

@@ -181,6 +181,8 @@ def test_bodies_of_applications_are_dropped(target: str) -> None:
         b"k8s\x00\n\x09\n\x02v1\x12\x03Pod\x12serviceAccountToken",
         "{'name': 'é".encode()[:-1],
         b'{"secret":""}',
+        b'{"c":"x --token-file /etc/t --tokens - --no-auth --secretName db"}',
+        b'{"c":"<token></token> <tokenName>x</tokenName>"}',
     ],
 )
 def test_what_is_no_secret_stays_as_sent(body: bytes) -> None:
@@ -217,6 +219,9 @@ def test_what_is_no_secret_stays_as_sent(body: bytes) -> None:
         {"data": {"app.yaml": "db:\n  apiKey : " + SECRET}},
         {"data": {"x": "passphrase: " + SECRET}},
         {"data": {".env": "DB_PASS=" + SECRET}},
+        {"spec": {"containers": [{"command": ["sh", "-c", "mysql --password " + SECRET]}]}},
+        {"spec": {"lifecycle": "plink -pw '" + SECRET + "'"}},
+        {"data": {"settings.xml": "<server><password>" + SECRET + "</password></server>"}},
         {"spec": {"containers": [{"args": ["--api-key=" + SECRET]}]}},
         {"spec": {"containers": [{"command": ["sh", "-c", "curl -H 'X-Api-Key: " + SECRET + "'"]}]}},
     ],
@@ -507,6 +512,7 @@ def test_queries() -> None:
         "pw=hunter2",
         "dbPass=hunter2",
         "command=a&env=X%3Dhunter2",
+        "command=sh&command=-c&command=mysql+--password+hunter2",
     ],
 )
 def test_secrets_in_queries(query: str) -> None:
