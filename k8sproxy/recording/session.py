@@ -199,13 +199,13 @@ class Session(Tap):
         if self._enforced and len(fields) > MAX_ANSWER:
             self._refuse(f"the answer's head has more than {MAX_ANSWER} bytes")
         facts = self.facts
+        unread = ""
         try:
             self._streams = open_streams(facts, upgrade, negotiated(upgrade, fields))
         except ProtocolError as error:
             if self._enforced:
                 self._refuse(error.message)
-            # Without a recording nothing depends on it.
-            self._failed(f"the session's protocol can't be read: {error.message}")
+            unread = error.message
         if isinstance(self._streams, ForwardedPorts):
             self._ports = self._streams
         self.began = True
@@ -225,6 +225,8 @@ class Session(Tap):
         )
         if self._recording is not None:
             self._recording.begin(facts.cast_header(self.started), tty=facts.tty)
+        if unread:
+            self._upstream_unreadable(unread)
 
     def unswitched(self, status: int) -> int | None:
         """The API server and the kubelet refuse with a Status, in a body that nobody records. What stands on another

@@ -627,7 +627,24 @@ async def test_what_upstream_chose_can_not_be_read(mode: RecordingLevel | None, 
         played.up(b"\xff")
         assert played.shown == b"\xff\xff" and bytes(played.upstream.written) == b"\xff"
         await played.close()
-        assert played.registry.failures == ([] if mode is None else [("failed", OPEN)])
+        assert played.registry.failures == ([] if mode is None else [("unreadable", OPEN)])
+        if mode is OPEN:
+            assert b"is not recorded" in played.cast.output and not played.session.recorded
+
+
+@modes
+@scene
+async def test_a_head_of_the_switch_that_is_as_long_as_a_file(mode: RecordingLevel | None) -> None:
+    """It goes to the client, and is in no recording."""
+    played = Scene(WebSocket(), mode)
+    await played.session.open()
+    fields = b"Sec-WebSocket-Protocol: v5.channel.k8s.io\r\nX-Secret: " + b"s" * 17_000 + b"\r\n"
+    if mode is CLOSED:
+        with pytest.raises(Refusal, match="more than 16384 bytes"):
+            played.switch(fields)
+    else:
+        played.switch(fields)
+    await played.close()
 
 
 @scene
