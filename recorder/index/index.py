@@ -84,6 +84,8 @@ class Index(Questions):
 
     async def coverage(self, scope: Scope = ()) -> Coverage:
         """How much of the store it has; see Coverage. Raises IndexFailure."""
+        # Asked first: what is written meanwhile is counted below.
+        untold = self._intake.untold
         unread: dict[str, int] = dict(
             await self.database.fetch(
                 "SELECT state, count(*) FROM recordings WHERE indexed <> size AND text_truncated = 0 GROUP BY state"
@@ -92,11 +94,14 @@ class Index(Questions):
         running = await self.unread_running(scope) if End.RUNNING.value in unread else 0
         missing = sum(count for state, count in unread.items() if state != End.RUNNING.value)
         absent = len(self.standing.unreadable | self._intake.lost)
-        if not (missing or absent or self._intake.behind) and self.standing.compared:
+        if not (missing or absent or untold or self._intake.behind) and self.standing.compared:
             return Coverage(complete=True, sessions=0, indexed=0, running=running)
         ((rows,),) = await self.database.fetch("SELECT count(*) FROM recordings")
         sessions = max(rows + absent, 0 if self.standing.compared else self.standing.stored)
-        return Coverage(complete=False, sessions=sessions, indexed=rows - missing, running=running)
+        # Of those that have ended meanwhile some have a row, which says that they run.
+        late = await self.rows_of(untold)
+        indexed = max(0, rows - missing - late)
+        return Coverage(complete=False, sessions=sessions + len(untold) - late, indexed=indexed, running=running)
 
     async def settled(self) -> None:
         """Wait until all that was told is findable (texts of running recordings excepted)."""

@@ -101,6 +101,7 @@ class Intake:
         self._refresh = refresh
         self._recordings: dict[str, Recording | None] = {}  # None: it is removed
         self._events: dict[str, ApiEvent] = {}
+        self._written: dict[str, Recording | None] = {}  # what is on its way into the database
         self._texts: dict[str, float] = {}  # id -> when it is due, by the loop's clock
         self._made: dict[str, int] = {}  # running recordings: size at the last making
         self._tries: dict[str, int] = {}
@@ -165,6 +166,12 @@ class Intake:
     def failure(self) -> str | None:
         """Why nothing is written at present, None while all is well."""
         return next(iter(self._failures.values()), None)
+
+    @property
+    def untold(self) -> set[str]:
+        """Ids of sessions that have ended, of which the rows don't tell so yet: their texts are still to come."""
+        waiting = (*self._recordings.items(), *self._written.items())
+        return {name for name, one in waiting if one is not None and one.end is not End.RUNNING}
 
     @property
     def behind(self) -> bool:
@@ -262,6 +269,7 @@ class Intake:
             for identifier in events:
                 del self._events[identifier]
             self._at_work += 1
+            self._written = recordings
             try:
                 async with self.writing:
                     await self._write(recordings, events)
@@ -273,6 +281,7 @@ class Intake:
                 self._events = {**events, **self._events}
                 raise
             finally:
+                self._written = {}
                 self._at_work -= 1
             yield
 

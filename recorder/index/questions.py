@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +94,16 @@ class Questions:
         row = await self._one(identifier, scope)
         bodies = await self.database.fetch("SELECT body FROM segments WHERE number = $1 ORDER BY place", (row[0],))
         return tuple(unseen((body for (body,) in bodies), most))
+
+    async def rows_of(self, identifiers: Collection[str]) -> int:
+        """How many of these recordings have a row that says that they run."""
+        if not identifiers:
+            return 0
+        where = Where(self.database.dialect)
+        where.text("r.state", End.RUNNING.value)
+        where.add(f"r.id IN ({', '.join(map(where.value, sorted(identifiers)[:MOST_ROWS]))})")
+        ((count,),) = await self.database.fetch(f"SELECT count(*) FROM recordings r WHERE {where}", where.parameters)
+        return int(count)
 
     async def unread_running(self, scope: Scope) -> int:
         """How many running ones have something that is not searched yet."""

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ from recorder.store.blobs import FolderBlobs
 from recorder.store.logs import FolderLog
 from tests.fakes.tailscaled import FakeTailscaled
 from tests.recorder.ingest.senders import H2Sender, exchange
-from tests.recorder.serving import free_port, recorder, serving, write_config
+from tests.recorder.serving import Process, free_port, recorder, serving, write_config
 from tests.recorder.store.running import HEADER, lines, text_of
 
 CRASHES = int(os.environ.get("RECORDER_CRASHES", "3"))
@@ -104,6 +105,56 @@ def test_a_reload_says_what_needs_a_restart(tmp_path: Path) -> None:
             reloaded = await running.logged("reloaded")
             # Who may look still goes by the old domain.
             assert reloaded["needs_restart"] == ["tailnet.capabilityDomain", "tailnet.socket", "web"]
+
+    asyncio.run(main())
+
+
+SESSIONS = 34
+
+
+def test_an_index_that_is_lost_says_so_until_it_is_made_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        port = free_port()
+        web = {"listen": [f"127.0.0.1:{port}"], "insecureAllow": ["127.0.0.1"], "hosts": ["recorder.test"]}
+
+        async def asked(path: str) -> Any:
+            request = f"GET /api/v1/{path} HTTP/1.1\r\nHost: recorder.test\r\n\r\n"
+            status, _, body = await exchange(port, request.encode())
+            while status == 503:  # it takes sessions before its index is open
+                status, _, body = await exchange(port, request.encode())
+            assert status == 200, body
+            return json.loads(body)
+
+        async def whole(running: Process) -> list[int]:
+            """How many were found, again and again, until it is said that there are no more."""
+            counts: list[int] = []
+            async with asyncio.timeout(60):
+                while True:
+                    answer = await asked("sessions?q=needle&limit=100")
+                    counts.append(len(answer["items"]))
+                    assert answer["index"]["complete"] is (answer["index"]["share"] == 1)
+                    if answer["index"]["complete"]:
+                        return counts
+                    assert (await running.get("/metrics"))[0] == 200
+
+        async with recorder(tmp_path, index={"url": "sqlite:index.db"}, web=web) as running:
+            for number in range(SESSIONS):
+                sender = await H2Sender.connect(running.port)
+                request = sender.request()
+                await sender.send(
+                    request, HEADER + lines(200) + b'[%d,"o","\\r\\nneedle"]\n' % (100 + number), end=True
+                )
+                await sender.until_ended(request)
+                await sender.close()
+            assert (await whole(running))[-1] == SESSIONS
+            running.process.send_signal(signal.SIGTERM)
+            await running.process.wait()
+        for path in tmp_path.glob("index.db*"):
+            path.unlink()
+        async with recorder(tmp_path, index={"url": "sqlite:index.db"}, web=web) as running:
+            counts = await whole(running)
+            assert counts[-1] == SESSIONS and counts == sorted(counts)
+            assert "recorder_index_healthy 1.0" in (await running.get("/metrics"))[1]
 
     asyncio.run(main())
 

@@ -175,6 +175,21 @@ def test_what_was_seen_is_found_by_a_word_of_it(
     assert list(source["tags"]) == ["tag:k8sproxy"]
 
 
+def test_what_a_terminal_does_not_show_is_marked_and_found(
+    policy: Policy, keeper: Keeper, streaming: Kubectl, auditor: Node, web: str
+) -> None:
+    policy(keeper)
+    shown, word = new_word(), new_word()
+    hidden = rf"printf '\033_'; {printing(word)}; printf '\033\\'; printf '\033[8mconcealed\033[0m\n'"
+    assert streaming.run("exec", web, "--", "sh", "-c", f"{printing(shown)}; {hidden}").returncode == 0
+    found = keeper.session(auditor, q=shown, state="clean")
+    assert (found["unseen"], found["searchable"], found["damaged"]) == (True, True, False)
+    (hit,) = [hit for hit in keeper.session(auditor, q=word)["hits"] if hit["unseen"]]
+    assert hit["unseen"] == "APC"
+    listed = json.loads(keeper.get(auditor, f"/api/v1/sessions/{found['id']}/unseen").body)
+    assert [(piece["kind"], piece["text"]) for piece in listed["items"]] == [("APC", word), ("concealed", "concealed")]
+
+
 def test_a_terminal(
     policy: Policy, keeper: Keeper, streaming: Kubectl, auditor: Node, web: str, tmp_path: Path
 ) -> None:
