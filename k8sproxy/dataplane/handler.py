@@ -41,7 +41,7 @@ from k8sproxy.recording.longwork import LONG
 from k8sproxy.recording.requestevent import RequestEvent
 from k8sproxy.recording.session import Session
 from k8sproxy.recording.sessions import facts_of
-from k8sproxy.recording.tap import NO_TAP
+from k8sproxy.recording.tap import NO_TAP, Tap
 from k8sproxy.tailnet.whois import ClientKey
 from k8sproxy.telemetry import encode_fields
 
@@ -210,7 +210,8 @@ class Connection:
             foreign=info.foreign,
         )
         closing = fields.close or site.draining or gate.state is not GateState.OPEN
-        tap = session or NO_TAP
+        # A tap of its own, for callbacks of the switched connection that must go with it.
+        tap = session or (Tap() if fields.upgrade else NO_TAP)
         exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing)
         exchange.watching = info.verb == "watch"
         if info.foreign:

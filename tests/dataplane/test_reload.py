@@ -74,12 +74,12 @@ async def test_a_request_keeps_its_route_while_its_event_waits(monkeypatch: pyte
         stage.daemon.answer = peer("dev", recorderAddrs=[recorder.address], enableEvents=True)
         waiting, go_on = asyncio.Event(), asyncio.Event()
 
-        async def wait(_: object) -> None:
+        async def wait() -> None:
             waiting.set()
             await go_on.wait()
 
         monkeypatch.setattr(type(stage.events), "admit", lambda *_: False)
-        monkeypatch.setattr(type(stage.events), "wait", lambda _, grants, weight: wait(grants))
+        monkeypatch.setattr(type(stage.events), "wait", lambda *_: wait())
         client = await stage.client()
         await client.send(get())
         await waiting.wait()

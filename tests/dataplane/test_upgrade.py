@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import socket
 import termios
+import weakref
 
 import pytest
 
@@ -30,6 +32,23 @@ async def switched(stage: Stage) -> tuple[Raw, Raw]:
     await upstream.send(switching())
     assert b" 101 " in await client.head()
     return client, upstream
+
+
+async def test_an_upgrade_that_is_no_session_leaves_nothing() -> None:
+    """It has no session's tap; the one that stands in for it is not everybody's."""
+    async with Stage() as stage:
+        path = "/api/v1/namespaces/a/services/web/proxy/ws"
+        client, upstream, _ = await stage.exchange(request("GET", path, "Connection: Upgrade", "Upgrade: websocket"))
+        await upstream.send(switching("websocket"))
+        await client.head()
+        exchange = weakref.ref(stage.connections[0]._exchange)
+        await client.end()
+        assert await upstream.rest() == b""
+        await upstream.end()
+        assert await client.rest() == b""
+        await stage.until(lambda: not stage.connections)
+    gc.collect()
+    assert exchange() is None
 
 
 @both_legs
