@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -144,6 +145,7 @@ class Screen:
         self._hides = ""  # what the ink does
         self._veiled: dict[str, str] = {}  # what hides -> the text, until text that it does not hide, or a line feed
         self._lost: list[Unseen] = []  # erased at once
+        self._just: deque[Unseen] = deque(maxlen=_ROWS)  # lines that went out as soon as they were written
         self._stood: set[str] = set()  # words that were erased after they had been seen
         self._held_back = False  # synchronized output: nothing is shown until its end
         self._wraps = True
@@ -252,7 +254,7 @@ class Screen:
             if self._intermediate in "()" and self._intermediate:
                 self._drawing["()".index(self._intermediate)] = character == "0"
             elif character == "c":
-                self._clear()
+                self._wipe()
                 self._drawing = [False, False]
             elif character < " ":
                 return position - 1  # a control within: the sequence is dropped, the control counts
@@ -341,7 +343,7 @@ class Screen:
 
     def _mode(self, modes: list[str], on: bool) -> None:
         if any(mode in ("47", "1047", "1049") for mode in modes):
-            self._clear()  # the other screen
+            self._wipe()  # the other screen
         if "7" in modes:
             self._wraps = on
         if "2026" in modes:
@@ -372,7 +374,7 @@ class Screen:
                 self._out(self._aside.pop(number))
         else:
             number, column = self._number, self._column
-            self._clear()
+            self._wipe()
             self._number, self._column = number, column
 
     def _edit(self, final: str, count: int) -> None:
@@ -497,6 +499,19 @@ class Screen:
         elif len(self._stood) < _LINE:
             self._stood.update(_WORD.findall(row.text[start:end]))
 
+    def _wipe(self) -> None:
+        """The screen is cleared, or another one is shown: what was written just before has been seen by nobody."""
+        self._just.extend(
+            Unseen(self._now, "erased at once", row.text[row.fresh :])
+            for row in (self._row, *self._aside.values())
+            if row.dirty and (self._now - row.since <= _GLANCE or self._held_back)
+        )
+        for piece in self._just:
+            if self._now - piece.time <= _GLANCE and _WORD.search(piece.text) and _LETTER.search(piece.text):
+                self._see_nothing(piece.kind, piece.text, piece.time)
+        self._just.clear()
+        self._clear()
+
     def _end_loss(self, row: _Row) -> None:
         loss, row.loss = row.loss, None
         if loss is None or len(self._lost) >= _LINE:
@@ -521,7 +536,10 @@ class Screen:
     def _line_feed(self) -> None:
         if self._veiled:
             self._unveil(self._veiled)
-        self._out(self._row)
+        row = self._row
+        if self._now - row.since <= _GLANCE and row.text:
+            self._just.append(Unseen(self._now, "erased at once", row.text[row.fresh :]))
+        self._out(row)
         if self._aside:
             self._go(self._number + 1, 0)
         else:

@@ -67,6 +67,10 @@ def apart(*output: str, by: float = 0.001) -> list[tuple[float, str]]:
         ("stolen secret\r\x1b[20X", "erased at once", "stolen secret"),
         ("stolen secret\b\b\b\b\b\b\b\b\b\b\b\b\b\x1b[J", "erased at once", "stolen secret"),
         ("\x1b[5;5Hstolen secret\x1b[5;1H" + "x" * 30, "erased at once", "stolen secret"),
+        ("stolen secret\x1b[2J\x1b[H", "erased at once", "stolen secret"),
+        ("stolen secret\r\nmore\r\n\x1b[H\x1b[2J", "erased at once", "stolen secret"),
+        ("stolen secret\r\n\x1bc", "erased at once", "stolen secret"),
+        ("\x1b[?1049hstolen secret\x1b[?1049l", "erased at once", "stolen secret"),
         ("\x1b[?25lstolen secret\rnothing to see.\x1b[?25h", "erased at once", "stolen secret"),
         ("".join(chr(0xE0000 + ord(c)) for c in "stolen secret"), "characters without a shape", "stolen secret"),
         ("\U0001f600" + "".join(chr(0xE0100 + ord(c) - 16) for c in "secret"), "characters without a shape", "secret"),
@@ -98,7 +102,6 @@ def test_it_is_found(output: str, kind: str, text: str) -> None:
         "|\r/\r-\r\\\rdone\r\n",
         "\x1b[1m\x1b[7m%\x1b[27m\x1b[1m\x1b[0m" + " " * 79 + "\r \r$ ",
         "\x1b(0lqqqqqk\x1b(B\r\n\x1b(0x\x1b(B text \x1b(0x\x1b(B\r\n\x1b(0mqqqtqqqnqqqvqqqwqqj\x1b(B",
-        "before\x1b[2Jafter",
         "👍🏽 flag 🇩🇪 ideograph 葛\U000e0100",
     ],
 )
@@ -119,6 +122,13 @@ def test_what_stood_has_been_seen() -> None:
     assert unseen((0.0, "$ "), (5.0, "stolen\r\x1b[K")) == [("erased at once", "stolen")]
     held = [(0.0, "\x1b[?2026hstolen"), (3.0, "\r\x1b[K\x1b[?2026l")]
     assert unseen(*held) == [("erased at once", "stolen")]
+
+
+def test_a_screen_that_was_seen_is_cleared() -> None:
+    typed = [(1.0 + 0.2 * number, character) for number, character in enumerate("clear")]
+    assert unseen((0.0, "a line\r\n$ "), *typed, (2.1, "\r\n"), (2.11, "\x1b[H\x1b[2J$ ")) == []
+    assert unseen("before", "\x1b[2Jafter") == []
+    assert unseen("$ vim\r\n\x1b[?1049h\x1b[2Jsome text", "more\x1b[5;1H:q", "\r\x1b[?1049l$ ") == []
 
 
 def test_titles_are_kept_and_mark_nothing() -> None:

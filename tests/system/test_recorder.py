@@ -186,7 +186,7 @@ def test_what_a_terminal_does_not_show_is_marked_and_found(
     assert (found["unseen"], found["searchable"], found["damaged"]) == (True, True, False)
     (hit,) = [hit for hit in keeper.session(auditor, q=word)["hits"] if hit["unseen"]]
     assert hit["unseen"] == "APC"
-    listed = json.loads(keeper.get(auditor, f"/api/v1/sessions/{found['id']}/unseen").body)
+    listed = json.loads(keeper.get(auditor, f"/sessions/{found['id']}/unseen").body)
     assert [(piece["kind"], piece["text"]) for piece in listed["items"]] == [("APC", word), ("concealed", "concealed")]
 
 

@@ -159,6 +159,33 @@ def test_a_live_view_goes_blank_when_its_grant_is_withdrawn(tmp_path: Path, monk
     asyncio.run(check())
 
 
+def test_what_a_terminal_does_not_show_is_offered_to_see(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with Stage(tmp_path) as stage:
+            hidden = "<b>stolen</b> " + "x" * 300
+            body: list[object] = [[0.5, "o", "before\r\n"], [2.0, "o", f"\x1b_{hidden}\x1b\\\x1b[8mneedle\x1b[0m\r\n"]]
+            identifier = await stage.record(cast_header(), body)
+            seen = Seen()
+            async with browsing(stage, seen) as page:
+                await page.set_viewport_size({"width": 360, "height": 700})
+                await page.goto("/sessions?q=stolen")
+                await page.get_by_text("not shown: APC").wait_for()
+                await page.get_by_text("unseen output").wait_for()
+                stage.index.standing.compared, stage.index.standing.stored = False, 34
+                await page.goto(f"/sessions/{identifier}")
+                await page.get_by_role("heading", name="Output that a terminal does not show").wait_for()
+                assert await page.locator("main b").count() == 0
+                assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+                await page.locator("section[aria-labelledby=unseen] a[data-moment]").first.click()
+                await shows(page, "before")
+                await page.goto("/sessions")
+                await page.get_by_text("The index has 1 of 34 sessions so far").wait_for()
+                assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            assert not seen.errors and not seen.dialogs
+
+    asyncio.run(check())
+
+
 SIZE = "(size) => document.querySelector('.ap-term').style.getPropertyValue('--term-cols') === size"
 
 
