@@ -323,3 +323,9 @@ def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple):
         return ()
     return tuple(item.encode("utf-8", "replace").decode() for item in value if isinstance(item, str))
+
+
+def spender(header: Mapping[str, Any], source: Source) -> str:
+    """Whose share a session takes: the user's that its header names, else its node's; "" where it names neither."""
+    recording = Recording(id="", header=header, source=source, started=0.0)
+    return recording.user or recording.node

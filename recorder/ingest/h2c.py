@@ -454,7 +454,7 @@ class H2Protocol(asyncio.Protocol):
         if stream.intake.blocked:
             stream.credit += length
             self._blocked[number] = None
-            if self._site.store.crowded and not self._unread and self._transport is not None:
+            if stream.intake.crowded and not self._unread and self._transport is not None:
                 self._unread = True
                 self._transport.pause_reading()
             if self._unblock is None:
@@ -485,8 +485,12 @@ class H2Protocol(asyncio.Protocol):
             self._unblock = None
             self._read_on()
 
+    def _crowded(self, number: int) -> bool:
+        intake = self._streams[number].intake
+        return intake is not None and intake.crowded
+
     def _read_on(self) -> None:
-        if self._unread and not (self._blocked and self._site.store.crowded):
+        if self._unread and not any(self._crowded(number) for number in self._blocked):
             self._unread = False
         if self._unread or self._next is not None or self._transport is None or self._transport.is_closing():
             return

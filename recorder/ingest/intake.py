@@ -16,7 +16,7 @@ from k8sproxy.errors import Refusal
 from k8sproxy.protocol.asciicast import MAX_HEADER_LINE
 from recorder.ingest.admission import Door
 from recorder.ingest.site import IngestSite
-from recorder.model import End, Recording, Source
+from recorder.model import End, Source, spender
 from recorder.store import StoreError
 from recorder.store.live import Live
 from recorder.store.manifest import parse_header
@@ -62,6 +62,11 @@ class Intake:
     def blocked(self) -> bool:
         """Whether the sender should wait."""
         return self.live is not None and self.live.error is None and self.live.blocked
+
+    @property
+    def crowded(self) -> bool:
+        """Whether nothing more should be read: all recordings together, or its user's, hold too much."""
+        return self._site.store.crowded or (self.live is not None and self.live.crowded)
 
     def admit(self, source: Source) -> None:
         """Its sender may send. Raises Refusal where there is no place for the session."""
@@ -122,7 +127,7 @@ class Intake:
             return
         line = bytes(self._early[:feed])
         try:
-            user = _user_of(line, self._source)
+            user = spender(parse_header(line, sent=True), self._source)
             if user:
                 self._site.users.take(user)
                 self._user = user
@@ -195,9 +200,3 @@ class Intake:
             self.live.end_as(End.CUT)
             counts.ends["error" if self.error else self.live.asked.value] += 1
         self._early = bytearray()
-
-
-def _user_of(line: bytes, source: Source) -> str:
-    """Whose session a header line says it is: a user's, else a node's; "" where it says neither. Raises ValueError."""
-    recording = Recording(id="", header=parse_header(line, sent=True), source=source, started=0.0)
-    return recording.user or recording.node

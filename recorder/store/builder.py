@@ -166,7 +166,8 @@ class Builder:
 
     @property
     def _crowded(self) -> bool:
-        return self._pressure.held > self._pressure.MAX_HELD
+        # At less than one user may hold, who would wait for ever otherwise.
+        return self._pressure.held > self._pressure.MAX_HELD * self._pressure.SHARE
 
     async def _squeeze(self) -> None:
         """Make frames of all that there is."""

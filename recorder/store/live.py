@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from k8sproxy.protocol.asciicast import MAX_LINE
-from recorder.model import End, Recording, Source
+from recorder.model import End, Recording, Source, spender
 from recorder.store.api import Kept
 from recorder.store.chunk import ChunkRow, Frame, line_time, origin
 from recorder.store.errors import StoreError
@@ -43,16 +44,37 @@ class Pressure:
     # Bytes. Queue, tails (20 MiB, see the builder) and frames (24 MiB), and some.
     MAX_HELD = 64 << 20
 
+    # Of both, what one user's recordings may hold (by the name in their headers, else their node's): the last quarter
+    # is for others. Half would be too little for a busy recorder with a single user.
+    SHARE = 0.75
+
     def __init__(self) -> None:
         self.queued = 0
         self.held = 0
         self.packed = 0
+        self._queued_by: Counter[str] = Counter()
+        self._held_by: Counter[str] = Counter()
         self._waiters: set[asyncio.Future[None]] = set()
 
     @property
     def high(self) -> bool:
         """Whether nothing more should come."""
         return self.queued > self.MAX_QUEUED or self.held > self.MAX_HELD
+
+    def over(self, user: str) -> bool:
+        """Whether nothing more should come of this user's recordings."""
+        queued, held = self._queued_by.get(user, 0), self._held_by.get(user, 0)
+        return queued > self.MAX_QUEUED * self.SHARE or held > self.MAX_HELD * self.SHARE
+
+    def queue(self, user: str, size: int) -> None:
+        """So many bytes of a user's more (or less) are on their way into the journal."""
+        self.queued += size
+        _add(self._queued_by, user, size)
+
+    def hold(self, user: str, size: int) -> None:
+        """So many bytes of a user's more (or less) are in memory."""
+        self.held += size
+        _add(self._held_by, user, size)
 
     def wake(self) -> None:
         """Something has changed: let those who wait look again."""
@@ -69,6 +91,12 @@ class Pressure:
             await waiter
         finally:
             self._waiters.discard(waiter)
+
+
+def _add(counts: Counter[str], name: str, size: int) -> None:
+    counts[name] += size
+    if counts[name] <= 0:
+        del counts[name]
 
 
 class Room:
@@ -93,7 +121,7 @@ class Live:
         "_asked", "_changed", "_ended_safe", "_line", "_queue", "_said", "acked", "building", "chunks", "damaged",
         "durable", "end", "ended", "error", "events", "framed", "frames", "given", "head", "header", "header_line",
         "id", "inside", "last", "listener", "marks", "packed", "parts", "progress_at", "room", "soundness", "source",
-        "started", "tail", "tail_size", "whole",
+        "started", "tail", "tail_size", "user", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +131,7 @@ class Live:
         self.header_line = header_line
         self.header = header
         self.source = source
+        self.user = spender(header, source)
         self.started = started
         self.room = room
         self.end = End.RUNNING
@@ -177,7 +206,13 @@ class Live:
     @property
     def blocked(self) -> bool:
         """See Writer."""
-        return self.given - self.acked > MAX_QUEUED or self.room.pressure.high
+        pressure = self.room.pressure
+        return self.given - self.acked > MAX_QUEUED or pressure.high or pressure.over(self.user)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether its user's recordings hold more than their share."""
+        return self.room.pressure.over(self.user)
 
     def write(self, data: bytes) -> None:
         """See Writer. A line of more than MAX_LINE bytes ends the recording."""
@@ -195,8 +230,8 @@ class Live:
             raise StoreError(f"a line of more than {MAX_LINE} bytes")
         self._queue.append(data)
         self.given += len(data)
-        self.room.pressure.queued += len(data)
-        self.room.pressure.held += len(data)
+        self.room.pressure.queue(self.user, len(data))
+        self.room.pressure.hold(self.user, len(data))
         self.room.mark(self)
 
     async def ready(self) -> None:
@@ -299,7 +334,7 @@ class Live:
         pressure = self.room.pressure
         for item in items:
             if item.kind is Kind.DATA:
-                pressure.queued -= item.size
+                pressure.queue(self.user, -item.size)
         if error is not None:
             self._fail(items, error)
             return
@@ -342,8 +377,8 @@ class Live:
         waiting = sum(map(len, self._queue))
         self._queue.clear()
         self.given = self.acked
-        self.room.pressure.queued -= waiting
-        self.room.pressure.held -= lost + waiting
+        self.room.pressure.queue(self.user, -waiting)
+        self.room.pressure.hold(self.user, -lost - waiting)
         first = self.error is None
         if first:
             self.error = error
@@ -373,7 +408,7 @@ class Live:
         if frames:
             self.last = frames[-1].last
             self.events += sum(frame.events for frame in frames)
-        self.room.pressure.held -= size - packed
+        self.room.pressure.hold(self.user, packed - size)
         self.room.pressure.packed += packed
         if any(frame.damaged for frame in frames):
             self._damage()
@@ -393,7 +428,7 @@ class Live:
         packed = sum(len(frame.packed) for frame in self.frames[:count])
         del self.frames[:count]
         self.packed -= packed
-        self.room.pressure.held -= packed
+        self.room.pressure.hold(self.user, -packed)
         self.room.pressure.packed -= packed
         self.chunks.append(row)
         self.head = row.sha256
@@ -414,7 +449,7 @@ class Live:
         self.tail_size += len(data)
         self.acked += len(data)
         self.given = self.acked
-        self.room.pressure.held += len(data)
+        self.room.pressure.hold(self.user, len(data))
         self._said = True
         self._mark(segment, self.acked)
         self.room.grown(self)

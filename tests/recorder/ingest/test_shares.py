@@ -15,7 +15,7 @@ from recorder.ingest.site import body_limit, session_limit, user_limit
 from tests.recorder.ingest.running import ingest
 from tests.recorder.ingest.senders import H2Sender, chunked, exchange
 from tests.recorder.ingest.test_gate import ALLOW, by_port, connect
-from tests.recorder.store.running import HEADER, lines, run, until
+from tests.recorder.store.running import HEADER, FaultyLog, lines, run, until
 
 RECORD = b"POST /record HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
 
@@ -205,5 +205,44 @@ def test_a_reload_changes_shares_for_what_comes(tmp_path: Path) -> None:
                 await sender.until_ended(number)
                 assert sender.acked(number) == len(HEADER + lines(1))
             await sender.close()
+
+    run(main())
+
+
+def test_a_user_who_floods_a_slow_disk_is_not_read_and_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recorder.store.live.Pressure.MAX_QUEUED", 2_000_000)
+
+    async def main() -> None:
+        async with ingest(tmp_path, faulty=True) as running:
+            assert isinstance(running.log, FaultyLog)
+            flood, other = await H2Sender.connect(running.port), await H2Sender.connect(running.port)
+            numbers = [flood.request() for _ in range(8)]
+            for number in numbers:
+                await flood.send(number, header("ana@example.com"))
+                await flood.until_acked(number, 1)
+            quiet = other.request()
+            await other.send(quiet, header("ben@example.com"))
+            await other.until_acked(quiet, 1)
+            running.log.hold = asyncio.Event()
+            body = lines(20_000, width=80)
+            sending = [asyncio.create_task(flood.send(number, body, end=True)) for number in numbers]
+            await until(lambda: any(one._unread for one in running.server._h2))
+            before = running.site.counts.bytes
+            await other.send(quiet, lines(3))
+            await until(lambda: running.site.counts.bytes >= before + len(lines(3)))
+            assert not running.store.crowded
+            running.log.hold.set()
+            running.log.hold = None
+            await other.send(quiet, b"", end=True)
+            await other.until_ended(quiet)
+            assert other.acked(quiet) == len(header("ben@example.com") + lines(3))
+            for number in numbers:
+                await flood.until_ended(number)
+                assert flood.acked(number) == len(header("ana@example.com") + body)
+            await asyncio.gather(*sending)
+            await flood.close()
+            await other.close()
 
     run(main())

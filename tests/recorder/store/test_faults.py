@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,39 @@ def test_backpressure(tmp_path: Path) -> None:
             await live.finish(End.CLEAN)
             await settled(store)
             assert store._room.pressure.held == store._room.pressure.packed == 0
+
+    run(main())
+
+
+def test_one_user_can_not_hold_up_the_others(tmp_path: Path) -> None:
+    """While the disk is slow, one user's sessions wait for it with less than all may have in memory."""
+
+    def header(user: str) -> bytes:
+        return json.dumps({"version": 2, "width": 80, "height": 24, "srcNodeUser": user}).encode() + b"\n"
+
+    async def main() -> None:
+        log = FaultyLog(tmp_path)
+        async with store_in(tmp_path, log=log) as store:
+            flood = [await store.begin(header("ana@example.com"), SOURCE) for _ in range(10)]
+            other = await store.begin(header("ben@example.com"), SOURCE)
+            await other.wait_acked(0)
+            log.hold = asyncio.Event()
+            piece = lines(2000)
+            while not all(live.blocked for live in flood):
+                for live in flood:
+                    if not live.blocked:
+                        live.write(piece)
+            assert not store.crowded and not other.blocked
+            other.write(lines(10))
+            log.hold.set()
+            log.hold = None
+            for live in (*flood, other):
+                await live.finish(End.CLEAN)
+                assert not live.blocked
+            await settled(store)
+            pressure = store._room.pressure
+            assert pressure.held == pressure.queued == 0
+            assert not pressure._held_by and not pressure._queued_by
 
     run(main())
 
