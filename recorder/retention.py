@@ -222,6 +222,7 @@ class Pruner:
         """What is to go now. Changes nothing. Raises StoreError, KeyFault."""
         plan, now = Plan(), self._clock()
         holds = await self.holds.all()
+        self._warn_of_unsigned(holds)
         candidates = await self._candidates(now)
         days = await self._event_days(now)
         if candidates or days:
@@ -249,6 +250,13 @@ class Pruner:
             plan.over = max(0, total - self.rules.max_bytes)
         await self._plan_events(plan, days, holds)
         return plan
+
+    def _warn_of_unsigned(self, holds: Sequence[Hold]) -> None:
+        """Once of each: it holds, and somebody without the key may have placed it, or take it away."""
+        for hold in holds:
+            if self._log is not None and not hold.signed and hold.id not in self._told:
+                self._told[hold.id] = "unsigned"
+                _log.warning("hold_not_signed", hold=hold.id, by=hold.by)
 
     async def _evidence(self) -> Evidence | None:
         return await self._read_evidence(self._log) if self._log is not None else None

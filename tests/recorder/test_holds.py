@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from recorder.crypt import Keyring
 from recorder.holds import Hold, Holds, Match
@@ -125,8 +126,10 @@ def test_unsigned_holds_of_before_hold(tmp_path: Path) -> None:
         f'{{"version": 1, "id": "{one}", "at": 1.0, "by": "root@vm", "reason": "case", "match": null}}'
     )
     assert run(listed(stage)) == [(one, False)]
-    gone = run(prune(stage))
+    with capture_logs() as told:
+        gone = run(prune(stage))
     assert one not in gone and len(gone) == 1
+    assert [(line["hold"], line["by"]) for line in told if line["event"] == "hold_not_signed"] == [(one, "root@vm")]
     report = run(stage.verify())
     assert report.well and (report.acts.holds, report.acts.unsigned) == (0, 1)
 
