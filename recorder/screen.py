@@ -26,7 +26,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from k8sproxy.protocol.asciicast import event_of
 from recorder.unseen import INVISIBLE, Ink, Unseen, of_characters, of_string
@@ -142,6 +142,7 @@ class Screen:
         self._unseen_left = UNSEEN_LIMIT
         self._unseen_seen: set[tuple[str, str]] = set()
         self._ink = Ink()
+        self._saved = Ink()
         self._hides = ""  # what the ink does
         self._veiled: dict[str, str] = {}  # what hides -> the text, until text that it does not hide, or a line feed
         self._lost: list[Unseen] = []  # erased at once
@@ -253,8 +254,11 @@ class Screen:
             self._state = self._ground
             if self._intermediate in "()" and self._intermediate:
                 self._drawing["()".index(self._intermediate)] = character == "0"
+            elif character in "78" and not self._intermediate:
+                self._keep_ink(restore=character == "8")
             elif character == "c":
                 self._wipe()
+                self._set_ink(Ink())
                 self._drawing = [False, False]
             elif character < " ":
                 return position - 1  # a control within: the sequence is dropped, the control counts
@@ -316,6 +320,10 @@ class Screen:
         if final == "m":
             self._colour(self._rendition)
             return
+        if final in "su" and not parameters:
+            self._keep_ink(restore=final == "u")
+        elif final == "p" and parameters == "!":  # soft reset
+            self._set_ink(Ink())
         numbers = parameters.split(";")
         first = _number(numbers[0])
         count = max(1, first)
@@ -344,6 +352,8 @@ class Screen:
     def _mode(self, modes: list[str], on: bool) -> None:
         if any(mode in ("47", "1047", "1049") for mode in modes):
             self._wipe()  # the other screen
+        if "1048" in modes or "1049" in modes:
+            self._keep_ink(restore=not on)
         if "7" in modes:
             self._wraps = on
         if "2026" in modes:
@@ -352,6 +362,17 @@ class Screen:
     def _colour(self, parameters: str) -> None:
         self._ink.set(parameters)
         self._hides = self._ink.hides
+
+    def _set_ink(self, ink: Ink) -> None:
+        self._ink = ink
+        self._hides = ink.hides
+
+    def _keep_ink(self, *, restore: bool) -> None:
+        """Colours are saved and restored with the cursor (DECSC, DECRC)."""
+        if restore:
+            self._set_ink(replace(self._saved))
+        else:
+            self._saved = replace(self._ink)
 
     def _erase_in_line(self, what: int) -> None:
         row, column = self._row, self._column

@@ -62,7 +62,7 @@ def values(query: MultiMapping[str], known: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in query.items():
         if name not in known:
-            raise bad(f"the query may have {', '.join(known)} and nothing else")
+            raise bad(f"the query may have {', '.join(known)} and nothing else" if known else "there must be no query")
         if name in found:
             raise bad(f"the query has {name} twice")
         if len(value) > MAX_VALUE or "\0" in value:
