@@ -390,6 +390,8 @@ class Register:
             if strange and chain.keys.current != self.signer.id:
                 # One of those may be the key in force. Where this one is, somebody has put them there.
                 raise KeyFault("there are manifests or registers by a key that is not among the public keys")
+            if not chain.keys.current:
+                await self._ask_acts(chain)
             if chain.keys.current not in ("", self.signer.id):
                 chain = await self._take_over(chain, registers, fault)
             state = registers.states.get(self.name) or State(self.name)
@@ -439,6 +441,12 @@ class Register:
                 "what is in the store for the truth with `recorder anchor accept`"
             )
         return None
+
+    async def _ask_acts(self, chain: Chain) -> None:
+        """Where nothing but acts is signed, as by a command that placed a hold, they say which key is in force."""
+        acts = await read_acts(self._raw, self.keys.with_own(""))
+        if acts.believed:
+            chain.keys.signed(acts.believed[-1].key, ACTS, acts.believed[-1].number)
 
     async def _take_over(self, chain: Chain, registers: Registers, fault: str | None) -> Chain:
         if self._previous is None:

@@ -21,6 +21,7 @@ from recorder.proof.documents import NOTHING, ForgedError, Manifest, digest, sig
 from recorder.proof.handover import ACTS as CHAIN
 from recorder.proof.handover import KeyHistory, hand_over
 from recorder.proof.keys import Anchor
+from recorder.proof.register import Register
 from recorder.proof.witness import MemoryWitness, Witnesses
 from recorder.store.blobs import Blobs, FolderBlobs
 from recorder.store.objects import ObjectBlobs
@@ -377,6 +378,28 @@ def test_a_key_that_has_handed_over_signs_no_more_acts(tmp_path: Path) -> None:
         assert acts.faults == [
             f"act 3 is not to be believed: it is signed with the key {SIGNER.id}, which was not in force then"
         ]
+        await blobs.aclose()
+
+    run(check())
+
+
+def test_a_key_that_has_signed_nothing_but_acts_hands_over_too(tmp_path: Path) -> None:
+    """As in a new store, where somebody has placed a hold and nobody has recorded anything."""
+    new = Signer.make()
+    keys = PublicKeys([SIGNER.public_key, new.public_key])
+
+    async def check() -> None:
+        blobs = FolderBlobs(tmp_path)
+        await ActLog(blobs, KEYS, SIGNER).add(Kind.HOLD, [Subject(ONE)], by="x", body=HASH)
+        with pytest.raises(KeyFault, match="has not handed over"):
+            await Register(blobs, new, keys=keys).open()
+        await Register(blobs, new, keys=keys, previous=SIGNER).open()
+        log = ActLog(blobs, keys.with_own(new.id), new)
+        hold = await log.read()
+        assert hold.faults == [] and list(hold.held) == [ONE]
+        await log.add(Kind.RELEASE, [Subject(ONE)], by="x", of=1)
+        acts = await log.read()
+        assert acts.faults == [] and acts.held == {}
         await blobs.aclose()
 
     run(check())
