@@ -72,6 +72,9 @@ class Library(Protocol):
     async def session(self, identifier: str) -> Values:
         """One, with its header."""
 
+    async def known(self, identifier: str) -> Values:
+        """What an index knows of its text, as far as `session` has not told it."""
+
     async def events(self, identifier: str) -> list[Values] | None:
         """The API events beside it, oldest first; None where that can't be told."""
 
@@ -244,19 +247,18 @@ class StoreLibrary:
     async def session(self, identifier: str) -> Values:
         """See Library."""
         recording = await self._get(identifier)
-        known: RecordingRow | None = None
+        held = await self._holds(recording)
+        return values.session(recording) | {
+            "header": values.header(recording.header),
+            "holds": None if held is None else [values.hold(hold) for hold in held],
+        }
+
+    async def known(self, identifier: str) -> Values:
+        """See Library."""
         if (index := await self._index.get()) is not None:
             with suppress(KeyError):
-                known = await index.get(identifier, EVERYTHING)
-        held = await self._holds(recording)
-        return (
-            values.session(recording)
-            | values.text(known)
-            | {
-                "header": values.header(recording.header),
-                "holds": None if held is None else [values.hold(hold) for hold in held],
-            }
-        )
+                return values.text(await index.get(identifier, EVERYTHING))
+        return values.text(None)
 
     async def _holds(self, recording: Recording) -> list[Hold] | None:
         """By whom it is held; None where that can't be told. Whoever reads the files may know."""
@@ -345,6 +347,10 @@ class ApiLibrary:
     async def session(self, identifier: str) -> Values:
         """See Library."""
         return await self._json(_path(identifier), None, *_NEEDED)
+
+    async def known(self, identifier: str) -> Values:
+        """See Library."""
+        return {}
 
     async def events(self, identifier: str) -> list[Values] | None:
         """See Library."""

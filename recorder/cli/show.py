@@ -60,7 +60,8 @@ async def _show(where: Where, identifier: str) -> tuple[Values, list[Values] | N
     from recorder.cli.library import open_library
 
     async with open_library(where) as library:
-        session, events = await library.session(identifier), await library.events(identifier)
+        session = await library.session(identifier) | await library.known(identifier)
+        events = await library.events(identifier)
         tell_short(library.short)
         return session, events
 
