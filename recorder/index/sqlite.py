@@ -119,6 +119,11 @@ class _Connection:
             self._connection = connection
         return self._connection
 
+    def interrupt(self) -> None:
+        """Give up what it is doing."""
+        if self._connection is not None:
+            self._connection.interrupt()
+
     def disconnect(self) -> None:
         """In the thread only."""
         if self._connection is not None:
@@ -238,7 +243,11 @@ class Sqlite:
             pages = _MERGED
             await rest(loop.time() - began)
         began = loop.time()
-        await self._writer.run(_vacuum)
+        try:
+            await self._writer.run(_vacuum)
+        except asyncio.CancelledError:  # the recorder stops, and the next start begins anew
+            self._writer.interrupt()
+            raise
         spent = loop.time() - began
         await self.write([Statement("DELETE FROM leftovers WHERE number = $1", numbers)])
         return spent

@@ -6,11 +6,12 @@ import asyncio
 import random
 import sqlite3
 import string
+import threading
 from pathlib import Path
 
 import pytest
 
-from recorder.index import EventFilter, IndexFailure, intake
+from recorder.index import EventFilter, IndexFailure, intake, sqlite
 from recorder.index.words import pack
 from recorder.model import id_day
 from recorder.screen import Segment
@@ -137,6 +138,25 @@ def test_a_wipe_that_fails_is_tried_again_and_keeps_nothing_from_being_written(
             monkeypatch.setattr(index.database, "wipe", wipe)
             await index.wiped()
             assert await index.database.fetch("SELECT * FROM leftovers") == [] and index.healthy is None
+
+    asyncio.run(main())
+
+
+def test_a_recorder_that_stops_does_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    def endless(connection: sqlite3.Connection) -> None:
+        begun.set()
+        connection.execute("WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c")
+
+    async def main() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(sqlite, "_vacuum", endless)
+            async with opened(f"sqlite:{tmp_path}/index.db"):
+                await asyncio.to_thread(begun.wait)
+        async with opened(f"sqlite:{tmp_path}/index.db") as (index, _):
+            await index.wiped()  # it was not forgotten
+            assert await index.database.fetch("SELECT * FROM leftovers") == []
 
     asyncio.run(main())
 
