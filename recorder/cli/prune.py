@@ -6,7 +6,6 @@ import asyncio
 import getpass
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from recorder.cli import holding
 from recorder.cli.common import (
     EXISTING_FILE,
     Failed,
@@ -29,12 +29,9 @@ from recorder.cli.common import (
 
 if TYPE_CHECKING:
     from recorder.config import Config
-    from recorder.holds import Hold, Holds, Match
-    from recorder.proof.actlog import ActLog
-    from recorder.proof.acts import Acts
+    from recorder.holds import Match
     from recorder.proof.keys import PublicKeys, Signer
     from recorder.retention import Doomed, Plan, Pruner
-    from recorder.store.blobs import Blobs
     from recorder.store.store import Store
 
 # Seconds that the wiping of an index is waited for: one of several gigabytes.
@@ -110,21 +107,21 @@ def command(
     if max(len(reason), len(name)) > 500:
         raise click.UsageError("--reason and --by have at most 500 characters")
     if list_holds:
-        return _print_holds(execute(_holds(where, key_file)), as_json)
+        return holding.print_holds(execute(holding.listed(where, key_file)), as_json)
     if list_acts:
-        return _print_acts(execute(_acts(where, key_file)), as_json)
-    signer, keys = _signing(where, key_file)
+        return holding.print_acts(execute(holding.acts(where, key_file)), as_json)
+    signer, keys = holding.signing(where, key_file)
     if signer is None and not unsigned and not dry_run:
         what = "holds and releases" if any(modes) else "removals"
         raise click.UsageError(f"which key are {what} signed with? proof.key, --key FILE, or --unsigned")
     if unsigned:
         signer, keys = None, None
     if hold or hold_matching:
-        placed = execute(_hold(where, identifiers, _match(hold_matching), reason, _me(name), signer, keys))
-        _print_holds(placed, as_json)
+        placed = execute(holding.place(where, identifiers, _match(hold_matching), reason, _me(name), signer, keys))
+        holding.print_holds(placed, as_json)
     elif release:
-        released = execute(_release(where, identifiers, reason, _me(name), signer, keys))
-        _print_holds(released, as_json, "released")
+        released = execute(holding.release(where, identifiers, reason, _me(name), signer, keys))
+        holding.print_holds(released, as_json, "released")
     else:
         by = _me(name) if identifiers else f"retention, run by {_me(name)}"
         execute(_prune(where, identifiers, reason, by, signer, keys, dry_run, despite_faults, yes, as_json))
@@ -144,48 +141,6 @@ def _match(pairs: Sequence[str]) -> Match | None:
     return Match(*(tuple(found[name]) for name in _MATCH))
 
 
-def _signing(where: Where, key_file: Path | None) -> tuple[Signer | None, PublicKeys | None]:
-    from recorder.keeping import KeepingError, public_keys, signer
-    from recorder.proof.keys import KeyFault, PublicKeys, Signer
-
-    try:
-        own = Signer.load(key_file) if key_file is not None else signer(where.store())
-        keys = public_keys(where.store(), own)
-        return own, keys if len(keys) else PublicKeys([])
-    except (KeepingError, KeyFault) as error:
-        raise Failed(str(error)) from None
-
-
-def _log(where: Where, blobs: Blobs, signer: Signer | None, keys: PublicKeys | None) -> ActLog | None:
-    from recorder.keeping import KeepingError, witnesses
-    from recorder.proof.actlog import ActLog
-    from recorder.proof.witness import Witnesses
-
-    if keys is None or not len(keys):
-        return None
-    try:
-        anchors = Witnesses(witnesses(where.store(), blobs) if where.configured else [])
-    except KeepingError as error:
-        raise Failed(str(error)) from None
-    return ActLog(blobs, keys, signer, witnesses=anchors)
-
-
-async def _reading(where: Where, key_file: Path | None, blobs: Blobs) -> ActLog:
-    """To list only: with the keys there are, else with those in the store, which is said."""
-    from recorder.crypt import stored
-    from recorder.proof.actlog import ActLog
-    from recorder.proof.chain import stored_keys
-
-    try:
-        _, keys = _signing(where, key_file)
-    except Failed:
-        keys = None  # whoever lists need not be somebody who may sign
-    if keys is None or not len(keys):
-        click.echo("recorder: signatures are checked with the store's own keys, which shows no forgery", err=True)
-        keys = await stored_keys(stored(blobs))
-    return ActLog(blobs, keys)
-
-
 def _me(name: str) -> str:
     """Who does this: as they say, and by their account, which is the one behind sudo."""
     try:
@@ -196,133 +151,6 @@ def _me(name: str) -> str:
     if behind and behind != account.partition("@")[0]:
         account = f"{behind} as {account}"
     return f"{name.strip()} ({account})" if name.strip() else account
-
-
-# -- holds
-
-
-async def _hold(
-    where: Where,
-    identifiers: Sequence[str],
-    match: Match | None,
-    reason: str,
-    by: str,
-    signer: Signer | None,
-    keys: PublicKeys | None,
-) -> list[Hold]:
-    from recorder.cli.library import open_read_only
-    from recorder.holds import Hold, Holds
-    from recorder.model import new_id
-
-    async with open_read_only(where.store()) as store:
-        wanted = [Hold(new_id(), time.time(), by, reason, None, identifier) for identifier in identifiers]
-        for hold in wanted:
-            try:
-                await store.get(hold.recording)
-            except KeyError:
-                # It may run, and be in the recorder's journal alone; but a misspelt id must not look like a hold.
-                raise Failed(f"there is no session {printable(hold.recording, 60)} in the store yet") from None
-        if match is not None:
-            wanted.append(Hold(new_id(), time.time(), by, reason, match))
-        holds = Holds(store.blobs, _log(where, store.blobs, signer, keys))
-        return [await holds.add(hold) for hold in wanted]
-
-
-async def _release(
-    where: Where,
-    identifiers: Sequence[str],
-    reason: str,
-    by: str,
-    signer: Signer | None,
-    keys: PublicKeys | None,
-) -> list[Hold]:
-    from recorder.cli.library import open_read_only
-    from recorder.crypt import stored
-    from recorder.holds import Holds
-    from recorder.proof.acts import ACTS
-
-    released: list[Hold] = []
-    async with open_read_only(where.store()) as store:
-        if signer is None and [name async for name, _ in stored(store.blobs).names(ACTS)]:
-            raise Failed("this store has signed acts, and a release that is not signed would not count: give the key")
-        holds = Holds(store.blobs, _log(where, store.blobs, signer, keys))
-        for identifier in identifiers:
-            try:
-                released.append(await holds.release(await _hold_of(holds, identifier), by=by, why=reason))
-            except KeyError:
-                raise Failed(f"there is no hold {printable(identifier, 60)}") from None
-    return released
-
-
-async def _hold_of(holds: Holds, identifier: str) -> str:
-    """The id of the hold that is meant: its own, or that of the one session it holds."""
-    from recorder.store import StoreError
-
-    try:
-        found = await holds.all()
-    except StoreError:
-        return identifier  # one that cannot be read is released by its own id
-    known = [hold.id for hold in found if hold.held == identifier]
-    if len(known) > 1 and identifier not in {hold.id for hold in found}:
-        raise Failed(f"{printable(identifier, 60)} has {len(known)} holds: say which: {', '.join(known)}")
-    return known[0] if known else identifier
-
-
-async def _holds(where: Where, key_file: Path | None) -> list[Hold]:
-    from recorder.cli.library import open_read_only
-    from recorder.holds import Holds
-
-    async with open_read_only(where.store()) as store:
-        return await Holds(store.blobs, await _reading(where, key_file, store.blobs)).all()
-
-
-async def _acts(where: Where, key_file: Path | None) -> Acts:
-    from recorder.cli.library import open_read_only
-
-    async with open_read_only(where.store()) as store:
-        return await (await _reading(where, key_file, store.blobs)).read()
-
-
-def _print_acts(acts: Acts, as_json: bool) -> None:
-    from recorder.web.words import rfc3339
-
-    if as_json:
-        print_json({"items": [act.values() | {"at": rfc3339(act.at)} for act in acts.believed], "faults": acts.faults})
-    else:
-        rows = []
-        for act in acts.believed:
-            for subject in act.subjects or ():
-                why = subject.why or act.why
-                rows.append((str(act.number), rfc3339(act.at)[:19], act.kind.value, subject.name, act.by, why))
-        if rows:
-            print_table(("ACT", "AT", "WHAT", "OF", "BY", "WHY"), rows)
-        else:
-            click.echo("no acts", err=True)
-        for fault in acts.faults:
-            click.echo(f"recorder: {printable(fault)}", err=True)
-    if acts.faults:
-        raise click.exceptions.Exit(1)
-
-
-def _print_holds(holds: Sequence[Hold], as_json: bool, what: str = "") -> None:
-    from recorder.web.words import rfc3339
-
-    if as_json:
-        print_json([hold.values() | {"at": rfc3339(hold.at), "signed": hold.signed} for hold in holds])
-        return
-    if not holds:
-        click.echo("nothing is held", err=True)
-        return
-    rows = []
-    for hold in holds:
-        match = hold.held if hold.match is None else _words(hold.match)
-        signed = "yes" if hold.signed else "NO"
-        rows.append((hold.id, what or rfc3339(hold.at)[:19], hold.by, match, signed, hold.reason))
-    print_table(("ID", "SINCE" if not what else "", "BY", "WHAT", "SIGNED", "REASON"), rows)
-
-
-def _words(match: Match) -> str:
-    return ", ".join(f"{name} {' or '.join(globs)}" for name, globs in match.values().items()) or "everything"
 
 
 # -- removing

@@ -292,6 +292,15 @@ def test_a_hold_that_was_changed_is_told_and_can_be_released(own: Folder, key: s
     own("verify", "--public-key", key)
 
 
+def test_a_hold_with_a_key_that_is_not_in_force_is_placed_and_not_signed(own: Folder, key: str, tmp_path: Path) -> None:
+    own("prune", own.ids[1], "--hold", "--reason", "x", "--key", key)
+    other = Signer.make_file(tmp_path / "other.pem")
+    result = own("prune", own.ids[0], "--hold", "--reason", "x", "--key", str(tmp_path / "other.pem"), code=1)
+    assert "is placed all the same, and is not signed" in result.stderr and other.id
+    assert [hold["signed"] for hold in own.json("prune", "--holds", "--key", key)] == [True, False]
+    own("verify", "--public-key", key)
+
+
 def test_what_is_not_as_it_was_sealed_is_not_removed_by_hand(own: Folder, key: str) -> None:
     one, two, _three = own.ids
     path = own.stage.place(one) / "00000000.chunk"
