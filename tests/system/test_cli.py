@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 from tests.bed import Bed, Node, kubernetes_grant
 from tests.system.kubectl import Kubectl
-from tests.system.proxy import Proxy, command
+from tests.system.proxy import Proxy, command, wait_until
 from tests.system.raw import Connection
 
 POD = "/api/v1/namespaces/default/pods/web"
@@ -91,3 +92,31 @@ def test_explain_a_session_that_must_be_recorded(
     peer = ["explain", "--peer", alice_node.tailnet_ip, "--config", str(shared_proxy.file)]
     k8sproxy(*peer, "--path", POD)
     assert "record" in k8sproxy(*peer, "--path", f"{POD}/exec", "--upgrade", "websocket", code=1)
+
+
+def test_a_misspelt_field_of_a_grant(
+    bed: Bed, shared_proxy: Proxy, alice_node: Node, grants: Callable[..., None]
+) -> None:
+    """The real control server and daemon pass it on as it is; it enforces nothing, and everybody says so."""
+    grants([kubernetes_grant("alice@example.com", ["system:masters", "misspelt"], enforceRecoder=True)])
+    note = "has the unknown field 'enforceRecoder'; did you mean enforceRecorder?"
+    config = ["--config", str(shared_proxy.file)]
+    wait_until(lambda: note in k8sproxy("whois", f"{alice_node.tailnet_ip}:1", *config), "the grant")
+    assert note in k8sproxy("explain", "--peer", alice_node.tailnet_ip, *config)
+
+    def asked() -> bool:
+        with (
+            contextlib.suppress(OSError),  # a dial that meets the new packet filter on its way
+            Connection.open(
+                shared_proxy.node.dns_name, shared_proxy.port, through=alice_node, ca=shared_proxy.ca
+            ) as connection,
+        ):
+            who = connection.ask("GET", "/.well-known/k8sproxy/whoami").json()
+            return "misspelt" in who["impersonation"]["groups"] and not who["enforceRecorder"]
+        return False
+
+    for _ in range(3):
+        wait_until(asked, "the grant in the proxy")
+    said = shared_proxy.wait_event("grant_unknown_field")
+    assert said["peer"] == "alice@example.com" and note in said["fields"][0]
+    assert len(shared_proxy.events("grant_unknown_field")) == 1
