@@ -280,7 +280,7 @@ class Server:
         wire = Wire(self._loop, sock, self.buffer)
         try:
             client = Client(wire, self.site.limits, asyncio.current_task(), self._turns)
-            client.refuse(refusal, close=True)
+            client.refuse(refusal, close=True, warn=True)  # kubectl prints a warning, and not what discovery answers
             await client.finish()
         finally:
             wire.close()

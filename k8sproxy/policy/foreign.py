@@ -32,6 +32,10 @@ _ORIGIN_WIDE = frozenset(
         b"accept-ch",  # which hints every later request carries; Critical-CH makes it send them at once
         b"critical-ch",
         b"activate-storage-access",  # asks for the cookies that the browser keeps from a frame
+        b"attribution-reporting-register-source",  # what the browser tells of the origin's visitors, and to whom
+        b"attribution-reporting-register-trigger",
+        b"observe-browsing-topics",
+        b"shared-storage-write",
         b"clear-site-data",  # logs people out, and unregisters service workers
         b"expect-ct",
         b"nel",  # has every failed request of the origin, and of names below it, told to a collector

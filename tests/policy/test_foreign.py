@@ -86,6 +86,7 @@ def test_what_a_browser_keeps_for_the_origin_goes_no_further() -> None:
             "Sec-Session-Registration: x",
             "Activate-Storage-Access: load",
         ),
+        *("Attribution-Reporting-Register-Source: {}", "Observe-Browsing-Topics: ?1", "Shared-Storage-Write: clear"),
         *("Origin-Trial: x", "Timing: kept", "Location: /kept", "Link: <kept>", "Content-Disposition: attachment"),
     ]
     block = "".join(f"{line}\r\n" for line in lines).encode()

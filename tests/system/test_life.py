@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.bed import Bed, Node, free_port
-from tests.system.kubectl import Kubectl, Running
+from tests.system.kubectl import Kubectl, Running, write_kubeconfig
 from tests.system.proxy import Proxy, wait_until
 from tests.system.raw import Connection
 
@@ -156,6 +157,36 @@ def test_sighup_drops_nothing(bed: Bed, new_proxy: NewProxy, open_streams: Calla
         streams.watch_sees(bed, f"after-reload-{number}")
     streams.shell_ends()
     assert not proxy.events("response_cut")
+
+
+def test_another_service_ends_what_was_let_in_by_the_old_one(
+    new_proxy: NewProxy, open_streams: Callable[[Proxy], Streams], alice_node: Node
+) -> None:
+    """The grants of one Service count nowhere else: whoever is connected has to come again."""
+    proxy = new_proxy()
+    streams = open_streams(proxy)
+    with Connection.open(proxy.node.dns_name, proxy.port, through=alice_node, ca=proxy.ca) as idle:
+        assert idle.ask("GET", "/version").status == 200
+        proxy.config["listen"][0]["service"] = "svc:other"
+        proxy.write()
+        proxy.signal(signal.SIGHUP)
+        proxy.wait_event("reloaded")
+        assert idle.sock.recv(1) == b""
+    assert streams.shell.wait() != 0
+    assert "the configuration of this listener has changed" in streams.shell.err
+    assert not streams.go_on.exists()
+    with pytest.raises((OSError, http.client.IncompleteRead)):
+        streams.watch.read()
+    assert {line["cause"] for line in proxy.events("response_cut")} == {"listener_changed"}
+    with Connection.open(proxy.node.dns_name, proxy.port, through=alice_node, ca=proxy.ca) as fresh:
+        assert fresh.ask("GET", "/.well-known/k8sproxy/whoami").status == 200
+
+
+def test_plain_http_to_tls_is_told(new_proxy: NewProxy, alice_node: Node, tmp_path: Path) -> None:
+    proxy = new_proxy()
+    server = proxy.url.replace("https://", "http://")
+    kubectl = Kubectl(write_kubeconfig(tmp_path / "plain", server, socks5=alice_node.socks5))
+    assert "this listener speaks TLS" in kubectl.fails("get", "pods")
 
 
 def test_a_changed_file_is_taken_up(bed: Bed, new_proxy: NewProxy, alice_node: Node) -> None:
