@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from k8sproxy.dataplane.account import Standing
 from k8sproxy.dataplane.listener import Entry, Trust
 from k8sproxy.dataplane.site import Gate, GateState, Route
 from k8sproxy.dataplane.upstream import Upstream
@@ -314,3 +315,24 @@ async def test_a_change_between_two_upstream_connections_ends_the_request() -> N
         assert (await client.response()).refusal()[0] == 503
         other = await stage.api.accept()
         assert await other.gone()
+
+
+async def test_a_change_while_a_401_is_doubted_ends_the_request() -> None:
+    """The answer is held back just then: there is no exchange to cut, and it must not be passed on afterwards."""
+    async with Stage() as stage:
+        doubting, go_on = asyncio.Event(), asyncio.Event()
+
+        async def doubt() -> Standing:
+            doubting.set()
+            await go_on.wait()
+            return Standing.ACCEPTED
+
+        stage.account.doubt = doubt  # type: ignore[method-assign]  # one that waits
+        client, upstream, _ = await stage.exchange(get())
+        await upstream.send(reply(b"{}", "401 Unauthorized"))
+        await doubting.wait()
+        change(stage, stage.route, service="svc:blue")
+        go_on.set()
+        status, message = (await client.response()).refusal()
+        assert status == 503 and "has changed" in message
+        assert await client.rest() == b""
