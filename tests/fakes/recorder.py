@@ -106,7 +106,13 @@ class FakeSession:
                     self._ack_if_due()
             else:
                 self._unread += flow
+                self._ack_header()
         recorder.changed()
+
+    def _ack_header(self) -> None:
+        """The one ack of a recorder that does not read on: senders show nothing before that."""
+        if not self.acked and b"\n" in self.body and self.connection.recorder.acks and not self.end:
+            self.ack(self.body.index(b"\n") + 1)
 
     def _ack_if_due(self) -> None:
         if self.connection.recorder.acks and not self.end and self.version == 2:
@@ -126,7 +132,8 @@ class FakeRecorder:
     version: 1 or 2. hang: the step from which on it says nothing. accepts: sessions are accepted at once; acks: all
     that comes is acked at once; finishes: a clean end is answered by one (with `final` where it is v1). statuses:
     what HEAD, POST (of a session) and EVENT answer instead of 200. fields: of the answer to a session's POST. keep:
-    bodies are kept. reading: flow control is given back as bytes come. settings: of HTTP/2. dials: connections so far.
+    bodies are kept. reading: flow control is given back as bytes come; otherwise the header alone is acked. settings:
+    of HTTP/2. dials: connections so far.
     event_batch: the value of Event-Batch. events: the bodies of POST /v2/event.
     """
 

@@ -197,6 +197,8 @@ def test_a_recorder_that_fails_ends_what_must_be_recorded(
     with Recorder(**attributes) as recorder:
         use(recorder.address, enforce=True)
         with streaming.start("exec", web, "--", "sh", "-c", SCRIPT.format(tmp_path)) as running:
+            if name == "no ack":
+                _ack_the_header(recorder)  # before that nothing is shown
             running.expect("first\n")
             recorder.received("first")
             fail(recorder)
@@ -210,6 +212,23 @@ def test_a_recorder_that_fails_ends_what_must_be_recorded(
     assert why in running.err
     patience = ACK if name == "no ack" else 0.0  # the ack time-out
     assert seconds < SOON + patience
+
+
+def _ack_the_header(recorder: Recorder) -> None:
+    session = recorder.begun()
+    recorder.wait(lambda: b"\n" in session.body, "the header")
+    recorder.do(lambda: session.ack(session.body.index(b"\n") + 1))
+
+
+def test_nothing_is_shown_before_the_recorder_has_the_header(
+    use: Record, streaming: Kubectl, web: str, tmp_path: Path
+) -> None:
+    with Recorder(acks=False) as recorder:
+        use(recorder.address, enforce=True)
+        done = streaming.run("exec", web, "--", "echo", "first")
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"this session must be recorded, and its recording failed: " in done.stderr
+        assert b"first" in recorder.sessions[0].body
 
 
 @pytest.mark.parametrize("name", FAULTS)
