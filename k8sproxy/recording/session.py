@@ -20,7 +20,8 @@ fail: whatever else ends one, all that was captured is sent, and the last line s
 How far upstream's bytes may go is `_limit`, in places of a Passage; the earliest of these counts (only where enforced):
 
     confirmed   ACKNOWLEDGED: what upstream sent up to there is in bytes that the recorder has confirmed
-    first       CLOSED: the first output, until the recorder has confirmed the header
+    first       CLOSED: the first output, and until then what is no whole message, while the recorder has not confirmed
+                the header
     end         the message with the exit status (the first on the error channel), until the recorder has all of it: a
                 session that looked well to its user was kept whole
     undecided   a frame of which so little has come that it may yet be that message: servers write the header of a SPDY
@@ -375,11 +376,11 @@ class Session(Tap):
         if self._acknowledged:
             passage.confirm(recording.stored)
             limit = min(limit, passage.confirmed)
-        elif passage.first is not None:
-            if recording.has_header:
-                passage.first = None
-            else:
-                limit = min(limit, passage.first)
+        elif recording.has_header:
+            passage.first = None
+        else:
+            # Of a message that may turn out to be output not even its frame's header goes.
+            limit = min(limit, passage.border if passage.first is None else passage.first)
         if passage.end is not None:
             limit = min(limit, passage.end)
         if recording.state is State.SLOW:

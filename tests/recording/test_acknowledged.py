@@ -133,7 +133,7 @@ def test_at_every_moment(speech: Make, draw: st.DataObject) -> None:
 @scene
 async def test_a_recorder_that_dies_with_output_unconfirmed(speech: Make) -> None:
     for how in ("it broke", "it is silent"):
-        limits = Limits(ack_timeout=0.01) if how == "it is silent" else Limits()
+        limits = Limits(ack_timeout=1.0) if how == "it is silent" else Limits()
         played = Scene(speech(), ACKNOWLEDGED, acks=False, limits=limits)
         await played.begin()
         played.down(played.speech.out(b"kept"))
