@@ -22,6 +22,9 @@ _FIELD = re.compile(rb"(?im)^(content-type|content-encoding):[ \t]*([^\r\n;]*?)[
 # Bytes that one read may inflate to: sixteen times what a wire reads in a turn, and about three milliseconds of work.
 # Kubernetes' objects shrink to a tenth.
 MAX_INFLATED = 1024 * 1024
+# Events in one read: less than 32 bytes each where a wire reads 64 KiB in a turn, and no event is as small as that.
+# Reading them takes a millisecond or three.
+MAX_EVENTS = 2048
 
 
 class Events(Protocol):
@@ -56,13 +59,16 @@ class JsonEvents:
         if self._lost or not len(data):
             return 0
         window = self._tail + data
-        lines = window.count(b"\n")
-        if (not self._tail and window[:1] != b"{") or (
-            lines and (window.count(b"}\n") != lines or window.count(b"\n{", 0) != lines - window.endswith(b"\n"))
-        ):
-            self._lost = True
+        lines = 0
+        self._lost = not self._tail and window[:1] != b"{"
+        end = window.find(b"\n")
+        while end >= 0 and not self._lost:
+            lines += 1
+            behind = window[end + 1 : end + 2]
+            self._lost = window[end - 1 : end] != b"}" or behind not in (b"", b"{") or lines > MAX_EVENTS
+            end = window.find(b"\n", end + 1)
         self._tail = window[-2:].removeprefix(b"\n")
-        return 0
+        return lines
 
 
 class ProtobufEvents:
@@ -93,8 +99,8 @@ class ProtobufEvents:
             if len(self._head) == 4:
                 self._left = int.from_bytes(self._head)
                 self._head = b""
-                self._lost = not self._left  # an event is never empty
                 frames += 1
+                self._lost = not self._left or frames > MAX_EVENTS  # an event is never empty
         return frames
 
 

@@ -158,7 +158,17 @@ def test_a_frame_of_nothing_is_lost() -> None:
     assert not reader.at_boundary
 
 
-def test_frames_are_paid_for() -> None:
+@pytest.mark.parametrize("make", [JsonEvents, ProtobufEvents])
+def test_events_smaller_than_any_are_followed_no_longer(make: type[Events]) -> None:
+    one = line({}) if make is JsonEvents else frame(b"a")
+    reader = make()
+    for count, followed in ((watchevents.MAX_EVENTS - 1, True), (100 * watchevents.MAX_EVENTS, False), (1, False)):
+        assert reader.take(memoryview(one * count)) <= watchevents.MAX_EVENTS + 1
+        assert reader.at_boundary is followed
+
+
+def test_events_are_paid_for() -> None:
+    assert JsonEvents().take(memoryview(line({}) * 1000)) == 1000
     assert ProtobufEvents().take(memoryview(frame(b"a") * 1000)) == 1000
     assert GzipEvents(ProtobufEvents()).take(memoryview(gzip.compress(frame(b"a") * 1000))) == 1001
 
