@@ -1,13 +1,18 @@
 """What others wait while one peer floods: python -m bench.floods [--seconds S] [--rounds N] [--only NAME ..]
-    [--json FILE] [--markdown FILE]
+    [--priority N] [--json FILE] [--markdown FILE]
 
 Two peers behind one k8sproxy, each with a stand-in API server of its own so that they share the proxy and nothing else.
 Bob asks for a small object a hundred times a second, on one connection. Alice floods on CONNECTIONS connections with
 what is expensive to read: frames, header blocks, terminal sizes, chunks, long queries and large bodies that are told to
 a recorder. Each round has a quiet part as well, in which nobody floods: what Bob waits there is the machine's doing.
-The flooding program runs at a lower priority (nice), so that it competes with the proxy for its loop and not its core.
+The flooding program runs at a lower priority (nice), so that it competes with the proxy for its loop and not its core;
+with --priority N (root's) the proxy, Bob and his API server have a higher one, on a machine that others use too.
 
-    added, p50 / p99 / worst   of Bob's answers, over the median of the quiet part, milliseconds
+    turn, worst                the most CPU that a turn of the proxy's loop took during the flood, milliseconds. It is
+                               the proxy's alone: what others on the machine do is not in it. A request takes three
+                               turns on connections that are open, so that it waits for three of these at the most
+    added, p50 / p99           of Bob's answers, over the median of the quiet part, milliseconds; with all that the
+                               machine has to do for the flood, at both ends, and for others
     MB/s                       of Alice's bytes that the proxy read meanwhile
 """
 
@@ -57,6 +62,26 @@ async def main():
         async with FakeTailscaled(Path(sys.argv[1]), peers=peers):
             await asyncio.Event().wait()
 asyncio.run(main())
+"""
+
+# k8sproxy, with a timer in its loop that notes how much CPU the loop has used since it struck last.
+_PROXY = """
+import atexit, json, sys, time
+from k8sproxy import cli
+from k8sproxy.dataplane.listener import Server
+taken = []
+def strike(loop, before):
+    now = time.thread_time()
+    if now - before > 0.001:
+        taken.append((time.monotonic(), (now - before) * 1000))
+    loop.call_later(0.0005, strike, loop, now)
+made = Server.__init__
+def init(self, *arguments):
+    made(self, *arguments)
+    strike(self._loop, time.thread_time())
+Server.__init__ = init
+atexit.register(lambda: open(sys.argv[2], "w").write(json.dumps(taken)))
+cli.cli.main(["serve", "--config", sys.argv[1]], standalone_mode=False)
 """
 
 _API_SERVER = """
@@ -321,9 +346,10 @@ def start(stack: ExitStack, directory: Path) -> int:
         "clusters": clusters,
         "admin": {"address": f"unix:{directory / 'admin.sock'}"},
         "log": {"level": "error"},
+        "shutdown": {"grace": "0s"},
     }
     (directory / "k8sproxy.yaml").write_text(json.dumps(config))
-    command = python("-m", "k8sproxy", "serve", "--config", str(directory / "k8sproxy.yaml"))
+    command = python("-c", _PROXY, str(directory / "k8sproxy.yaml"), str(directory / "turns.json"))
     stack.enter_context(Measured("k8sproxy", command, directory / "k8sproxy.log", port=probe))
     alice, bob = (int(str(listen["address"]).rpartition(":")[2]) for listen in listeners[:2])
     return alice << 16 | bob
@@ -336,11 +362,13 @@ def measure(name: str, ports: int, seconds: float) -> dict[str, float]:
         ask(sock, 0.3)
         quiet = ask(sock, seconds)
         command = python("-m", "bench.floods", "--flood", name, "--port", str(alice), "--seconds", str(seconds + 1.0))
-        with subprocess.Popen(["nice", *command], stdout=subprocess.PIPE, cwd=ROOT, text=True) as flooding:
+        with subprocess.Popen(["nice", "-n", "20", *command], stdout=subprocess.PIPE, cwd=ROOT, text=True) as flooding:
             assert flooding.stdout is not None
             flooding.stdout.readline()
             time.sleep(0.3)
+            began = time.monotonic()
             took = ask(sock, seconds)
+            ended = time.monotonic()
             moved = int(flooding.stdout.readline())
         ask(sock, 0.5)
     median = statistics.median(quiet)
@@ -351,6 +379,8 @@ def measure(name: str, ports: int, seconds: float) -> dict[str, float]:
         "p99": statistics.quantiles(took, n=100)[98] - median,
         "worst": max(took) - median,
         "mb_s": moved / 1e6 / (seconds + 1.0),
+        "began": began,
+        "ended": ended,
     }
 
 
@@ -360,6 +390,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=FLOODS, default=list(FLOODS))
+    parser.add_argument("--priority", type=int, default=0, help="nice value of proxy, Bob and his API server")
     parser.add_argument("--json", type=Path, help="write every sample to a file")
     parser.add_argument("--markdown", type=Path, help="write the tables to a file, into their section where it has one")
     parser.add_argument("--flood", choices=FLOODS, help=argparse.SUPPRESS)
@@ -369,6 +400,7 @@ def main() -> None:
         print("flooding", flush=True)
         print(asyncio.run(flood(options.flood, options.port, options.seconds)), flush=True)
         return
+    os.setpriority(os.PRIO_PROCESS, 0, options.priority)  # what is started inherits it
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
     title = f"{describe()}; {CONNECTIONS} flooding connections, load average {os.getloadavg()[0]:.1f} before"
     others = Others()
@@ -377,24 +409,26 @@ def main() -> None:
         for name in options.only:
             # A proxy of its own for each: what one flood leaves in a queue is not the next one's.
             with tempfile.TemporaryDirectory(prefix="k8sproxy-floods-") as directory, ExitStack() as stack:
-                samples[name].append(measure(name, start(stack, Path(directory)), options.seconds))
+                sample = measure(name, start(stack, Path(directory)), options.seconds)
+                stack.close()
+                turns = json.loads((Path(directory) / "turns.json").read_text())
+                sample["turn"] = max((ms for at, ms in turns if sample["began"] < at < sample["ended"]), default=0.0)
+                samples[name].append(sample)
             print(f"bench: round {turn + 1}, {name}: {samples[name][-1]}", file=sys.stderr, flush=True)
     share = others.share()
     lines = [
-        f"{title}; {options.rounds} rounds of {options.seconds:g} s; others took {share:.0%} of the machine. Of "
-        "several rounds the median.",
+        f"{title}; {options.rounds} rounds of {options.seconds:g} s, priority {options.priority}; others took "
+        f"{share:.0%} of the machine. Of several rounds the median.",
         "",
-        *table_head(
-            "Alice floods with", "added p50 ms", "p99 ms", "worst ms", "quiet p99 ms", "quiet worst ms", "MB/s"
-        ),
+        *table_head("Alice floods with", "worst turn ms", "added p50 ms", "p99 ms", "quiet p99 ms", "MB/s"),
     ]
     reached = []
     for name, taken in samples.items():
-        keys = ("p50", "p99", "worst", "quiet_p99", "quiet_worst", "mb_s")
+        keys = ("turn", "p50", "p99", "quiet_p99", "mb_s")
         figures = {key: statistics.median(sample[key] for sample in taken) for key in keys}
         lines.append(row(name, *(number(max(0.0, figures[key])) for key in keys)))
-        worst = [sample["worst"] for sample in taken]
-        reached.append(Goal(f"{name}: worst added, ms", statistics.median(worst), 20, spread=(min(worst), max(worst))))
+        worst = [3 * sample["turn"] for sample in taken]
+        reached.append(Goal(f"{name}: three worst turns, ms", max(worst), 20, spread=(min(worst), max(worst))))
     lines += ["", *goals_table(reached)]
     print("\n".join(lines))
     if options.markdown:

@@ -200,3 +200,34 @@ def test_admin_site_on_a_unix_socket(shared_proxy: Proxy) -> None:
     assert shared_proxy.get("/readyz").ok
     assert isinstance(shared_proxy.admin, Path)
     assert shared_proxy.admin.stat().st_mode & 0o007 == 0
+
+
+def test_a_storm_of_slow_questions_fails_no_other_connection(
+    bed: Bed, new_proxy: NewProxy, grants: Callable[..., None]
+) -> None:
+    """Each new connection to a PROXY listener on 127.0.0.1 takes tailscaled 180 ms, with the lock held that answers
+    for all others need: a hundred of them at once, and connections to another listener are served as ever."""
+    ports = [free_port(), free_port()]
+    plain = {"tls": {"source": "none"}}
+    proxy = new_proxy(
+        listen=[
+            {"address": f"127.0.0.1:{ports[0]}", **plain, "proxyProtocol": True},
+            {"address": f"127.0.0.1:{ports[1]}", **plain},
+        ]
+    )
+    grants([kubernetes_grant("mallory@example.com", ["viewers"])])
+    mallory = bed.nodes["mallory"]
+    storm = []
+    try:
+        for _ in range(100):
+            sock = socket.create_connection(("127.0.0.1", ports[0]))
+            storm.append(sock)
+            sock.sendall(proxy_header(mallory.tailnet_ip))
+        for _ in range(5):
+            with Connection.open(proxy.node.dns_name, ports[1], through=mallory) as connection:
+                answer = connection.ask("GET", WHOAMI)
+            assert answer.status == 200, answer.body
+            assert answer.json()["impersonation"]["user"] == "mallory@example.com"
+    finally:
+        for sock in storm:
+            sock.close()
