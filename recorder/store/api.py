@@ -5,9 +5,9 @@ Bytes of cast text go in as they come and are safe once `acked` has passed them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from recorder.model import ApiEvent, End, Recording
 
@@ -35,7 +35,7 @@ class Ended:
 class Registrar(Protocol):
     """Who signs what has come into the store (recorder/proof/register.py)."""
 
-    async def ended(self, ended: Ended) -> None:
+    def ended(self, ended: Ended) -> Coroutine[Any, Any, None]:
         """A recording; returns when that is signed, or when there is no use in waiting. Raises nothing."""
 
     async def stored(self, kept: Kept) -> None:

@@ -16,8 +16,9 @@ and so nothing would ever become ripe: then every tail is cut where it is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from itertools import islice
+from typing import Any
 
 import structlog
 
@@ -59,9 +60,9 @@ _TOGETHER = 16
 
 
 class Builder:
-    """One task (`run`), and one for each put. lives: all that are not over yet. ended: waits until one that is wholly
-    in the store is signed, as the journal still has it until then. released: told of it after that. fault: None, or why
-    chunks cannot be put. errors: puts that failed."""
+    """One task (`run`), and one for each put. lives: all that are not over yet. ended: what waits until one that is
+    wholly in the store is signed, as the journal has it until then; None where nobody signs. released: told of it after
+    that. fault: None, or why chunks cannot be put. errors: puts that failed."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Builder:
         segment: Callable[[], int],
         released: Callable[[Live], None],
         trim: Callable[[], Awaitable[None]],
-        ended: Callable[[Ended], Awaitable[None]],
+        ended: Callable[[Ended], Coroutine[Any, Any, None] | None],
     ) -> None:
         self.fault: str | None = None
         self.errors = 0
@@ -86,6 +87,7 @@ class Builder:
         self._ripe: dict[Live, None] = {}
         self._puts: dict[Live, asyncio.Task[None]] = {}
         self._wanting: dict[Live, None] = {}
+        self._signing: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._aged = 0
@@ -149,11 +151,11 @@ class Builder:
                 await self._trim_journal()
                 self._active = False
         finally:
-            puts = list(self._puts.values())
-            for put in puts:
-                put.cancel()
-            if puts:
-                await asyncio.wait(puts)
+            tasks = [*self._puts.values(), *self._signing]
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
 
     async def drained(self) -> None:
         """Wait until everything that is over is in the store, or a put has failed."""
@@ -264,7 +266,7 @@ class Builder:
         if live.frames:
             await self._put_chunk(live)
             live.room.pressure.wake()
-        if live.over and not live.frames and not live.tail and not live.building:
+        if live.over and not live.whole and not live.frames and not live.tail and not live.building:
             live.close_text()
             recording = live.recording
             data = write_manifest(recording, live.header_line, live.chunks, live.head)
@@ -272,10 +274,24 @@ class Builder:
             live.whole = True
             self._moved.set()
             parts = None if live.parts is None else (*live.parts, kept)
-            await self._ended(Ended(recording, live.header_line, live.head, parts))
-            live.release()
-            self._released(live)
-            self._moved.set()
+            signed = self._ended(Ended(recording, live.header_line, live.head, parts))
+            if signed is None:
+                self._let_go(live)
+            else:
+                # Beside the puts, of which there are few: signatures wait for each other.
+                task = asyncio.create_task(self._sign(live, signed), name=f"sign {live.id}")
+                self._signing.add(task)
+                task.add_done_callback(self._signing.discard)
+
+    async def _sign(self, live: Live, signed: Coroutine[Any, Any, None]) -> None:
+        await signed
+        self._let_go(live)
+        self._wake.set()
+
+    def _let_go(self, live: Live) -> None:
+        live.release()
+        self._released(live)
+        self._moved.set()
 
     async def _put_chunk(self, live: Live) -> None:
         frames = list(live.frames)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -483,9 +483,8 @@ class Store:
         if self.journal is not None and self._opened:
             await self.journal.trim()
 
-    async def _sign_ended(self, ended: Ended) -> None:
-        if self.registrar is not None:
-            await self.registrar.ended(ended)
+    def _sign_ended(self, ended: Ended) -> Coroutine[Any, Any, None] | None:
+        return self.registrar.ended(ended) if self.registrar is not None else None
 
     async def _sign_events(self, kept: Kept) -> None:
         if self.registrar is not None:

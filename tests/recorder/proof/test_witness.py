@@ -14,6 +14,7 @@ from recorder.proof.documents import NOTHING, Entry, entry_file, write_entry
 from recorder.proof.keys import Anchor
 from recorder.proof.register import Register
 from recorder.proof.witness import FolderWitness, MemoryWitness, Witnesses, read_anchor
+from recorder.store.builder import PUTS
 from tests.recorder.proof.stage import DAY, Stage, run, statuses
 
 ONE, TWO = Anchor(7, "a" * 64), Anchor(9, "b" * 64)
@@ -283,5 +284,20 @@ def test_an_anchor_whose_folder_has_gone_is_not_made_anew(tmp_path: Path) -> Non
         shutil.rmtree(tmp_path / "anchor")
         with pytest.raises(KeyFault, match="cannot be written"):
             await witness.remember("acts", TWO)
+
+    run(check())
+
+
+def test_signatures_that_do_not_come_hold_up_nobodys_chunks(tmp_path: Path) -> None:
+    """More recordings than are put at once wait for the anchor's register; those behind them get into the store."""
+    stage = Stage(tmp_path / "store")
+    stage.witness = Away()  # of a register that is new, so it waits
+
+    async def check() -> None:
+        async with stage.store() as store:
+            async with asyncio.timeout(60):
+                ids = await asyncio.gather(*(stage.record(store) for _ in range(PUTS + 4)))
+                await stage.settled(store)
+            assert all(store.lives[one].whole and stage.place(one).exists() for one in ids)
 
     run(check())
