@@ -188,20 +188,17 @@ class WebSocketSession:
             elif channel == CLOSE and self._has_close:
                 if len(self._closing) < 2:
                     self._closing += websocket.unmask(view[:3], mask, offset)[begins:]
-                if last and self._closes(events, piece.start):
-                    break
+                if last:
+                    self._close_channel()
         if typed:
             events.append(Stdin(typed * 3 // 4 if self._base64 else typed))
         return events
 
-    def _closes(self, events: list[Event], start: int) -> bool:
-        """The client ends a channel (v5). Whether the server takes that for the session's end: not one of five."""
-        if len(self._closing) != 1 or self._closing[0] > RESIZE:
-            self._client_closed = True
-            events.append(Closing(False, start))
-        elif self._closing[0] == RESIZE and self._sizes is not None:
+    def _close_channel(self) -> None:
+        """The client ends a channel (v5). With one that there is not, or more than one, the server reads no more."""
+        malformed = len(self._closing) != 1 or self._closing[0] > RESIZE
+        if self._sizes is not None and (malformed or self._closing[0] == RESIZE):
             self._sizes.stop()
-        return self._client_closed
 
     def _resize(self, text: bytes, last: bool, events: list[Event]) -> None:
         assert self._sizes is not None  # noqa: S101 - from_client has looked

@@ -113,7 +113,10 @@ def remotecommand(data: bytes) -> None:
     runs: dict[bytes, list[tuple[object, ...]]] = {CLIENT: [], UPSTREAM: []}
     singles: dict[bytes, list[tuple[object, ...]]] = {CLIENT: [], UPSTREAM: []}
     given = {CLIENT: b"", UPSTREAM: b""}
+    unread = False  # the client
     for side, part, try_farewell in _pieces(data[1:]):
+        if unread and side == CLIENT:
+            continue
         place = len(given[side])
         given[side] += part
         failed = [False, False]
@@ -130,14 +133,16 @@ def remotecommand(data: bytes) -> None:
             failed[1] = True
         assert failed[0] == failed[1], "whether it can be read depends on how it is cut"
         if failed[0]:
-            assert singles[side][: len(runs[side])] == runs[side]
+            assert unread or singles[side][: len(runs[side])] == runs[side]
             for reader in (whole, single):
                 _always_fails(reader.from_client if side == CLIENT else reader.from_upstream)
             if side == UPSTREAM:
                 assert whole.farewell(STATUS, MESSAGE) is None
                 return
-            # Upstream is read without the client. Where in a piece that went wrong is no matter of the cut any more.
-            singles[side] = runs[side]
+            # Upstream is read without the client. What stood before the fault in its piece is told where it was cut.
+            unread = True
+            continue
+        if unread:
             continue
         assert runs == singles, "what is told depends on how it is cut"
         assert whole.at_boundary == single.at_boundary

@@ -171,7 +171,6 @@ async def test_a_recorder_that_fails_as_well(speech: Callable[[], Speech], bad: 
 CLOSES: list[tuple[Callable[[], Speech], bytes]] = [
     (WebSocket, websocket(8, b"\x03\xe8", mask=MASK)),
     (WebSocket, websocket(8, b"\x03", mask=MASK)),
-    (WebSocket, typed(255, b"\x09")),
     (Base64, websocket(8, b"", mask=MASK)),
     (Spdy, goaway(9)),
 ]
