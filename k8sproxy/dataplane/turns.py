@@ -44,7 +44,11 @@ Resume = Callable[[int], int]
 
 
 class Turns:
-    """The budget of one loop's turns. waiting: connections in the rows."""
+    """The budget of one loop's turns. waiting: connections in the rows.
+
+    A budget is made whole at the next turn once half of it has been spent. What was spent before may be of several
+    turns, which errs on the safe side.
+    """
 
     __slots__ = ("_armed", "_left", "_loop", "_rows")
 
@@ -66,7 +70,9 @@ class Turns:
         """Take units that were granted from this turn's, and more than those where it came to more."""
         if units > 0:
             self._left = max(0, self._left - units)
-            self._arm()
+            if self._left < TURN // 2:
+                # Not before: a callback more in each turn would cost bulk a tenth.
+                self._arm()
 
     async def turn(self, owner: str, units: int) -> None:
         """Wait for the turn of something that costs so many units: not at all, as long as there are some left."""
