@@ -22,8 +22,9 @@ EVENTS = [
     b'[4,"o","\\ud83d\\ude00\\u00e9"]',
     b'[5,"\\u006f","x"]',
     b'[6,"o",""]',
+    *(b'[1000000.0,"o","x"]', b'[-0.0,"i","x"]', b'[1.5,"r","80x24"]', b'[1.5,"Z","x"]'),
 ]
-WRONG = [
+_WITH_WHOLE_SECONDS = [
     *(b"", b"   ", b"[", b"]", b"[]", b"nonsense", b'"o"', b"null", b'{"a":1}', b"[" * 3000, b"[1,2,3]"),
     *(b'[1,"o"]', b'[1,"o","x","y"]', b'[1,"o","x"]]', b'[[1,"o","x"]]', b'[1,"o","x"],[2,"o","y"]', b'[1,"o",["x"]]'),
     *(b'[true,"o","x"]', b'["1","o","x"]', b'[-1,"o","x"]', b'[01,"o","x"]', b'[1e7,"o","x"]', b'[1e999,"o","x"]'),
@@ -51,6 +52,13 @@ WRONG = [
         b'[1,"o","x" "y"]',
         b'[1,"o","x"]x',
     ),
+    *(b'[1,["o"],"x"]', b'[1,{"o":1},"x"]', '[1,"é","x"]'.encode(), b'[1,"o",null]', b'[1,"o",1]', b'[1,"o",{}]'),
+]
+# A time with a fraction, which nearly all events have, is looked at in another way.
+WRONG = [
+    *_WITH_WHOLE_SECONDS,
+    *(line.replace(b"[1,", b"[1.5,") for line in _WITH_WHOLE_SECONDS if b"[1," in line),
+    *(b'[1000000.5,"o","x"]', b'[-1.5,"o","x"]', b'{"a":1,"o":2,"x":3}', b'"1ox"', b'[1.5,"o"]', b"[]", b"[1.5]"),
 ]
 
 
