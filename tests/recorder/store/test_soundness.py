@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -134,3 +135,35 @@ def test_it_goes_on_after_a_restart(line: bytes) -> None:
 def test_what_is_shown_of_half_a_character() -> None:
     assert event_of(b'[1,"o","a\\ud800b"]') == (1.0, "o", "a\ufffdb")
     assert event_of(json.dumps([1, "o", "x" * 10]).encode()) == (1.0, "o", "x" * 10)
+
+
+TEXTS = [
+    *(
+        b"x",
+        b"\\n",
+        b"\\\\",
+        b'\\"',
+        b"\\u001b[0m",
+        b"\\u0000",
+        b"\\ud83d\\ude00",
+        "é".encode(),
+        "語".encode(),
+        "😀".encode(),
+    ),
+    *(b'"', b"\\", b"\\x", b"\\u00", b"\\ud83d", b"\x00", b"\n", b"\xff", b"\xe8", b'","', b'"]'),
+]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([*TEXTS[:10] * 4, *TEXTS]), st.integers(1, 900)), max_size=8),
+    st.lists(st.integers(0, 10_000), max_size=4),
+)
+@example([(b"x", 900), (b"\\ud83d\\ude00", 300)], [1, 2000])
+@example([(b"x", 900), (b"\\", 301), (b'"]x', 1)], [])
+@example([("語".encode(), 900)], [2000])
+def test_long_data_in_any_pieces(runs: list[tuple[bytes, int]], cuts: list[int]) -> None:
+    """Pieces of it that are long are looked at in another way."""
+    whole = b'[1.5,"o","%b"]\n' % b"".join(text * count for text, count in runs)
+    good = all(map(is_event, whole[:-1].split(b"\n")))
+    places = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
+    assert told([whole[start:end] for start, end in pairwise(places)]) == (good, False)
