@@ -13,7 +13,7 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class ConfigMapWitness:
 
     def __init__(self, name: str, namespace: str = "", *, account: Path = ACCOUNT, server: str = "") -> None:
         self.name = f"ConfigMap {namespace}/{name}" if namespace else f"ConfigMap {name}"
+        self.only = ""
         self.pause = PAUSE
         self._map = name
         self._namespace = namespace
@@ -53,10 +54,17 @@ class ConfigMapWitness:
 
     async def remember(self, chain: str, head: Anchor) -> None:
         """See Witness."""
+        await self._write(chain, head, lambda known: known.number < head.number)
+
+    async def begin(self, chain: str, head: Anchor) -> None:
+        """See Witness."""
+        await self._write(chain, head, lambda known: known != head)
+
+    async def _write(self, chain: str, head: Anchor, counts: Callable[[Anchor], bool]) -> None:
+        """counts: asked about what is kept, whether it is to be written over."""
         for _ in range(_TRIES):
             heads, version = await self._read()
-            known = heads.get(chain)
-            if known == head:
+            if (known := heads.get(chain)) is not None and not counts(known):
                 return
             change = {"metadata": {"resourceVersion": version}, "data": {file_name(chain): write_anchor(head).strip()}}
             status, value = await self._ask("PATCH", change)
@@ -66,9 +74,9 @@ class ConfigMapWitness:
                 raise self._refused(status, value)
         raise KeyFault(f"{self.name}: others write it all the time")
 
-    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> list[str]:
+    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> tuple[list[str], str]:
         """See Witness."""
-        return []
+        return [], ""
 
     async def aclose(self) -> None:
         """See Witness."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 INTEGER, BIT_STRING, OCTETS, NULL, OID, SEQUENCE, SET = 0x02, 0x03, 0x04, 0x05, 0x06, 0x30, 0x31
 BOOLEAN, GENERALIZED_TIME = 0x01, 0x18
-# Levels of nesting that are read: a token has some ten.
+# Bytes that are read: a token with three certificates has some five thousand.
 _MOST = 100_000
+# Bits of a number in an object identifier: those of UUIDs (2.25) have 128.
+_MOST_BITS = 128
 
 
 class DerError(ValueError):
@@ -53,6 +55,8 @@ class Value:
         for byte in body:
             if not begun and byte == 0x80:
                 raise DerError("not the shortest form")
+            if number >> _MOST_BITS:
+                raise DerError("too large")
             number, begun = (number << 7) | (byte & 0x7F), bool(byte & 0x80)
             if not begun:
                 numbers.append(number)

@@ -414,6 +414,8 @@ class Register:
         if fault is not None and fault != self.anchor_fault:
             _log.error("anchor_fault", fault=fault)
         self.anchor_fault = fault
+        if fault is None:
+            self._untold = self.witnesses.behind | self._untold
 
     async def _read(self) -> tuple[Chain, Registers, str | None]:
         """The chains, and what is wrong with them by the anchor. What comes in is signed all the same, behind what is
@@ -434,7 +436,7 @@ class Register:
         except KeyFault as error:
             return str(error)
         empty = not chain.hashes and not registers.there and not chain.keys.handovers
-        if self.witnesses.all and not heads and not empty:
+        if self.witnesses.all and self.witnesses.empty and not empty:
             self.witnesses.compared = False
             return (
                 "the anchor is empty, and the store has signed chains: put the anchor back to where it was, or take "

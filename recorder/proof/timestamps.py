@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from recorder.proof import der
-from recorder.proof.documents import NOTHING, day_of
+from recorder.proof.documents import day_of
 from recorder.proof.handover import MANIFESTS
 from recorder.proof.keys import Anchor, KeyFault
 from recorder.proof.witness import Heads
@@ -55,6 +55,17 @@ _CONTENT_TYPE, _MESSAGE_DIGEST = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4"
 _SIGNING_CERTIFICATE, _SIGNING_CERTIFICATE_V2 = "1.2.840.113549.1.9.16.2.12", "1.2.840.113549.1.9.16.2.47"
 _SHA256 = "2.16.840.1.101.3.4.2.1"
 _DER = Encoding.DER
+# What reading bytes that anybody may have written can raise: an element or attribute that is missing (LookupError), a
+# form that is wrong (der.DerError is a ValueError), and what x509 has of its own for certificates.
+_NONSENSE = (
+    LookupError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 _HASHES: Mapping[str, type[hashes.HashAlgorithm]] = {
     _SHA256: hashes.SHA256,
     "2.16.840.1.101.3.4.2.2": hashes.SHA384,
@@ -91,10 +102,10 @@ def read_answer(data: bytes, trusted: Sequence[x509.Certificate]) -> Stamp:
         if granted not in (0, 1) or len(token) != 1:
             raise StampError(f"the service refuses to stamp (status {granted})")
         return _read_token(token[0], trusted)
-    except (der.DerError, IndexError, ValueError, TypeError, OverflowError) as error:
-        raise StampError(f"it is not a time stamp ({type(error).__name__})") from None
     except (InvalidSignature, UnsupportedAlgorithm):
         raise StampError("its signature is wrong") from None
+    except _NONSENSE as error:
+        raise StampError(f"it is not a time stamp ({type(error).__name__})") from None
 
 
 def _read_token(token: der.Value, trusted: Sequence[x509.Certificate]) -> Stamp:
@@ -214,7 +225,7 @@ def _has_issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         certificate.verify_directly_issued_by(issuer)
-    except (x509.ExtensionNotFound, ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (x509.ExtensionNotFound, InvalidSignature, UnsupportedAlgorithm, *_NONSENSE):
         return False
     return constraints.ca
 
@@ -234,6 +245,7 @@ class TimeStampWitness:
 
     def __init__(self, raw: Blobs, url: str, trusted: Sequence[x509.Certificate]) -> None:
         self.name = f"time stamps of {url}"
+        self.only = MANIFESTS
         self.pause = 0.0
         self._raw = raw
         self._url = url
@@ -241,9 +253,10 @@ class TimeStampWitness:
 
     async def recall(self) -> Heads:
         """See Witness: the last manifest that was stamped."""
-        stamps = await self._stamps(last=True)
-        last = max(stamps, default=0)
-        return {MANIFESTS: Anchor(last, stamps[last].imprint if last else NOTHING)}
+        heads: Heads = {}
+        for number, stamp in (await self._stamps(last=True)).items():
+            heads[MANIFESTS] = Anchor(number, stamp.imprint)
+        return heads
 
     async def remember(self, chain: str, head: Anchor) -> None:
         """See Witness: of manifests alone."""
@@ -261,6 +274,10 @@ class TimeStampWitness:
             await self._raw.put(f"{STAMPS}/{head.number:010}.tsr", data)
         except StoreError as error:
             raise KeyFault(f"{self.name}: {error}") from None
+
+    async def begin(self, chain: str, head: Anchor) -> None:
+        """See Witness. What was stamped stays stamped."""
+        await self.remember(chain, head)
 
     async def _ask(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/timestamp-query", "Accept": "application/timestamp-reply"}
@@ -296,20 +313,20 @@ class TimeStampWitness:
             raise KeyFault(f"{self.name}: {error}") from None
         return found
 
-    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> list[str]:
+    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> tuple[list[str], str]:
         """See Witness: each stamp must be that of its manifest, and from the first stamped one on each manifest must
         have been stamped, or a later one, soon after it says that it was sealed."""
         try:
             stamps = await self._stamps()
         except KeyFault as error:
-            return [str(error)]
+            return [str(error)], ""
         faults = [
             f"the time stamp of manifest {number} is of another one"
             for number, stamp in stamps.items()
             if number in manifests and manifests[number][1] != stamp.imprint
         ]
         if not stamps:
-            return faults
+            return faults, ""
         later: list[float] = []
         for number in sorted(manifests, reverse=True):
             if number < min(stamps):
@@ -322,7 +339,7 @@ class TimeStampWitness:
                     f"manifest {number} says that it was sealed on {day_of(sealed)}, and the first time stamp that "
                     f"vouches for it is of {day_of(min(later))}"
                 )
-        return faults
+        return faults, f", stamped from manifest {min(stamps)} on, which was on {day_of(stamps[min(stamps)].at)}"
 
     async def aclose(self) -> None:
         """See Witness."""

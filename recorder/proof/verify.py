@@ -195,7 +195,7 @@ class Verifier:
         """All, or what the manifest of a day lists or has not listed, or one recording. Raises StoreError, and
         KeyError for a recording of which nothing is known."""
         # Before the store is read: what is signed meanwhile is no fault.
-        remembered = [(witness.name, await _recall(witness)) for witness in self._witnesses]
+        remembered = [(witness, await _recall(witness)) for witness in self._witnesses]
         chain, self._registers = await read_both(self._raw, self._keys)
         report = Report(
             faults=[*chain.faults, *self._registers.faults],
@@ -225,27 +225,28 @@ class Verifier:
         return report
 
     async def _compare(
-        self, remembered: Sequence[tuple[str, Heads | str]], chain: Chain, acts: Acts, report: Report
+        self, remembered: Sequence[tuple[Witness, Heads | str]], chain: Chain, acts: Acts, report: Report
     ) -> None:
         holds = holder(chain, self._registers, acts.has)
         if not self._witnesses:
             report.anchors.append("not compared with an anchor: that the end of a chain was cut off is not told")
         sealed = {one.number: (one.sealed, chain.hashes[one.number]) for one in chain.manifests}
-        for one in self._witnesses:
-            report.faults += await one.examine(sealed)
-        for witness, heads in remembered:
+        for one, heads in remembered:
+            witness = one.name
+            wrong, reach = await one.examine(sealed)
+            report.faults += wrong
             if isinstance(heads, str):
                 report.anchors.append(f"not compared with {witness}: {heads}")
                 report.faults.append(f"the anchor cannot be read: {heads}")
                 continue
             if not heads:
                 report.anchors.append(f"not compared with {witness}: it remembers nothing")
-                if chain.hashes or self._registers.there:
+                if chain.hashes or (self._registers.there and not one.only):
                     report.faults.append(f"the anchor is empty, and the store has signed chains: {witness}")
                 continue
             faults = [missing(name, head) for name, head in sorted(heads.items()) if not holds(name, head)]
             told = ", ".join(f"{name} {head.number}" for name, head in sorted(heads.items()))
-            report.anchors.append(f"{'does not fit' if faults else 'compared with'} {witness}: {told}")
+            report.anchors.append(f"{'does not fit' if faults else 'compared with'} {witness}: {told}{reach}")
             report.faults += faults
 
     def _remember(self, chain: Chain, report: Report) -> None:

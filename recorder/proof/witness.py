@@ -38,20 +38,26 @@ Heads = dict[str, Anchor]  # by chain
 
 class Witness(Protocol):
     """One place. name: for people, "folder /var/lib/anchor". pause: seconds between two things that it is told while a
-    register grows; what comes meanwhile is told with the next."""
+    register grows; what comes meanwhile is told with the next. only: the one chain that it can keep, "" for all."""
 
     name: str
     pause: float
+    only: str
 
     async def recall(self) -> Heads:
         """What is remembered; nothing where nothing was. Raises KeyFault where that cannot be told."""
 
     async def remember(self, chain: str, head: Anchor) -> None:
-        """Keep it for good. Raises KeyFault."""
+        """Keep it for good, unless a higher number is kept: somebody else may have told that meanwhile. Raises
+        KeyFault."""
 
-    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> list[str]:
-        """What it knows against the manifests of a store besides their end: a sentence each. manifests: when each says
-        that it was sealed (unix seconds), and the hash of its file, by number."""
+    async def begin(self, chain: str, head: Anchor) -> None:
+        """Keep it in place of whatever is kept, on an operator's word. Raises KeyFault."""
+
+    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> tuple[list[str], str]:
+        """What it knows against the manifests of a store besides their end: a sentence each, and what whoever checks
+        should know of how far that reaches, "" for nothing. manifests: when each says that it was sealed (unix
+        seconds), and the hash of its file, by number."""
 
     async def aclose(self) -> None:
         """Let go of connections."""
@@ -85,6 +91,7 @@ class FolderWitness:
     kept the anchor beside their key, as KEY.anchor; what stands there counts as long as nothing newer does."""
 
     def __init__(self, path: Path, old: Path | None = None) -> None:
+        self.only = ""
         self.pause = 0.0
         self.path = path
         self.name = f"folder {path}"
@@ -113,6 +120,15 @@ class FolderWitness:
         await asyncio.to_thread(self._remember, chain, head)
 
     def _remember(self, chain: str, head: Anchor) -> None:
+        path = self.path / file_name(chain)
+        if not os.path.exists(path) or read_anchor(path).number < head.number:
+            self._write(chain, head)
+
+    async def begin(self, chain: str, head: Anchor) -> None:
+        """See Witness."""
+        await asyncio.to_thread(self._write, chain, head)
+
+    def _write(self, chain: str, head: Anchor) -> None:
         try:
             if not self._made:  # one that is gone by now was a mount: its place must not be filled instead
                 make_folder(self.path)
@@ -121,9 +137,9 @@ class FolderWitness:
         except OSError as error:
             raise KeyFault(f"{self.path}: cannot be written: {error.strerror}") from None
 
-    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> list[str]:
+    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> tuple[list[str], str]:
         """See Witness."""
-        return []
+        return [], ""
 
     async def aclose(self) -> None:
         """See Witness."""
@@ -151,12 +167,15 @@ def read_old_anchor(folder: Path) -> Anchor | None:
 
 class Witnesses:
     """All of them. compared: whether the store was held against what they remember. faults: of each witness that has
-    one now, by its name."""
+    one now, by its name. empty: whether none of those that can keep all chains remembers anything. behind: what some
+    remember and others, that can keep it too, do not: a place that is new, or was away."""
 
     def __init__(self, witnesses: Sequence[Witness] = ()) -> None:
         self.all = tuple(witnesses)
         self.compared = False
         self.faults: dict[str, str] = {}
+        self.empty = False
+        self.behind: Heads = {}
         self.pause = max((witness.pause for witness in self.all), default=0.0)
         self._heads: Heads | None = None
 
@@ -169,14 +188,24 @@ class Witnesses:
         """The highest of each chain that any of them remembers. Raises KeyFault, also where two disagree."""
         heads: Heads = {}
         self._heads = None
-        for witness in self.all:
-            for chain, head in (await self._ask(witness)).items():
+        answers = [(witness, await self._ask(witness)) for witness in self.all]
+        for witness, answer in answers:
+            for chain, head in answer.items():
                 known = heads.get(chain)
                 if known is not None and known.number == head.number and known.sha256 != head.sha256:
                     raise KeyFault(f"two anchors disagree about number {head.number} of the {chain}: {witness.name}")
                 if known is None or head.number > known.number:
                     heads[chain] = head
         self._heads = heads
+        self.empty = not any(answer for witness, answer in answers if not witness.only)
+        self.behind = {
+            chain: head
+            for chain, head in heads.items()
+            if any(
+                witness.only in ("", chain) and (chain not in answer or answer[chain].number < head.number)
+                for witness, answer in answers
+            )
+        }
         return dict(heads)
 
     async def _ask(self, witness: Witness) -> Heads:
@@ -230,7 +259,7 @@ class Witnesses:
         """Let all of them remember that in place of what they do, on an operator's word. Raises KeyFault."""
         for witness in self.all:
             for chain, head in heads.items():
-                await witness.remember(chain, head)
+                await witness.begin(chain, head)
         self._heads = dict(heads)
 
     async def aclose(self) -> None:
@@ -252,6 +281,7 @@ class MemoryWitness:
 
     def __init__(self, heads: Mapping[str, Anchor] | None = None, name: str = "memory") -> None:
         self.name = name
+        self.only = ""
         self.pause = 0.0
         self.heads: Heads = dict(heads or {})
 
@@ -261,11 +291,16 @@ class MemoryWitness:
 
     async def remember(self, chain: str, head: Anchor) -> None:
         """See Witness."""
+        if chain not in self.heads or self.heads[chain].number < head.number:
+            self.heads[chain] = head
+
+    async def begin(self, chain: str, head: Anchor) -> None:
+        """See Witness."""
         self.heads[chain] = head
 
-    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> list[str]:
+    async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> tuple[list[str], str]:
         """See Witness."""
-        return []
+        return [], ""
 
     async def aclose(self) -> None:
         """See Witness."""

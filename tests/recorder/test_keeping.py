@@ -19,6 +19,7 @@ from recorder.keeping import Keeping, KeepingError, first_key, keyring, public_k
 from recorder.proof import Signer
 from recorder.proof.witness import FolderWitness
 from recorder.rules import Rule
+from tests.fakes.pki import Authority
 from tests.recorder.proof.stage import PROXY, Stage, header, run, statuses
 from tests.recorder.serving import recorder, write_config
 
@@ -195,8 +196,11 @@ def test_no_key_in_the_folder_that_it_protects(tmp_path: Path, text: str, key: s
     assert f"{key}: is in store.folder" in faults(tmp_path, text)
 
 
-def test_a_key_is_made_at_the_first_start_on_an_empty_store_alone(tmp_path: Path) -> None:
-    settings = config(tmp_path, "proof: {key: seal.pem}")
+@pytest.mark.parametrize("more", ["", ", anchor: {timeStamps: {url: 'http://127.0.0.1:9/', certificates: ca.pem}}"])
+def test_a_key_is_made_at_the_first_start_on_an_empty_store_alone(tmp_path: Path, more: str) -> None:
+    if more:
+        (tmp_path / "ca.pem").write_bytes(Authority().pem)
+    settings = config(tmp_path, f"proof: {{key: seal.pem{more}}}")
 
     async def first() -> Signer | None:
         store = open_store(settings)

@@ -87,6 +87,11 @@ def test_what_it_remembers(tmp_path: Path) -> None:
             (tmp_path / "account/token").write_text("newer")
             await witness.recall()
             assert {token for _, token in api.asked} == {"Bearer secret-token", "Bearer newer"}
+            # A number becomes smaller on an operator's word alone.
+            await witness.remember("register main", ONE)
+            assert (await witness.recall())["register main"] == TWO
+            await witness.begin("register main", ONE)
+            assert (await witness.recall())["register main"] == ONE
 
     run(check())
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recorder.proof import KeyFault, der
-from recorder.proof.documents import Manifest, digest, next_day, write_manifest
+from recorder.proof.documents import Manifest, day_of, digest, next_day, write_manifest
 from recorder.proof.handover import MANIFESTS
 from recorder.proof.keys import Anchor
 from recorder.proof.timestamps import StampError, TimeStampWitness, question, read_answer, read_certificates
@@ -146,6 +147,7 @@ def test_what_is_not_believed(authority: Authority) -> None:
         read_certificates(authority.folder / "nothing")
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # of a certificate, which was changed
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_changed_answer_is_never_another_stamp(authority: Authority, data: st.DataObject) -> None:
@@ -167,6 +169,20 @@ def test_a_changed_answer_is_never_another_stamp(authority: Authority, data: st.
 
 
 _GOOD: dict[str, bytes] = {}
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # of a certificate, which was changed
+def test_whatever_bytes_come_are_a_stamp_or_refused(authority: Authority) -> None:
+    """Each byte of an answer changed in three ways, and the answer cut off behind each."""
+    ca = read_certificates(authority.folder / "ca.pem")
+    good = authority.reply(question("ab" * 32, 77))
+    before = read_answer(good, ca)
+    for place in range(len(good)):
+        for other in (good[place] ^ 1, good[place] ^ 0x40, good[place] ^ 0xFF):
+            with contextlib.suppress(StampError):
+                assert read_answer(good[:place] + bytes([other]) + good[place + 1 :], ca) == before
+        with pytest.raises(StampError):
+            read_answer(good[:place], ca)
 
 
 @settings(max_examples=200, deadline=None)
@@ -195,9 +211,12 @@ def test_der_that_is_refused(data: bytes) -> None:
     for wrong in (b"\x02\x02\x00\x01", b"\x02\x00"):
         with pytest.raises(der.DerError):
             der.read(wrong).whole()
-    for wrong in (b"\x06\x00", b"\x06\x02\x2a\x80", b"\x06\x03\x2a\x80\x01"):
+    endless = der.write(der.OID, b"\xff" * 60_000 + b"\x01")  # whose number would take seconds
+    for wrong in (b"\x06\x00", b"\x06\x02\x2a\x80", b"\x06\x03\x2a\x80\x01", endless):
         with pytest.raises(der.DerError):
             der.read(wrong).oid()
+    with pytest.raises(der.DerError, match="too large"):
+        der.read(endless).oid()
 
 
 def test_each_day_is_stamped_and_openssl_says_so_too(authority: Authority, tmp_path: Path) -> None:
@@ -208,7 +227,7 @@ def test_each_day_is_stamped_and_openssl_says_so_too(authority: Authority, tmp_p
         async with serving(authority) as (url, answers):
             blobs = FolderBlobs(stage.root)
             witness = TimeStampWitness(blobs, url, ca)
-            assert await witness.recall() == {MANIFESTS: Anchor(0, "0" * 64)} and await witness.examine({}) == []
+            assert await witness.recall() == {} and await witness.examine({}) == ([], "")
             await stage.fill(1)
             # The stamps are of now, so the days are too.
             stage.clock -= DAY
@@ -222,7 +241,15 @@ def test_each_day_is_stamped_and_openssl_says_so_too(authority: Authority, tmp_p
             check = ["ts", "-verify", "-data", str(path), "-in", str(stamp), "-CAfile", "ca.pem"]
             assert b"Verification: OK" in authority.openssl(*check)
             report = await stage.verify(witnesses=[stage.witness, witness])
-            assert report.well and report.anchors[1] == f"compared with time stamps of {url}: manifests 1"
+            assert report.well and report.anchors[1] == (
+                f"compared with time stamps of {url}: manifests 1, stamped from manifest 1 on, which was on "
+                f"{day_of(time.time())}"
+            )
+            # Without its stamps a store is not compared with anything, and that is told.
+            (stage.root / "proof/stamps").rename(tmp_path / "stamps")
+            report = await stage.verify(witnesses=[stage.witness, witness])
+            assert report.faults == [f"the anchor is empty, and the store has signed chains: time stamps of {url}"]
+            (tmp_path / "stamps").rename(stage.root / "proof/stamps")
             # Answers to another question, and none.
             old = stamp.read_bytes()
             for answer, fault in (

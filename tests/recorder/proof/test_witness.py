@@ -13,7 +13,7 @@ from recorder.proof import register as register_module
 from recorder.proof.documents import NOTHING, Entry, entry_file, write_entry
 from recorder.proof.keys import Anchor
 from recorder.proof.register import Register
-from recorder.proof.witness import FolderWitness, MemoryWitness, Witnesses, read_anchor
+from recorder.proof.witness import FolderWitness, MemoryWitness, Witness, Witnesses, read_anchor
 from recorder.store.builder import PUTS
 from tests.recorder.proof.stage import DAY, Stage, run, statuses
 
@@ -45,7 +45,7 @@ def test_an_anchor_of_an_older_recorder_counts_whatever_its_key_was_called(tmp_p
     (tmp_path / "2026.pem.anchor").write_text(f"{TWO.number} {TWO.sha256}\n")
     witness = FolderWitness(tmp_path / "anchor", old=tmp_path)
     assert run(witness.recall()) == {"manifests": TWO}
-    run(witness.remember("manifests", ONE))
+    run(witness.begin("manifests", ONE))
     assert run(witness.recall()) == {"manifests": ONE}
 
 
@@ -136,6 +136,65 @@ def test_an_empty_anchor_is_not_filled_from_a_store_that_has_something(tmp_path:
             await stage.seal()
         assert stage.witness.heads == {}
         assert not (await stage.verify()).well
+
+    run(check())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_place_that_can_keep_only_manifests_does_not_make_up_for_the_anchor(tmp_path: Path, known: bool) -> None:
+    """Time stamps beside a folder that has been emptied."""
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        await stage.seal()
+        head = stage.witness.heads["manifests"]
+        stamps = MemoryWitness({"manifests": head} if known else {})
+        stamps.only = "manifests"
+        witnesses = Witnesses([MemoryWitness(), stamps])
+        store = stage.blobs()
+        register = Register(store, stage.signer, witnesses=witnesses, clock=lambda: stage.clock)
+        await register.open()
+        assert register.healthy is not None and "the anchor is empty" in register.healthy
+        assert not witnesses.compared
+        await store.aclose()
+
+    run(check())
+
+
+def test_a_place_that_is_new_is_told_at_the_start_what_the_others_remember(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        await stage.seal()
+        before = dict(stage.witness.heads)
+        new, stamps = MemoryWitness(), MemoryWitness()
+        stamps.only = "manifests"
+        blobs = stage.blobs()
+        witnesses = Witnesses([stage.witness, new, stamps])
+        register = Register(blobs, stage.signer, witnesses=witnesses, clock=lambda: stage.clock)
+        register.start()
+        await register.open()
+        await register.aclose()
+        assert stage.witness.heads == new.heads == before
+        assert stamps.heads["manifests"] == before["manifests"]
+        await blobs.aclose()
+
+    run(check())
+
+
+def test_a_number_never_becomes_smaller_but_on_an_operators_word(tmp_path: Path) -> None:
+    """Of two who sign acts the one that was later may tell of it earlier."""
+    witnesses: list[Witness] = [FolderWitness(tmp_path / "anchor"), MemoryWitness()]
+
+    async def check() -> None:
+        for witness in witnesses:
+            await witness.remember("acts", TWO)
+            await witness.remember("acts", ONE)
+            assert await witness.recall() == {"acts": TWO}
+            await witness.begin("acts", ONE)
+            assert await witness.recall() == {"acts": ONE}
 
     run(check())
 
