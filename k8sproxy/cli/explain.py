@@ -173,7 +173,7 @@ def explain(
                 "session": demand.session.value,
             }
             if demand.level.enforced and not demand.recorders:
-                raise unavailable(())
+                raise unavailable(demand.level, ())
     except Refusal as refusal:
         found["refusal"] = {"status": refusal.status, "cause": refusal.cause, "message": refusal.message}
     except ProtocolError as error:

@@ -316,13 +316,13 @@ class Recording(Section):
     )
     finish_timeout: Annotated[float, BeforeValidator(duration_between("100ms", "5m"))] = Field(
         default=5.0,
-        description="Time for the last confirmation at a session's end (default 5s). Under enforceRecorder the user "
-        "waits for it, and sees the session fail if it does not come.",
+        description="Time for the last confirmation at a session's end (default 5s). Where recording is enforced, "
+        "the user waits for it, and sees the session fail if it does not come.",
     )
     buffer: Annotated[int, BeforeValidator(size_between("64KiB", "1GiB"))] = Field(
         default=4 * 1024 * 1024,
         description="Bytes of a session that may wait for a slow recorder (default 4MiB). As long as they fit, nobody "
-        "notices; then output waits (enforceRecorder) or is left out of the recording.",
+        "notices; then output waits (recording enforced) or is left out of the recording.",
     )
     peer_buffer: Annotated[int, BeforeValidator(size_between("1MiB", "64GiB"))] = Field(
         default=32 * 1024 * 1024,

@@ -37,6 +37,7 @@ from k8sproxy.policy.grants import DEFAULT_SETTINGS
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
 from k8sproxy.policy.rewrite import offered_protocols, rewrite
 from k8sproxy.protocol.http1 import RequestHead
+from k8sproxy.recording.events import untold
 from k8sproxy.recording.longwork import LONG
 from k8sproxy.recording.requestevent import RequestEvent
 from k8sproxy.recording.session import Session
@@ -221,6 +222,8 @@ class Connection:
         event = await self._tell(head, info, decision, route, session) if decision.events else None
         if event is not None and event.body is not None:
             exchange.body_seen = event.body.feed
+        elif event is not None:
+            event.refused = lambda why: _end_untold(exchange, session, untold(decision.grants, why))
         self._running, self._last_known, self._session = decision, started, session
         self._vetted, self._judged = decision.peer, route.grants
         connection: UpstreamConnection | None = None
@@ -259,10 +262,12 @@ class Connection:
                 upstream.release(connection, reusable=exchange.reusable)
             self._answering = exchange.status > 0
             self._exchange = self._running = self._session = None
-            if event is not None:
-                if event.body is not None and not exchange.body_came:
+            if event is not None and event.body is not None:
+                if not exchange.body_came:
                     event.body.truncated = True
                 site.events.tell(decision.grants, event)
+            elif event is not None:
+                event.refused = None
             if session is not None:
                 if decision.events and session.began and session.facts.kind == "portforward":
                     site.events.tell_ports(
@@ -292,8 +297,8 @@ class Connection:
 
     async def _tell(
         self, head: RequestHead, info: RequestInfo, decision: Decision, route: Route, session: Session | None
-    ) -> RequestEvent | None:
-        """Tell recorders of a request. What is returned is still to be told, once its body has been seen.
+    ) -> RequestEvent:
+        """Tell recorders of a request. One with a body is still to be told, once that has been seen.
 
         Raises Refusal where it must be told and can't be.
         """
@@ -314,10 +319,9 @@ class Connection:
             chunked=fields.chunked,
             session_id=session.facts.id if session is not None else "",
         )
-        if body:
-            return event
-        events.tell(decision.grants, event)
-        return None
+        if not body:
+            events.tell(decision.grants, event)
+        return event
 
     def _record(self, info: RequestInfo, exchange: Exchange, seconds: float) -> None:
         """Count a request that was forwarded, and write its line. A refusal is counted where it is answered."""
@@ -531,6 +535,14 @@ def _covers(now: Decision, before: Decision) -> bool:
     return now.impersonation.user == before.impersonation.user and set(now.impersonation.groups) >= set(
         before.impersonation.groups
     )
+
+
+def _end_untold(exchange: Exchange, session: Session | None, message: str) -> None:
+    """End a request that runs, whose event must be told and is refused by the recorder."""
+    if session is not None and exchange.upgraded:
+        session.end("event_refused", message)
+    else:
+        exchange.cut("event_refused", message)
 
 
 def _revoked() -> Refusal:

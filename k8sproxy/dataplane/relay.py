@@ -564,8 +564,8 @@ def _too_long(most: int) -> Refusal:
     return Refusal(
         403,
         "unrecordable_session",
-        "this session must be recorded (enforceRecorder), and can't be: it was answered without a switch of protocols, "
-        f"and the answer has more than {most} bytes",
+        "this session must be recorded, and can't be: it was answered without a switch of protocols, and the "
+        f"answer has more than {most} bytes",
         close=True,
     )
 

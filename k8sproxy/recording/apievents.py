@@ -16,6 +16,14 @@ some recorder takes it; while none does, the queue's recorder is not alive, noth
 kept is bounded. A failed batch ends that life at once. A recorder that takes the same batch twice, because its answer
 was lost, can tell by the events' ids.
 
+A batch that a recorder refuses for what is in it (EventsRefused) would be refused again and again, and everything
+behind it would wait. So it is taken apart: what surrounds the event that is meant goes on its way, and that event is
+sent once more without its body, query and User-Agent (`truncated`). Where it is refused again, by a recorder that
+answers a probe and has taken events of others, it is given up, and nobody is left in the dark: the log says so, the
+request is ended if it runs (RequestEvent.refused), and where the event was enforced its owner's next requests are
+refused with the reason for REFUSED_FOR seconds. A recorder that has taken nothing yet, or nothing since events of two
+owners were given up, refuses whatever it is sent: that is an outage.
+
 Not enforced: events that no recorder takes are dropped and counted, after ATTEMPTS rounds.
 
 A queue is bounded in events, in the bytes of their bodies and in those of long request lines, and one owner may have a
@@ -29,13 +37,16 @@ import asyncio
 import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from k8sproxy.recording.eventqueue import NoEventRecorder, Parcel, Queue
 from k8sproxy.recording.longwork import LONG, LongWork
 from k8sproxy.recording.requestevent import RequestEvent
-from k8sproxy.recording.shares import NO_WEIGHT, Pot, Rows, Weight
+from k8sproxy.recording.shares import NO_WEIGHT, Weight
+from k8sproxy.recording.upload import EventsRefused
 
 # Events in one queue: some 10 s of a busy proxy, a few KiB each without bodies.
 QUEUE = 10_000
@@ -60,6 +71,10 @@ PROBE_TIMEOUT = 2.0
 REVIVE_TIMEOUT = 5.0
 # Seconds for which a failed revival is the answer to those who ask again.
 _STILL_DEAD = 1.0
+# Seconds for which requests are refused whose owner had an event that a recorder takes in no form.
+REFUSED_FOR = 30.0
+# Owners whose events are given up before a recorder has to take one again.
+_MOST_DOUBTED = 2
 # Rounds over all recorders before events that are not enforced are dropped, and seconds between rounds.
 ATTEMPTS = 3
 RETRY_FIRST, RETRY_LAST = 0.2, 5.0
@@ -72,103 +87,15 @@ _log = structlog.get_logger("k8sproxy")
 _STOPPING = "the proxy is stopping"
 
 
-class NoEventRecorder(Exception):
-    """No recorder of a list can take events. attempts: each address with why it failed."""
-
-    def __init__(self, attempts: Sequence[tuple[str, str]]) -> None:
-        attempts = [(address, _without(address, why)) for address, why in attempts]
-        self.attempts = tuple(attempts)
-        super().__init__("; ".join(f"{address}: {why}" for address, why in attempts) or "none has an address")
-
-
-def _without(address: str, why: str) -> str:
-    """A reason without the address that it begins with: who dials says it, and who posts says it again."""
-    while why.startswith(f"{address}: "):
-        why = why.removeprefix(f"{address}: ")
-    return why
-
-
-class _Queue:
-    """Events for one list of recorders."""
-
-    __slots__ = (
-        *(
-            "address",
-            "bytes",
-            "dead_until",
-            "error",
-            "events",
-            "inflight",
-            "lines",
-            "live_until",
-            "owners",
-            "recorders",
-            "reserved",
-        ),
-        *("outcome", "reviving", "stuck", "task", "wake"),
-    )
-
-    def __init__(self, recorders: tuple[str, ...], limit: int, bytes_limit: int) -> None:
-        self.recorders = recorders
-        self.address = 0  # index of the recorder that answered last
-        self.events: Rows[tuple[RequestEvent, bool]] = Rows()  # with whether it is enforced
-        self.owners = Pot(limit)  # events in events, and reserved, by owner
-        self.bytes = Pot(bytes_limit)  # of the bodies in events, and reserved
-        self.lines = Pot(LINE_BYTES)  # and of their lines, as far as those are long
-        self.inflight = 0  # events taken out to be sent
-        self.reserved = 0  # places of admitted requests whose event has not come
-        self.live_until = float("-inf")
-        self.dead_until = float("-inf")
-        self.error: NoEventRecorder | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.reviving: asyncio.Task[None] | None = None
-        self.stuck = False  # the batch in flight has been refused by all
-        self.outcome: asyncio.Future[None] | None = None  # how its next round went, for who revives
-        self.wake = asyncio.Event()  # a recorder has come back, or the end has come
-
-    @property
-    def size(self) -> int:
-        return len(self.events) + self.inflight + self.reserved
-
-    @property
-    def in_use(self) -> bool:
-        return bool(self.events or self.inflight or self.reserved or self.task or self.reviving)
-
-    def has_share(self, weight: Weight) -> bool:
-        """Whether there is room for one more event of its owner's, with its body and line."""
-        owner = weight.owner
-        return (
-            (not owner or self.owners.fits(owner, 1))
-            and self.bytes.fits(owner, weight.body)
-            and self.lines.fits(owner, weight.line)
-        )
-
-    def put(self, weight: Weight) -> None:
-        """Count an event, or a place for one."""
-        self.owners.add(weight.owner, 1)
-        self.bytes.add(weight.owner, weight.body)
-        self.lines.add(weight.owner, weight.line)
-
-    def take(self, weight: Weight) -> None:
-        """Count it no more."""
-        self.owners.give(weight.owner, 1)
-        self.bytes.give(weight.owner, weight.body)
-        self.lines.give(weight.owner, weight.line)
-
-    def order(self) -> list[tuple[int, str]]:
-        """The recorders with their places in the list, the one that answered last in front."""
-        places = list(enumerate(self.recorders))
-        return places[self.address : self.address + 1] + places[: self.address] + places[self.address + 1 :]
-
-
 class ApiEvents:
     """All event queues of the process; for one event loop.
 
     post: sends documents to one recorder ("IP:PORT") in one request or several, and returns once all are accepted.
-    probe: returns where that recorder takes events. Both raise any Exception where not, whose text is told to people.
+    probe: returns where that recorder takes events. Both raise any Exception where not, whose text is told to people;
+    post raises EventsRefused where it is the documents' fault.
     limit: events in one queue, which may be changed at any time. longwork: for what takes long to be made a document.
-    queued, sent: events. dropped: those there was no room for, failed: those that no recorder took, lost: those left
-    over at the end.
+    queued, sent: events. dropped: those there was no room for, failed: those that no recorder took, refused: those that
+    a recorder takes in no form, lost: those left over at the end.
     """
 
     def __init__(
@@ -192,13 +119,14 @@ class ApiEvents:
         self._batch = batch
         self._delay = batch_delay
         self._clock = clock
-        self._queues: dict[tuple[str, ...], _Queue] = {}
+        self._queues: dict[tuple[str, ...], Queue] = {}
         self._closing = False
         self._id_prefix = os.urandom(8).hex()
         self._id = 0
         self.sent = 0
         self.dropped = 0
         self.failed = 0
+        self.refused = 0
         self.lost = 0
 
     @property
@@ -215,11 +143,19 @@ class ApiEvents:
         if queue is None or self._clock() >= queue.live_until or queue.size >= self.limit or self._closing:
             return False
         queue.owners.set_limit(self.limit)
-        if not queue.has_share(weight):
+        if not queue.has_share(weight) or (queue.refused and self.why_refused(recorders, weight.owner) is not None):
             return False
         queue.reserved += 1
         queue.put(weight)
         return True
+
+    def why_refused(self, recorders: tuple[str, ...], owner: str) -> str | None:
+        """Why an owner's requests are refused whose events must be told; None where they are not."""
+        queue = self._queues.get(recorders)
+        if queue is None or owner not in queue.refused:
+            return None
+        until, why = queue.refused[owner]
+        return why if self._clock() < until else None
 
     def is_full_for(self, recorders: tuple[str, ...], weight: Weight) -> bool:
         """Whether there is room in the queue, and none for this owner or for a body or line of this size."""
@@ -304,18 +240,21 @@ class ApiEvents:
             if self._own_longwork:
                 await self._longwork.aclose()
 
-    def _queue(self, recorders: tuple[str, ...]) -> _Queue:
+    def _queue(self, recorders: tuple[str, ...]) -> Queue:
         queue = self._queues.get(recorders)
         if queue is None:
             if len(self._queues) >= _IDLE_QUEUES:
+                now = self._clock()
                 # Lists change with grants. Those that nobody uses any more know nothing that can't be found out again.
-                self._queues = {key: value for key, value in self._queues.items() if value.in_use}
-            queue = self._queues[recorders] = _Queue(recorders, self.limit, self._bytes_limit)
+                self._queues = {
+                    key: value for key, value in self._queues.items() if value.in_use or value.refuses_somebody(now)
+                }
+            queue = self._queues[recorders] = Queue(recorders, self.limit, self._bytes_limit, LINE_BYTES)
         return queue
 
     # --- one queue's recorders ---
 
-    async def _revive(self, queue: _Queue) -> None:
+    async def _revive(self, queue: Queue) -> None:
         attempts: list[tuple[str, str]] = []
         deadline = asyncio.get_running_loop().time() + REVIVE_TIMEOUT
         try:
@@ -342,7 +281,7 @@ class ApiEvents:
         finally:
             queue.reviving = None
 
-    def _answered(self, queue: _Queue, place: int) -> None:
+    def _answered(self, queue: Queue, place: int) -> None:
         queue.address = place
         queue.live_until = self._clock() + LIVE_FOR
         queue.error = None
@@ -352,7 +291,7 @@ class ApiEvents:
 
     # --- draining ---
 
-    async def _drain(self, queue: _Queue) -> None:
+    async def _drain(self, queue: Queue) -> None:
         try:
             while queue.events:
                 if len(queue.events) < self._batch and not self._closing:
@@ -361,9 +300,9 @@ class ApiEvents:
         finally:
             queue.task = None
 
-    async def _take(self, queue: _Queue) -> list[tuple[bytes, bool]]:
-        """The next batch: documents, each with whether it is enforced."""
-        batch: list[tuple[bytes, bool]] = []
+    async def _take(self, queue: Queue) -> list[Parcel]:
+        """The next batch."""
+        batch: list[Parcel] = []
         size = 0
         while queue.events and len(batch) < self._batch and size < BATCH_BYTES:
             event, enforced = queue.events.popleft()
@@ -382,33 +321,62 @@ class ApiEvents:
                 self.failed += 1
                 queue.inflight -= 1
                 continue
-            batch.append((document, enforced))
+            batch.append(Parcel(event, event_id, enforced, document))
             size += len(document)
             if len(batch) % _TURN == 0 or (event.body is not None and event.body.size > _LIGHT):
                 await asyncio.sleep(0)
         return batch
 
-    async def _deliver(self, queue: _Queue, batch: list[tuple[bytes, bool]]) -> None:
-        """Post a batch until a recorder has taken it, or what is not enforced has been tried often enough."""
+    async def _deliver(self, queue: Queue, batch: list[Parcel]) -> None:
+        """Post a batch until each of its events has been taken or given up."""
+        parts = deque([batch])
+        while parts:
+            part = parts.popleft()
+            refusal = await self._post_until_answered(queue, part)
+            if refusal is None:
+                continue
+            # What is in doubt comes last, when it is known whether the recorder takes anything at all.
+            bad, rest = part[: refusal.size], part[refusal.size :]
+            if len(bad) > 1:
+                half = len(bad) // 2
+                parts.extendleft(piece for piece in (bad[half:], bad[:half], rest) if piece)
+            elif bad[0].stripped:
+                self._give_up(queue, bad[0], str(refusal))
+            else:
+                if rest:
+                    parts.appendleft(rest)
+                parts.append([self._stripped(bad[0])])
+
+    async def _post_until_answered(self, queue: Queue, batch: list[Parcel]) -> EventsRefused | None:
+        """Post events until a recorder has taken them, or what is not enforced has been tried often enough: None. Or
+        until a recorder refuses those at the front for what they are, and none takes them. What was taken is removed
+        from the list.
+        """
         rounds, pause = 0, RETRY_FIRST
         while batch:
-            documents = [document for document, _ in batch]
+            refusal: EventsRefused | None = None
             for place, address in queue.order():
-                why = await _attempt(self._post(address, documents), POST_TIMEOUT)
+                try:
+                    why = await _attempt(self._post(address, [parcel.document for parcel in batch]), POST_TIMEOUT)
+                except EventsRefused as error:
+                    if error.taken:
+                        self._taken(queue, place, batch, error.taken)
+                    refusal = error
+                    continue
                 if why is None:
-                    self.sent += len(batch)
-                    queue.inflight -= len(batch)
-                    self._answered(queue, place)
-                    return
+                    self._taken(queue, place, batch, len(batch))
+                    return None
+            if refusal is not None and (not batch[0].stripped or await self._is_of_the_event(queue, batch[0])):
+                return refusal
             queue.live_until = float("-inf")
             queue.stuck = True
-            _settle(queue, ConnectionError("it answers and takes no events"))
+            _settle(queue, ConnectionError(str(refusal or "it answers and takes no events")))
             rounds += 1
             if rounds >= ATTEMPTS:
-                kept = [entry for entry in batch if entry[1]]
+                kept = [parcel for parcel in batch if parcel.enforced]
                 self.failed += len(batch) - len(kept)
                 queue.inflight -= len(batch) - len(kept)
-                batch = kept
+                batch[:] = kept
             if batch:
                 # Woken by who revives, or by the end, from when on there is one round every RETRY_FIRST seconds.
                 queue.wake.clear()
@@ -417,13 +385,66 @@ class ApiEvents:
                         await queue.wake.wait()
                 pause = min(pause * 2, RETRY_LAST)
         queue.stuck = False
+        return None
+
+    def _taken(self, queue: Queue, place: int, batch: list[Parcel], count: int) -> None:
+        """A recorder has taken so many events from the front of a batch."""
+        del batch[:count]
+        self.sent += count
+        queue.inflight -= count
+        queue.taken = True
+        queue.doubted.clear()
+        self._answered(queue, place)
+
+    # --- what a recorder does not like ---
+
+    def _stripped(self, parcel: Parcel) -> Parcel:
+        parcel.event.strip()
+        parcel.document, parcel.stripped = parcel.event.document(parcel.id), True
+        return parcel
+
+    async def _is_of_the_event(self, queue: Queue, parcel: Parcel) -> bool:
+        """Whether a stripped event is refused for what it is, and not because its recorder refuses whatever comes."""
+        owner = parcel.event.weight.owner
+        if not queue.taken or len(queue.doubted | {owner}) > _MOST_DOUBTED:
+            return False
+        for place, address in queue.order():
+            if await _attempt(self._probe(address), PROBE_TIMEOUT) is None:
+                self._answered(queue, place)
+                return True
+        return False
+
+    def _give_up(self, queue: Queue, parcel: Parcel, why: str) -> None:
+        """No recorder takes this event, in no form."""
+        event, now = parcel.event, self._clock()
+        info, owner = event.info, event.weight.owner
+        self.refused += 1
+        queue.inflight -= 1
+        queue.doubted.add(owner)
+        _log.error(
+            "event_refused",
+            id=parcel.id,
+            enforced=parcel.enforced,
+            owner=owner,
+            method=info.method,
+            path=info.path,
+            session=event.session_id or None,
+            why=why,
+        )
+        if parcel.enforced:
+            queue.forget(now)
+            queue.refused[owner] = now + REFUSED_FOR, why
+            if event.refused is not None:
+                event.refused(why)
 
 
 async def _attempt(action: Awaitable[None], seconds: float) -> str | None:
-    """Why it failed, None where it did not."""
+    """Why it failed, None where it did not. Raises EventsRefused."""
     try:
         async with asyncio.timeout(seconds):
             await action
+    except EventsRefused:
+        raise
     except TimeoutError as error:
         return str(error) or f"no answer within {seconds:.1f} s"
     except Exception as error:  # whatever a recorder's client can raise: the next recorder is asked
@@ -431,7 +452,7 @@ async def _attempt(action: Awaitable[None], seconds: float) -> str | None:
     return None
 
 
-def _settle(queue: _Queue, error: Exception | None) -> None:
+def _settle(queue: Queue, error: Exception | None) -> None:
     """Tell who waits for it how the round went."""
     outcome, queue.outcome = queue.outcome, None
     if outcome is not None and not outcome.done():

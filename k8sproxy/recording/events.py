@@ -23,7 +23,8 @@ from k8sproxy.peer import Peer
 from k8sproxy.policy.grants import Grants, Impersonation
 from k8sproxy.policy.requestinfo import RequestInfo
 from k8sproxy.protocol.apievent import origin_fragment
-from k8sproxy.recording.apievents import ApiEvents, NoEventRecorder
+from k8sproxy.recording.apievents import ApiEvents
+from k8sproxy.recording.eventqueue import NoEventRecorder
 from k8sproxy.recording.requestevent import IN_FLIGHT, BodyKeeper, RequestEvent, kept_at_most, long_line, told_agent
 from k8sproxy.recording.shares import Pot, Weight
 
@@ -70,22 +71,25 @@ class Events:
 
     async def wait(self, grants: Grants, weight: Weight) -> None:
         """Look for a recorder that lives. Raises Refusal 403 (event_recorder_unavailable) where none does, and 429
-        (event_share) where the peer has too many events or bodies on their way already."""
+        (event_share) where the peer has too many events or bodies on their way already; 403 (event_refused) where a
+        recorder has just refused an event of the peer's for good."""
         try:
             await self.queues.revive(grants.recorders)
         except NoEventRecorder as error:
-            raise _unavailable(str(error)) from None
+            raise _unavailable(grants, str(error)) from None
         if self.admit(grants, weight):
             return
+        if (why := self.queues.why_refused(grants.recorders, weight.owner)) is not None:
+            raise Refusal(403, "event_refused", untold(grants, why))
         if self.queues.is_full_for(grants.recorders, weight) or not self._budget.fits(weight.owner, weight.body):
             raise Refusal(
                 429,
                 "event_share",
-                "this request must be told to a recorder (enableEvents, enforceRecorder), and what waits to be told of "
-                "your requests takes up your share of the proxy's memory; try again in a moment",
+                f"this request must be told to a recorder ({_because(grants)}), and what waits to be told of "
+                f"your requests takes up your share of the proxy's memory; try again in a moment",
                 retry_after=1,
             )
-        raise _unavailable("the queue of events is full")
+        raise _unavailable(grants, "the queue of events is full")
 
     def begin(
         self,
@@ -151,13 +155,26 @@ class Events:
         dropped = CounterMetricFamily("k8sproxy_events_dropped", "API events that none has taken.", labels=("reason",))
         dropped.add_metric(("full",), queues.dropped)
         dropped.add_metric(("failed",), queues.failed)
+        dropped.add_metric(("refused",), queues.refused)
         dropped.add_metric(("stopped",), queues.lost)
         yield dropped
 
 
-def _unavailable(why: str) -> Refusal:
+def untold(grants: Grants, why: str) -> str:
+    """What the client is told of whom a recorder takes an event in no form. why: with the recorder's address."""
+    return (
+        f"your requests must be told to a recorder ({_because(grants)}), and it refuses what it is told of one: {why}"
+    )
+
+
+def _because(grants: Grants) -> str:
+    """Why an event is enforced, whichever capability says so."""
+    return f"enableEvents, recording: {grants.recording.value}" if grants.recording is not None else "enableEvents"
+
+
+def _unavailable(grants: Grants, why: str) -> Refusal:
     return Refusal(
         403,
         "event_recorder_unavailable",
-        f"this request must be told to a recorder (enableEvents, enforceRecorder) and none takes it: {why}",
+        f"this request must be told to a recorder ({_because(grants)}), and none takes it: {why}",
     )

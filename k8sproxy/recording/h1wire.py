@@ -177,6 +177,7 @@ class EventConnection:
         self.fresh = True
         self.usable = True
         self.answered = 0  # of the current exchange
+        self.refused = 0  # the status of the request that was refused, 0 while none was
         self._authority = authority
         self._on_idle_lost = on_lost
         self._requests: deque[tuple[str, bytes]] = deque()
@@ -258,6 +259,7 @@ class EventConnection:
         if not 200 <= head.status < 300:
             question, said = f"{method} {EVENT_PATH}", field_of(head, ERROR_FIELD)
             self.usable = False
+            self.refused = head.status
             self._body = body
             self._reason = Reason(head.status, question, said, self._refused, chunked=head.chunked)
             if body.done:

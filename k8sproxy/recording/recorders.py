@@ -31,7 +31,7 @@ from k8sproxy.recording.h1wire import EventConnection, Submission, field_of
 from k8sproxy.recording.h2wire import Connection, ConnectionLost, NotHTTP2, Rejected, Stream
 from k8sproxy.recording.health import Health, RecorderState
 from k8sproxy.recording.limits import Limits
-from k8sproxy.recording.upload import NoRecorder, Upload, UploadError
+from k8sproxy.recording.upload import EventsRefused, NoRecorder, Upload, UploadError
 from k8sproxy.recording.wire import words_of
 
 __all__ = ["Dial", "NoRecorder", "RecorderState", "Recorders", "Upload", "UploadError"]
@@ -47,6 +47,8 @@ IDLE = 60.0
 FORGET = 600.0
 # Bytes of one request with many events: with 16 of them in flight a recorder holds what it holds of a session.
 _MAX_BATCH_BYTES = 1 << 20
+# Of the answers 400 to 499 those that say "not you" or "not now", whatever the events are.
+_NOT_OF_EVENTS = frozenset((401, 407, 408, 425, 429))
 
 _log = structlog.get_logger(__name__)
 
@@ -399,7 +401,8 @@ class Recorders:
         """Sends events, a JSON object each; every one has been answered with 2xx when it returns.
 
         Raises UploadError, within accept_timeout for the connection and ack_timeout for the answers: then any of them
-        may be stored, or none. One that met a dead connection is sent again, so a recorder may see it twice.
+        may be stored, or none; and EventsRefused where it is the events that the recorder does not like. One that met a
+        dead connection is sent again, so a recorder may see it twice.
         """
         if bodies:
             await self._exchange(address, bodies)
@@ -410,8 +413,10 @@ class Recorders:
         except ProtocolError as error:
             raise UploadError(f"{address}: {error.message}") from None
         try:
-            requests: Sequence[bytes] | None = None
+            requests: Sequence[Batch] | None = None
+            taken = 0  # events
             while True:
+                posting = False
                 events = await self._events(recorder)
                 kept = not events.fresh
                 try:
@@ -424,13 +429,25 @@ class Recorders:
                         if requests:
                             if not events.usable:  # closed by the recorder, as it may
                                 events = await self._events(recorder)
-                            await events.exchange("POST", requests)
+                            posting = True
+                            await events.exchange("POST", [body for body, _ in requests])
                     break
                 except ConnectionLost:
                     if not kept:
                         raise
                     if requests is not None:
+                        taken += sum(size for _, size in requests[: events.answered])
                         requests = requests[events.answered :]
+                except Rejected as error:
+                    if (
+                        requests is None
+                        or not posting
+                        or not 400 <= events.refused < 500
+                        or events.refused in _NOT_OF_EVENTS
+                    ):
+                        raise
+                    taken += sum(size for _, size in requests[: events.answered])
+                    raise EventsRefused(f"{address}: {error}", taken, requests[events.answered][1]) from None
         except (ConnectionLost, Rejected) as error:
             recorder.event_batch = None
             raise UploadError(f"{address}: {error}") from None
@@ -463,20 +480,24 @@ class Recorders:
         return task
 
 
-def batches(bodies: Sequence[bytes], most: int) -> list[bytes]:
+# A request's body, and how many events are in it.
+Batch = tuple[bytes, int]
+
+
+def batches(bodies: Sequence[bytes], most: int) -> list[Batch]:
     """Request bodies for these events: themselves, or JSON arrays of up to `most` where that is not 0."""
     if most < 2 or len(bodies) < 2:
-        return list(bodies)
-    made: list[bytes] = []
+        return [(body, 1) for body in bodies]
+    made: list[Batch] = []
     part: list[bytes] = []
     size = 0
     for body in bodies:
         if part and (len(part) >= most or size + len(body) > _MAX_BATCH_BYTES):
-            made.append(b"[" + b",".join(part) + b"]")
+            made.append((b"[" + b",".join(part) + b"]", len(part)))
             part, size = [], 0
         part.append(body)
         size += len(body)
-    made.append(b"[" + b",".join(part) + b"]")
+    made.append((b"[" + b",".join(part) + b"]", len(part)))
     return made
 
 

@@ -8,6 +8,7 @@ the queue (apievents).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
@@ -136,7 +137,8 @@ class RequestEvent:
 
     origin: apievent.origin_fragment's text, made once a connection. timestamp: unix seconds. user_agent, agent_cut: of
     told_agent. session_id: "" where the request is no session. redact: whether secrets are taken out. extra: one more
-    JSON member of the document. cut: the query is not told.
+    JSON member of the document. cut: the query is not told. refused: called with the reason where it must be told, and
+    a recorder takes it in no form; for as long as the request runs.
     """
 
     info: RequestInfo
@@ -150,6 +152,7 @@ class RequestEvent:
     extra: str = ""
     cut: bool = False
     weight: Weight = NO_WEIGHT
+    refused: Callable[[str], None] | None = None
 
     @property
     def long_line(self) -> int:
@@ -160,6 +163,12 @@ class RequestEvent:
         """Keep nothing of the query; what is told is marked as truncated."""
         self.info = replace(self.info, query="", field_selector="", label_selector="")
         self.cut = True
+
+    def strip(self) -> None:
+        """Keep only who asked for what: none of what a client can fill as it likes, but for the path."""
+        self.drop_query()
+        self.body = self.agent_cut = None
+        self.user_agent = ""
 
     def document(self, event_id: str) -> bytes:
         """The redacted document (protocol.apievent)."""

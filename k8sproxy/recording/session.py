@@ -66,12 +66,12 @@ MAX_ANSWER = 16 * 1024
 _OURS = "an internal error of k8sproxy; its log has more"
 
 
-def unavailable(attempts: tuple[tuple[str, str], ...]) -> Refusal:
+def unavailable(level: RecordingLevel, attempts: tuple[tuple[str, str], ...]) -> Refusal:
     """What the client of a session is told that must be recorded and can't be."""
     return Refusal(
         403,
         "recorder_unavailable",
-        f"this session must be recorded (enforceRecorder) and no recorder took it: {NoRecorder(attempts)}",
+        f"this session must be recorded (recording: {level.value}), and no recorder took it: {NoRecorder(attempts)}",
     )
 
 
@@ -186,7 +186,7 @@ class Session(Tap):
         """No recorder takes it."""
         self._registry.failed("not_accepted", self._level)
         if self._enforced:
-            raise unavailable(error.attempts)
+            raise unavailable(self._level, error.attempts)
         self._warn("session_unrecorded", why=str(error))
 
     # -- while it runs
@@ -243,7 +243,7 @@ class Session(Tap):
         raise Refusal(
             403,
             "unrecordable_session",
-            f"this session must be recorded (enforceRecorder), and can't be: {why}",
+            f"this session must be recorded (recording: {self._level.value}), and can't be: {why}",
             close=True,
         )
 

@@ -33,6 +33,18 @@ class UploadError(Exception):
     """A recorder does not have (all of) what it was sent; the message is a sentence that says why."""
 
 
+class EventsRefused(UploadError):
+    """A recorder has answered a request with events by a 4xx that tells of them, and not of the recorder's state.
+
+    taken: how many of the events, from the first one on, it has taken. size: how many there were in that request.
+    """
+
+    def __init__(self, message: str, taken: int, size: int) -> None:
+        super().__init__(message)
+        self.taken = taken
+        self.size = size
+
+
 class NoRecorder(Exception):
     """No recorder accepted the session. attempts: (address, why) in the order in which they were tried."""
 

@@ -103,7 +103,7 @@ async def test_refusal_leaves_upstream_untouched_and_names_each_recorder() -> No
         client = await stage.client()
         await client.send(asked(Spdy()))
         status, message = (await client.response()).refusal()
-        assert status == 403 and "enforceRecorder" in message
+        assert status == 403 and "(recording: closed)" in message
         assert refusing.address in message and "503" in message
         assert dead.address in message and "refused" in message
         assert await client.rest() == b"" and stage.api.untouched()

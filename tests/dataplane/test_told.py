@@ -296,3 +296,50 @@ async def test_a_client_that_goes_during_long_work() -> None:
         gate.set()
         await busy
         assert stage.api.untouched() and stage.site.longwork.waiting == 0
+
+
+@pytest.mark.parametrize("batch", [None, 100])
+async def test_an_event_that_a_recorder_refuses_holds_up_no_others(batch: int | None) -> None:
+    """What of it can be told is told, and so are the others, in the same batch and behind it."""
+    async with Stage() as stage, FakeRecorder() as recorder:
+        recorder.event_batch, recorder.dislikes = batch, b"bad"
+        grant(stage, recorder, enforced=True)
+        for query in ("x=1", "x=bad", "x=2", "x=3"):
+            client, upstream, _ = await stage.exchange(get(f"/api/v1/pods?{query}"))
+            await upstream.send(reply(b"ok", "200 OK", "Connection: close"))
+            await client.response()
+        # Those that were on their way behind it (pipelined) are sent again: they have the same id.
+        await recorder.until(lambda: len(_by_id(recorder)) == 4)
+        found = _by_id(recorder).values()
+        assert sorted(event["request"]["path"] for event in found) == [
+            "/api/v1/pods",
+            *(f"/api/v1/pods?x={number}" for number in (1, 2, 3)),
+        ]
+        [bare] = [event for event in found if event["request"]["path"] == "/api/v1/pods"]
+        assert bare["request"]["truncated"] is True and bare["kubernetes"]["Resource"] == "pods"
+        client, upstream, _ = await stage.exchange(get())  # and the next request goes on
+        await upstream.send(reply())
+        assert (await client.response()).status == 200
+
+
+async def test_a_request_whose_event_is_refused_in_every_form_is_ended_and_the_next_are_refused() -> None:
+    async with Stage() as stage, FakeRecorder() as recorder:
+        recorder.dislikes = b"/bad"
+        grant(stage, recorder, enforced=True)
+        client, upstream, _ = await stage.exchange(get("/api/v1/namespaces/a/pods/good"))
+        await upstream.send(reply(b"ok", "200 OK", "Connection: close"))
+        await client.response()
+        await recorder.until(lambda: recorder.events)
+        client, upstream, _ = await stage.exchange(get("/api/v1/namespaces/a/pods/bad"))
+        status, message = (await client.response()).refusal()
+        assert status == 503 and "I don't like" in message and recorder.address in message
+        await upstream.rest()
+        client = await stage.client()
+        await client.send(get("/api/v1/namespaces/a/pods/good"))
+        status, message = (await client.response()).refusal()
+        assert status == 403 and "I don't like" in message and stage.api.untouched()
+
+
+def _by_id(recorder: FakeRecorder) -> dict[str, dict[str, Any]]:
+    bodies = map(json.loads, recorder.events)
+    return {event["id"]: event for body in bodies for event in (body if isinstance(body, list) else [body])}

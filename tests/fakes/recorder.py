@@ -134,7 +134,7 @@ class FakeRecorder:
     what HEAD, POST (of a session) and EVENT answer instead of 200. fields: of the answer to a session's POST. keep:
     bodies are kept. reading: flow control is given back as bytes come; otherwise the header alone is acked. settings:
     of HTTP/2. dials: connections so far.
-    event_batch: the value of Event-Batch. events: the bodies of POST /v2/event.
+    event_batch: the value of Event-Batch. events: the bodies of POST /v2/event. dislikes: what none of them may hold.
     """
 
     def __init__(self) -> None:
@@ -155,6 +155,7 @@ class FakeRecorder:
         self.sessions: list[FakeSession] = []
         self.event_batch: int | None = None
         self.events: list[bytes] = []
+        self.dislikes = b""  # refused as malformed, and not kept
         self.close_after_event = False  # each one answered with Connection: close
         self.port = 0
         self.connections: set[_Connection] = set()
@@ -414,6 +415,9 @@ class _Connection(asyncio.Protocol):
     def _event_done(self) -> None:
         recorder = self.recorder
         self._left = -1
+        if recorder.dislikes and recorder.dislikes in self._event:
+            self.write(b"HTTP/1.1 400 X\r\nContent-Length: 12\r\n\r\nI don't like")
+            return
         recorder.events.append(self._event)
         recorder.changed()
         if recorder.hang == "POST":

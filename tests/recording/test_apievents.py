@@ -12,9 +12,12 @@ import pytest
 
 from k8sproxy.policy.requestinfo import request_info
 from k8sproxy.recording import apievents
-from k8sproxy.recording.apievents import ApiEvents, NoEventRecorder
+from k8sproxy.recording.apievents import ApiEvents
+from k8sproxy.recording.eventqueue import NoEventRecorder
 from k8sproxy.recording.requestevent import BodyKeeper, RequestEvent
 from k8sproxy.recording.shares import Weight
+from k8sproxy.recording.upload import EventsRefused
+from tests.recorder.store.running import until
 
 ONE = ("100.64.0.9:80",)
 TWO = ("100.64.0.9:80", "100.64.0.10:80")
@@ -624,5 +627,164 @@ def test_owners_take_turns_in_being_told() -> None:
         await events.aclose()
         paths = recorders.taken
         assert paths.index("/x/9") == 1 and [path for path in paths if path != "/x/9"] == [f"/x/{n}" for n in range(5)]
+
+    run(scene)
+
+
+# --- events that a recorder does not like ---
+
+
+class Choosy:
+    """A recorder that refuses requests with certain events. dislikes: by a word in the event. array: events in one
+    request. ill: every event is refused."""
+
+    def __init__(self, *dislikes: bytes, array: int = 1000) -> None:
+        self.now = 1000.0
+        self.dislikes = dislikes
+        self.array = array
+        self.ill = False
+        self.posts = 0
+        self.taken: list[dict[str, Any]] = []
+
+    async def probe(self, _: str) -> None:
+        await asyncio.sleep(0)
+
+    async def post(self, address: str, documents: Sequence[bytes]) -> None:
+        self.posts += 1
+        await asyncio.sleep(0)
+        for start in range(0, len(documents), self.array):
+            part = documents[start : start + self.array]
+            if self.ill or any(word in document for word in self.dislikes for document in part):
+                raise EventsRefused(f"{address}: HTTP 400 to POST /v2/event: bad", start, len(part))
+            self.taken += map(json.loads, part)
+
+    def events(self) -> ApiEvents:
+        return ApiEvents(self.post, self.probe, batch_delay=0, clock=lambda: self.now)
+
+
+def asked(path: str, owner: str = "ana") -> RequestEvent:
+    return RequestEvent(request_info("GET", path), '"source":{}', 1.0, "agent", weight=Weight(owner))
+
+
+async def tell(events: ApiEvents, *told: RequestEvent, enforced: bool = True) -> None:
+    """Admit and tell requests, all before the first of them is sent."""
+    for one in told:
+        if enforced and not events.admit(ONE, True, one.weight):
+            await events.revive(ONE)
+            assert events.admit(ONE, True, one.weight)
+        events.add(ONE, one, enforced=enforced)
+
+
+async def idle(events: ApiEvents) -> None:
+    await until(lambda: not events.queued)
+
+
+@pytest.mark.parametrize("enforced", [False, True])
+@pytest.mark.parametrize("array", [1, 3, 1000])
+@pytest.mark.parametrize("bad", [{0}, {7}, {19}, {3, 4}, set(range(20))])
+def test_a_refused_event_goes_without_what_a_client_fills(bad: set[int], array: int, enforced: bool) -> None:
+    async def scene(_: Recorders) -> None:
+        recorder = Choosy(b"evil", array=array)
+        events = recorder.events()
+        told = [asked(f"/x/{number}?say={'evil' if number in bad else 'good'}") for number in range(20)]
+        await tell(events, *told, enforced=enforced)
+        await idle(events)
+        paths = sorted(event["request"]["path"] for event in recorder.taken)
+        assert paths == sorted(f"/x/{number}" + ("" if number in bad else "?say=good") for number in range(20))
+        stripped = [event for event in recorder.taken if "?" not in event["request"]["path"]]
+        assert all(event["request"]["truncated"] and event["userAgent"] == "" for event in stripped)
+        assert len({event["id"] for event in recorder.taken}) == 20
+        assert (events.sent, events.refused, events.failed, events.queued) == (20, 0, 0, 0)
+        await events.aclose()
+
+    run(scene)
+
+
+def test_an_event_that_is_refused_in_every_form_refuses_its_owner_and_nobody_else() -> None:
+    async def scene(_: Recorders) -> None:
+        recorder = Choosy(b"/evil")
+        events = recorder.events()
+        ended: list[str] = []
+        bad = asked("/evil")
+        bad.refused = ended.append
+        await tell(events, bad, asked("/a", "ben"), asked("/b"))
+        await idle(events)
+        assert sorted(event["request"]["path"] for event in recorder.taken) == ["/a", "/b"]
+        assert events.refused == 1 and len(ended) == 1 and ended[0].endswith("HTTP 400 to POST /v2/event: bad")
+        assert not events.admit(ONE, True, Weight("ana")) and events.why_refused(ONE, "ana") == ended[0]
+        assert events.admit(ONE, True, Weight("ben")) and events.why_refused(ONE, "ben") is None
+        events.release(ONE, Weight("ben"))
+        recorder.now += apievents.REFUSED_FOR
+        await events.revive(ONE)
+        assert events.admit(ONE, True, Weight("ana"))
+        events.release(ONE, Weight("ana"))
+        await events.aclose()
+
+    run(scene)
+
+
+def test_a_refused_event_that_need_not_be_told_is_counted_and_refuses_nobody() -> None:
+    async def scene(_: Recorders) -> None:
+        recorder = Choosy(b"/evil")
+        events = recorder.events()
+        await tell(events, asked("/evil"), asked("/a"), enforced=False)
+        await idle(events)
+        assert (events.sent, events.refused) == (1, 1) and events.why_refused(ONE, "ana") is None
+        await events.aclose()
+
+    run(scene)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["from the start", "later"])
+def test_a_recorder_that_refuses_whatever_it_is_sent_is_not_alive(before: bool) -> None:
+    """With 400 as well: what is kept is tried again, and nothing more is let through."""
+
+    async def scene(_: Recorders) -> None:
+        recorder = Choosy()
+        events = recorder.events()
+        if before:
+            await tell(events, asked("/before"))
+            await idle(events)
+        recorder.ill = True
+        for owner in ("ana", "ben", "cid", "dan"):
+            if events.admit(ONE, True, Weight(owner)):
+                events.add(ONE, asked("/x", owner), enforced=True)
+                most = recorder.posts + 10
+                await until(lambda: not events.queued or recorder.posts >= most)  # noqa: B023  # waited for at once
+            elif not before and not events.queued:
+                await events.revive(ONE)
+                assert events.admit(ONE, True, Weight(owner))
+                events.add(ONE, asked("/x", owner), enforced=True)
+                await until(lambda: recorder.posts >= 10)
+        assert events.queued == 1 and not events.admit(ONE, True, Weight("eve"))
+        assert events.refused == (2 if before else 0)
+        with pytest.raises(NoEventRecorder, match="HTTP 400"):
+            await events.revive(ONE)
+        recorder.ill = False
+        recorder.now += 1
+        await events.revive(ONE)
+        await idle(events)
+        assert events.queued == 0 and events.admit(ONE, True, Weight("eve"))
+        events.release(ONE, Weight("eve"))
+        await events.aclose()
+
+    run(scene)
+
+
+def test_what_one_recorder_refuses_another_may_take() -> None:
+    async def scene(_: Recorders) -> None:
+        first, second = Choosy(b"evil"), Choosy()
+
+        async def post(address: str, documents: Sequence[bytes]) -> None:
+            await (first if address == TWO[0] else second).post(address, documents)
+
+        events = ApiEvents(post, first.probe, batch_delay=0)
+        await events.revive(TWO)
+        for path in ("/x?a=evil", "/y"):
+            assert events.admit(TWO, True)
+            events.add(TWO, asked(path, ""), enforced=True)
+        await idle(events)
+        assert [event["request"]["path"] for event in second.taken] == ["/x?a=evil", "/y"]
+        await events.aclose()
 
     run(scene)

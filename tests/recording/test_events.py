@@ -44,9 +44,9 @@ def test_arrays_where_the_recorder_takes_them() -> None:
 
 def test_batches_are_bounded_in_bytes() -> None:
     assert batches([], 10) == []
-    assert batches([b"1", b"2"], 0) == batches([b"1", b"2"], 1) == [b"1", b"2"]
-    assert batches([b"1", b"2", b"3"], 2) == [b"[1,2]", b"[3]"]
-    assert [len(made) for made in batches([b"x" * 700_000] * 3, 10)] == [700_002] * 3
+    assert batches([b"1", b"2"], 0) == batches([b"1", b"2"], 1) == [(b"1", 1), (b"2", 1)]
+    assert batches([b"1", b"2", b"3"], 2) == [(b"[1,2]", 2), (b"[3]", 1)]
+    assert [len(made) for made, _ in batches([b"x" * 700_000] * 3, 10)] == [700_002] * 3
 
 
 def test_large_events() -> None:

@@ -24,7 +24,7 @@ from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.recording.capture import Capture
 from k8sproxy.recording.limits import Limits
 from k8sproxy.recording.outbox import WAIT
-from k8sproxy.recording.session import Session
+from k8sproxy.recording.session import Session, unavailable
 from k8sproxy.recording.streams import Streams
 from tests.protocol.streams import said, typed, websocket
 from tests.recording.scenes import (
@@ -923,3 +923,11 @@ def test_a_fragment_and_a_long_ping() -> None:
         assert played.shown == frames and played.cast.output == b"abcdef"
 
     play()
+
+
+@pytest.mark.parametrize("level", [RecordingLevel.CLOSED, RecordingLevel.ACKNOWLEDGED])
+def test_a_refusal_names_the_level_that_a_grant_asks_for(level: RecordingLevel) -> None:
+    """And no field of one of the two capabilities that may have asked for it."""
+    message = unavailable(level, (("100.64.0.9:80", "connection refused"),)).message
+    assert f"(recording: {level.value})" in message and "100.64.0.9:80: connection refused" in message
+    assert "enforceRecorder" not in message
