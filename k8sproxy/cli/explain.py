@@ -114,10 +114,13 @@ def explain(
     request, recording, events, eventRecorderAddrs, refusal. What comes after the step that refuses is null.
     """
     from k8sproxy.errors import ProtocolError, Refusal
+    from k8sproxy.policy.classify import STREAMING
     from k8sproxy.policy.decision import authorize, decide
     from k8sproxy.policy.grants import DEFAULT_SETTINGS, counted_rules
     from k8sproxy.policy.ownrules import own_rules
     from k8sproxy.policy.requestinfo import request_info
+    from k8sproxy.policy.rewrite import check_offer
+    from k8sproxy.protocol.http1 import parse_fields
     from k8sproxy.recording.session import unavailable
 
     found: dict[str, Any] = {"peer": peer_values(peer)}
@@ -151,7 +154,10 @@ def explain(
         found["eventRecorderAddrs"] = list(authority.grants.recorders) if authority.grants.enable_events else []
         if request is None:
             return found
-        info = request_info(*request)
+        method, path, upgrade = request
+        offer = b"Connection: Upgrade\r\nUpgrade: " + upgrade.encode() + b"\r\n" if upgrade else b""
+        fields = parse_fields(b"Host: k8sproxy\r\n" + offer + b"\r\n", max_count=3)
+        info = request_info(method, path, fields.upgrade)
         found["request"] = {
             "method": info.method,
             "path": info.path,
@@ -165,6 +171,8 @@ def explain(
             "session": info.session.value,
         }
         decision = decide(authority, info)
+        if info.session in STREAMING:
+            check_offer(fields)
         demand = decision.recording
         if demand is not None:
             found["recording"] = {

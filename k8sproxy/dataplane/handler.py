@@ -35,7 +35,7 @@ from k8sproxy.policy.decision import Authority, Decision, authorize, decide
 from k8sproxy.policy.foreign import DOCUMENT, guard_of
 from k8sproxy.policy.grants import DEFAULT_SETTINGS
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
-from k8sproxy.policy.rewrite import offered_protocols, rewrite
+from k8sproxy.policy.rewrite import check_offer, offered_protocols, rewrite
 from k8sproxy.protocol.http1 import RequestHead
 from k8sproxy.recording.events import untold
 from k8sproxy.recording.longwork import LONG
@@ -210,10 +210,9 @@ class Connection:
             origins=route.origins,
             foreign=info.foreign,
         )
-        closing = fields.close or site.draining or gate.state is not GateState.OPEN
         # A tap of its own, for callbacks of the switched connection that must go with it.
         tap = session or (Tap() if fields.upgrade else NO_TAP)
-        exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=closing)
+        exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=fields.close)
         exchange.watching = info.verb == "watch"
         if info.foreign:
             exchange.guard = guard_of(info.root)
@@ -238,6 +237,10 @@ class Connection:
                 connection = None
                 raise _revoked()
             self._exchange = exchange
+            if site.draining:
+                self.drain()  # it may have begun since the head came
+            elif gate.state is not GateState.OPEN:
+                exchange.closing = True
             exchange.doubts = _is_doubtful(endpoint, info)
             try:
                 try:
@@ -286,8 +289,7 @@ class Connection:
                 raise Refusal(500, "internal", "a recording is demanded of what is no session", close=True)
             return None
         fields = head.fields
-        if fields.offers_upgrade and not fields.upgrade:
-            raise ProtocolError("an upgrade to a session needs Upgrade: websocket or Upgrade: SPDY/3.1")
+        check_offer(fields)
         site, cluster, agent = self._site, route.upstream.name, fields.get(b"user-agent")
         if len(head.target) > LONG:
             facts = await site.longwork.run(decision.peer.owner, facts_of, info, decision, cluster, self.id, agent)

@@ -30,7 +30,7 @@ from collections.abc import Set
 from functools import lru_cache
 from typing import NamedTuple
 
-from k8sproxy.errors import Refusal
+from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.policy.browsers import NO_ORIGINS, is_cross_site, is_led_in
 from k8sproxy.policy.decision import Decision
 from k8sproxy.policy.grants import Impersonation
@@ -246,6 +246,15 @@ def _narrowed(value: bytes, protocols: frozenset[str]) -> bytes:
     offered = [protocol.strip(b" \t") for protocol in value.split(b",")]
     kept = [p for p in offered if p.decode("latin-1") in protocols or _BEARER_SUBPROTOCOL in p.lower()]
     return b", ".join(p for p in kept if p)
+
+
+def check_offer(fields: Fields) -> None:
+    """Raises ProtocolError where a session is asked for by an offer that is passed over: the session would not be one.
+
+    To be asked of sessions alone; other requests are served as if nothing had been offered.
+    """
+    if fields.offers_upgrade and not fields.upgrade:
+        raise ProtocolError("an upgrade to a session needs Upgrade: websocket or Upgrade: SPDY/3.1")
 
 
 def offered_protocols(fields: Fields) -> tuple[str, ...]:

@@ -230,15 +230,17 @@ def _upgrade(upgrades: list[bytes], connection: set[bytes], names: set[bytes]) -
     """The protocol asked for, "" without one. names: of all fields of the head.
 
     An offer of protocols that are not understood is passed over, as RFC 9110, 7.8 has it: h2c, which java.net.http and
-    `curl --http2` offer to every server without TLS, TLS/1.2 (RFC 2817) and whatever else. Nothing of it goes upstream,
-    and the request is an ordinary one. Half an upgrade to a session is refused, since servers differ on it: one of the
-    two fields, a session's protocol in another spelling or among others, or its other fields.
+    `curl --http2` offer to every server without TLS, TLS/1.2 (RFC 2817) and whatever else; and a Connection that names
+    an Upgrade field which is empty or not there (7.6.1), as gateways send it that set it for every request. Nothing of
+    it goes upstream, and the request is an ordinary one. Half an upgrade to a session is refused, since servers differ
+    on it: a session's protocol without the Connection field, in another spelling or among others, or the other fields
+    of a session's upgrade without it.
     """
     offer = b",".join(upgrades).lower()
-    if upgrades and offer.strip(b", \t") and not any(word in offer for word in _SESSION_WORDS):
+    if not any(word in offer for word in _SESSION_WORDS):
         if _SESSION_FIELDS.isdisjoint(names):
             return ""
-        raise ProtocolError("the fields of a session's upgrade, and an Upgrade field that offers another protocol")
+        raise ProtocolError("the fields of a session's upgrade, without an Upgrade field that offers its protocol")
     if len(upgrades) != 1 or b"upgrade" not in connection:
         raise ProtocolError("an upgrade needs one Upgrade field and the upgrade token in Connection")
     if offer not in (b"websocket", b"spdy/3.1"):

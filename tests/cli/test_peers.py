@@ -231,3 +231,18 @@ def test_addresses(text: str, address: str) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(click.BadParameter, match="must be"):
         parse_address(text)
+
+
+@pytest.mark.parametrize("offer", ["TLS/1.2", "h2c", "connect-udp"])
+def test_an_offer_that_the_proxy_passes_over_is_passed_over(daemon: FakeTailscaled, offer: str) -> None:
+    asked = ("--peer", "100.64.0.2", "--upgrade", offer, "--path")
+    code, found = explained(daemon, *asked, "/api/v1/namespaces/a/pods")
+    assert code == 0 and found["request"]["session"] == "none" and found["refusal"] is None
+    code, found = explained(daemon, *asked, EXEC)
+    assert code == 1 and found["refusal"]["status"] == 400 and "needs Upgrade: websocket" in found["refusal"]["message"]
+
+
+@pytest.mark.parametrize("offer", ["websocket, TLS/1.2", "SPDY/3.0", "a\r\nb"])
+def test_what_the_proxy_refuses_as_an_upgrade_is_refused(daemon: FakeTailscaled, offer: str) -> None:
+    code, found = explained(daemon, "--peer", "100.64.0.2", "--upgrade", offer, "--path", "/version")
+    assert code == 1 and found["refusal"]["status"] == 400

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import pytest
 
+from k8sproxy.dataplane.upstream import UpstreamConnection
 from tests.dataplane.stage import Raw, Stage, get
 
 _WATCH = "/api/v1/pods?watch=1"
@@ -186,5 +187,32 @@ async def test_a_log_that_is_followed_is_not_cut() -> None:
         drained = await draining(stage)
         await upstream.send(chunked(b"two\n") + b"0\r\n\r\n")
         assert await taken(client) == b"one\ntwo\n"
+        client.close()
+        assert await drained == 0
+
+
+async def test_while_its_upstream_connection_is_made() -> None:
+    """There is no exchange yet that could be told: it is told as it begins."""
+    async with Stage() as stage:
+        connecting, go_on = asyncio.Event(), asyncio.Event()
+        connect = stage.upstream.connect
+
+        async def slowly(*, repeatable: bool) -> UpstreamConnection:
+            connecting.set()
+            await go_on.wait()
+            return await connect(repeatable=repeatable)
+
+        stage.upstream.connect = slowly  # type: ignore[method-assign]
+        client = await stage.client()
+        await client.send(get(_WATCH))
+        await connecting.wait()
+        drained = await draining(stage)
+        go_on.set()
+        upstream = await stage.api.accept()
+        await upstream.head()
+        first = event(JSON, 1)
+        await upstream.send(head((JSON,)) + chunked(*in_pieces(first)))
+        assert (await client.head()).endswith(b"Connection: close\r\n\r\n")
+        assert await taken(client) == first
         client.close()
         assert await drained == 0
