@@ -260,12 +260,14 @@ class Assembly:
             for listener in opened.values():
                 listener.close()
             raise StartError(_cannot_listen(ip, listen.address.port, error)) from error
+        if old is not None:
+            self._succeed(old)
         for key, (listener, entry) in chosen.items():
             listener.replace(entry)
             self._listeners[key] = listener
         for key, listener in held.items():
             if key not in chosen:
-                listener.retire()
+                listener.close()
         held.clear()
         for key, listener in opened.items():
             _log.info("listening", address=join_address(*listener.address), configured=key[0])
@@ -273,6 +275,13 @@ class Assembly:
         if any(listen.address.host == "tailnet" for listen in self.config.listen):
             self.tailnet.follow(addresses=True, certificate=False)
             self._background.run("tailnet listeners", self._follow_addresses())
+
+    def _succeed(self, old: Assembly) -> None:
+        """Take over the connections of `old`. They belong to what is configured, not to the sockets that are open just
+        now: an address of the tailnet may be gone, and the connections on it still there."""
+        entries = {_name(listen): self._entries[number] for number, listen in enumerate(self.config.listen)}
+        for number, listen in enumerate(old.config.listen):
+            self._server.succeed(old._entries[number], entries.get(_name(listen)))
 
     def _addresses(self, listen: Listen) -> Iterable[str]:
         return self.tailnet.addresses.current if listen.address.host == "tailnet" else (listen.address.host,)
@@ -410,6 +419,11 @@ class Assembly:
         await self._background.cancel()
         for upstream in self.upstreams.values():
             upstream.close()
+
+
+def _name(listen: Listen) -> tuple[str, int]:
+    """What a listener is known by from one configuration to the next."""
+    return listen.address.host, listen.address.port
 
 
 def limits_of(config: Config) -> Limits:

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,7 +15,10 @@ from structlog.testing import capture_logs
 
 from k8sproxy.assembly import Assembly, StartError, Tailnet
 from k8sproxy.config import parse
-from k8sproxy.dataplane.listener import Entry, Listener, Server
+from k8sproxy.dataplane.listener import Entry, Listener, Server, Trust
+from k8sproxy.dataplane.site import Gate, GateState, Route
+from tests.dataplane.stage import Stage
+from tests.recorder.serving import free_port
 
 CONFIG = """
 apiVersion: k8sproxy/v1alpha1
@@ -137,5 +141,62 @@ def test_a_start_says_the_same(address: str, error: int, words: str) -> None:
         assert str(caught.value).startswith(words)
         assert ("userspace" in words) == ("userspace" in str(caught.value))
         await tailnet.close()
+
+    run(scene)
+
+
+class _Addresses:
+    """The node's tailnet addresses, as a test says."""
+
+    generation = 0
+
+    def __init__(self, *current: str) -> None:
+        self.current = current
+
+    async def wait_changed(self, generation: int) -> int:
+        await asyncio.Event().wait()
+        return generation
+
+
+def _reloaded(stage: Stage, addresses: _Addresses, port: int, entry: Entry, old: Assembly | None) -> Assembly:
+    """A configuration with one listener, in force."""
+    config = parse((CONFIG % (f"tailnet:{port}", "none")).encode(), Path("x"), files=False)
+    tailnet = SimpleNamespace(addresses=addresses, follow=lambda **_: None)
+    assembly = Assembly(config, stage.server, cast(Tailnet, tailnet))
+    assembly._entries[0] = entry
+    assembly.take_over(old)
+    return assembly
+
+
+@pytest.mark.parametrize("left", [("127.0.0.1",), ()], ids=["one address", "no address"])
+@pytest.mark.parametrize("noticed", [True, False])
+@pytest.mark.parametrize("service", [None, "svc:other"])
+def test_a_reload_reaches_the_connections_of_a_listener_whose_address_is_gone(
+    left: tuple[str, ...], noticed: bool, service: str | None
+) -> None:
+    """tailscaled is restarted, say, while the file changes: no socket is listened on that could be taken over."""
+
+    async def scene() -> None:
+        async with Stage() as stage:
+            addresses = _Addresses("127.0.0.1", "127.0.0.2")
+            first = _reloaded(stage, addresses, port := free_port(), Entry(Trust.DIRECT, None, Gate(stage.route)), None)
+            reader, writer = await asyncio.open_connection("127.0.0.2", port)
+            await stage.until(lambda: len(stage.connections) == 1)
+            (connection,) = stage.connections
+            # One of two, or both: the other listener must not be taken for gone with it.
+            addresses.current = left
+            if noticed:
+                assert first._match_addresses(0, first.config.listen[0], left)
+            entry = Entry(Trust.DIRECT, None, Gate(Route(stage.upstream)), service)
+            second = _reloaded(stage, addresses, port, entry, first)
+            await first.close()
+            if service is None:
+                assert connection.gate.route is entry.gate.route
+                assert connection.gate is entry.gate and entry.gate.state is GateState.OPEN
+            else:
+                assert connection.gate.state is GateState.REVOKED and entry.gate.state is GateState.OPEN
+                assert await reader.read() == b""
+            writer.close()
+            await second.close()
 
     run(scene)

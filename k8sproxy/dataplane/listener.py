@@ -129,22 +129,9 @@ class Listener:
         self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def replace(self, entry: Entry) -> None:
-        """Give connections from now on what `entry` says. Those that are open get its route for their next request,
-        unless they were let in by what is not so any more (Entry.standing): those are ended."""
-        old = self.entry
-        if entry is old:
-            return
+        """Give connections from now on what `entry` says, and those that are open too (Server.succeed)."""
+        self._server.succeed(self.entry, entry)
         self.entry = entry
-        if entry.standing == old.standing:
-            old.gate.route = entry.gate.route
-            entry.gate = old.gate
-        else:
-            self._server.revoke(old.gate)
-
-    def retire(self) -> None:
-        """Close, because nothing leads here any more; connections that are open end when they can."""
-        self.close()
-        self._server.retire(self.entry.gate)
 
     def close(self) -> None:
         """Stop accepting. Connections that are open go on."""
@@ -328,20 +315,29 @@ class Server:
             raise Refusal(403, "proxy_without_client", "the PROXY header names no client")
         return header.source
 
-    # -- a gate that a reload closes
+    # -- what a reload says of connections that are open
 
-    def revoke(self, gate: Gate) -> None:
-        """End the connections of a listener whose clients are identified in another way from now on."""
-        if gate.state is not GateState.REVOKED:
+    def succeed(self, old: Entry, new: Entry | None) -> None:
+        """Give the connections of `old` what a reload says of them. Again does no harm.
+
+        They get the route of `new` for their next request, unless they were let in by what is not so any more
+        (Entry.standing): those are ended, with whatever runs. None: the listener is gone, and they end with their next
+        response; what runs comes to its own end.
+        """
+        gate = old.gate
+        if new is None:
+            if gate.state is GateState.OPEN:
+                gate.state = GateState.RETIRED
+        elif new.gate is gate:
+            pass
+        elif new.standing == old.standing:
+            gate.route = new.gate.route
+            new.gate = gate
+        elif gate.state is not GateState.REVOKED:
             gate.state = GateState.REVOKED
             for connection in tuple(self._connections):
                 if connection.gate is gate:
                     connection.leave()
-
-    def retire(self, gate: Gate) -> None:
-        """Let the connections of a listener that is gone end with their next response."""
-        if gate.state is GateState.OPEN:
-            gate.state = GateState.RETIRED
 
     def running(self) -> dict[str, int]:
         """How many exchanges run now, by kind: request, watch, upgrade."""

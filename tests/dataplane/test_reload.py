@@ -277,7 +277,8 @@ async def test_connections_of_a_listener_that_is_gone_end_with_their_next_respon
     async with Stage() as stage:
         running, upstream, _ = await stage.exchange(get())
         unused = await idle(stage)
-        stage.listener.retire()
+        stage.listener.close()
+        stage.server.succeed(stage.entry, None)
         await upstream.send(reply(b"whole"))
         assert (await running.response()).body == b"whole"
         assert await running.rest() == b""
