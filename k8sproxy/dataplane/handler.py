@@ -182,7 +182,9 @@ class Connection:
         authority = self._authority
         if authority is None or authority.peer is not peer or self._route is not route:
             authority = self._authorize(peer, route)
-        await self.client.turns.turn(peer.owner, REQUEST)
+        client = self.client
+        if not client.turns.begin(REQUEST):
+            await client.turns.turn(client.owner, REQUEST)
         if len(head.target) > LONG:
             info = await site.longwork.run(peer.owner, request_info, head.method, head.target, fields.upgrade)
             if gate.is_revoked():
@@ -212,7 +214,7 @@ class Connection:
         )
         # A tap of its own, for callbacks of the switched connection that must go with it.
         tap = session or (Tap() if fields.upgrade else NO_TAP)
-        exchange = Exchange(self.client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=fields.close)
+        exchange = Exchange(client, upstream_head, tap, head_limit=site.limits.head_bytes, closing=fields.close)
         exchange.watching = info.verb == "watch"
         if info.foreign:
             exchange.guard = guard_of(info.root)

@@ -352,7 +352,7 @@ class Exchange:
             body = response_body(self._head.method, head.status, head.content_length, head.chunked)
             if self.watching and isinstance(body, ChunkedBody):
                 self._events = watch_events(head.fields)
-                body.seen = self._events.take
+                body.seen, body.dear = self._events.take, self._events.dear
                 if self._end_at_boundary:
                     self._let_end(body)
             size = self._granted(body, rest)

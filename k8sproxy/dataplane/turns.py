@@ -74,10 +74,17 @@ class Turns:
                 # Not before: a callback more in each turn would cost bulk a tenth.
                 self._arm()
 
+    def begin(self, units: int) -> bool:
+        """Whether something that costs so many units may begin at once, as it may as long as there are some left; they
+        are spent then. Whoever may not waits for its `turn`."""
+        if self._left <= 0:
+            return False
+        self.spend(units)
+        return True
+
     async def turn(self, owner: str, units: int) -> None:
-        """Wait for the turn of something that costs so many units: not at all, as long as there are some left."""
-        if self._left > 0:
-            self.spend(units)
+        """Wait for the turn of something that costs so many units: not at all where it may `begin`."""
+        if self.begin(units):
             return
         future: asyncio.Future[None] = self._loop.create_future()
 

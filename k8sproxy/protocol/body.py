@@ -137,12 +137,13 @@ class UntilClose:
 class ChunkedBody:
     """A body in chunked coding. Holds at most one unfinished line (MAX_CHUNK_LINE or MAX_TRAILERS bytes).
 
-    seen: is shown the data of the chunks as it passes, and says what that has cost. may_end: once it is set, the body
+    seen: is shown the data of the chunks as it passes, and says what that has cost. dear: that may be much, so the data
+    is no `run`. may_end: once it is set, the body
     is done at the first place between two chunks where it says so; `cut` tells that it came to that, and that the last
     chunk (b"0") is still to be written.
     """
 
-    __slots__ = ("_expect", "_left", "_line", "_trailers", "cut", "done", "may_end", "seen", "work")
+    __slots__ = ("_expect", "_left", "_line", "_trailers", "cut", "dear", "done", "may_end", "seen", "work")
 
     def __init__(self) -> None:
         self.done = False
@@ -150,6 +151,7 @@ class ChunkedBody:
         self.cut = False
         self.may_end: Callable[[], bool] | None = None
         self.seen: Callable[[memoryview], int] | None = None
+        self.dear = False
         self._left = 0  # bytes of the current chunk's data still to come
         self._line = b""  # the unfinished line, from its first byte
         self._expect = "size"  # size | data | data-end | trailer
@@ -157,7 +159,7 @@ class ChunkedBody:
 
     @property
     def run(self) -> int:
-        return self._left if self._expect == "data" else 0
+        return self._left if self._expect == "data" and not self.dear else 0
 
     @property
     def at_boundary(self) -> bool:

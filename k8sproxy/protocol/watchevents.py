@@ -19,16 +19,22 @@ import zlib
 from typing import Protocol
 
 _FIELD = re.compile(rb"(?im)^(content-type|content-encoding):[ \t]*([^\r\n;]*?)[ \t]*(?:;[^\r\n]*)?\r\n")
-# Bytes that one read may inflate to: sixteen times what a wire reads in a turn, and about three milliseconds of work.
-# Kubernetes' objects shrink to a tenth.
-MAX_INFLATED = 1024 * 1024
+# Bytes that one piece of gzip may inflate to, and bytes that are a unit of work: pieces have half a KiB (turns.STEP),
+# and Kubernetes' objects shrink to a tenth. So a piece takes a millisecond at most.
+MAX_INFLATED = 128 * 1024
+_INFLATED_UNIT = 256
+# Units of a member: a decompressor is made for each.
+_MEMBER = 4
 # Events in one read: less than 32 bytes each where a wire reads 64 KiB in a turn, and no event is as small as that.
-# Reading them takes a millisecond or three.
+# Reading them takes a millisecond or three. And those in one piece of gzip, in however many members.
 MAX_EVENTS = 2048
+_MAX_PIECE_EVENTS = 256
 
 
 class Events(Protocol):
-    """How far an event reaches."""
+    """How far an event reaches. dear: few bytes may cost much, so they are to be shown in small pieces."""
+
+    dear: bool
 
     @property
     def at_boundary(self) -> bool:
@@ -46,6 +52,8 @@ class JsonEvents:
     breaks it right behind a `}`, which no serializer does."""
 
     __slots__ = ("_lost", "_tail")
+
+    dear = False
 
     def __init__(self) -> None:
         self._tail = b""  # the last two bytes, less a line feed that has been looked at
@@ -75,6 +83,8 @@ class ProtobufEvents:
     """Frames with their length before them."""
 
     __slots__ = ("_head", "_left", "_lost")
+
+    dear = False
 
     def __init__(self) -> None:
         self._head = b""  # what there is of a length
@@ -109,6 +119,8 @@ class GzipEvents:
 
     __slots__ = ("_inflate", "_inner", "_lost")
 
+    dear = True
+
     def __init__(self, inner: Events) -> None:
         self._inner = inner
         self._inflate: zlib._Decompress | None = None  # None between two members
@@ -121,29 +133,32 @@ class GzipEvents:
     def take(self, data: memoryview) -> int:
         if self._lost:
             return 0
-        room, rest, cost = MAX_INFLATED, bytes(data), 0
+        room, rest, cost, events = MAX_INFLATED, bytes(data), 0, 0
         try:
             while rest:
                 if self._inflate is None:
                     self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+                    cost += _MEMBER
                 piece = self._inflate.decompress(rest, room)
                 room -= len(piece)
-                cost += 1 + self._inner.take(memoryview(piece))
+                cost += 1 + len(piece) // _INFLATED_UNIT
+                events += self._inner.take(memoryview(piece))
                 rest = self._inflate.unused_data or self._inflate.unconsumed_tail
                 if self._inflate.eof:
                     self._inflate = None
-                if room <= 0:
+                if room <= 0 or events > _MAX_PIECE_EVENTS:
                     self._lost = True
                     break
         except zlib.error:
             self._lost = True
-        return cost
+        return cost + events
 
 
 class OpaqueEvents:
     """Nobody can tell."""
 
     at_boundary = False
+    dear = False
 
     def take(self, data: memoryview) -> int:
         return 0
@@ -154,6 +169,8 @@ class UntypedEvents:
     is an event."""
 
     __slots__ = ("_found",)
+
+    dear = False
 
     def __init__(self) -> None:
         self._found: Events | None = None
@@ -173,6 +190,7 @@ class UntypedEvents:
 
 class _Chunks:
     at_boundary = True
+    dear = False
 
     def take(self, data: memoryview) -> int:
         return 0

@@ -8,6 +8,7 @@ wait meanwhile: python -m bench.floods.)
 from __future__ import annotations
 
 import asyncio
+import gzip
 import struct
 from collections.abc import Callable
 from typing import cast
@@ -323,6 +324,46 @@ async def test_small_chunks_take_a_bounded_part_of_each_turn(
         await client.head()
         assert await client.exactly(len(body)) == body, "also where the API server ends behind it at once"
     assert spends and max(spends) <= GRANT + STEP
+
+
+EVENT_FLOODS = {
+    "empty members": ("application/json\r\nContent-Encoding: gzip", gzip.compress(b"")),
+    "members of an event": ("application/json\r\nContent-Encoding: gzip", gzip.compress(b"{}\n")),
+    "members of zeros": ("application/json\r\nContent-Encoding: gzip", gzip.compress(bytes(30_000))),
+    "members of frames": (
+        "application/vnd.kubernetes.protobuf\r\nContent-Encoding: gzip",
+        gzip.compress(b"\0\0\0\1a" * 1000),
+    ),
+    "events": ("application/json", b"{}\n"),
+    "frames": ("application/vnd.kubernetes.protobuf", b"\0\0\0\1a"),
+}
+
+
+@pytest.mark.parametrize("flood", EVENT_FLOODS)
+async def test_the_events_of_a_watch_take_a_bounded_part_of_each_turn(
+    flood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large the chunks are that they come in."""
+    spends: list[int] = []
+    spend = Turns.spend
+
+    def counted(self: Turns, units: int) -> None:
+        spends.append(units)
+        spend(self, units)
+
+    monkeypatch.setattr(Turns, "spend", counted)
+    kind, piece = EVENT_FLOODS[flood]
+    data = many(piece) * 4
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get("/apis/x.io/v1/things?watch=1"))
+        head = f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: {kind}\r\n\r\n"
+        answering = asyncio.ensure_future(upstream.send(head.encode() + body))
+        await client.head()
+        assert await client.exactly(len(body)) == body
+        await answering
+    # The dearest is followed once, and then no longer.
+    assert spends and max(spends) <= GRANT + 2 * OVERDRAWN and sum(units > GRANT + OVERDRAWN for units in spends) <= 1
 
 
 async def test_a_client_that_goes_while_its_chunks_wait() -> None:
