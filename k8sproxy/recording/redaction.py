@@ -33,47 +33,25 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from functools import lru_cache
 
 from k8sproxy.policy.query import pairs
 from k8sproxy.policy.requestinfo import RequestInfo
 from k8sproxy.protocol.strictjson import no_constant
+from k8sproxy.recording.secretwords import (
+    POINTERS,
+    TEXT_WORDS,
+    URL,
+    URL_WORDS,
+    hides,
+    is_coded,
+    is_secret,
+    is_sensitive,
+    is_telling_command,
+    is_telling_flag,
+)
 
 REDACTED = "REDACTED"
 
-# Resources and kinds that hold secrets by their names: Secret, TokenReview, and custom ones (SealedSecret, VaultToken).
-_SENSITIVE = re.compile(r"secret|token|credential|password|kubeconfig", re.IGNORECASE)
-# Members, parameters, environment variables and flags that do; the words of the first line stand anywhere in them.
-_NAMES = re.compile(
-    r"token|secret|passw|passphrase|passcode|credential|kubeconfig|authorization|bearer|cookie|jwt|signature|dockerc"
-    # Short ones end a name (pw, dbPwd, DB_PASS_2); those that also end ordinary words begin a word too (proxyAuth).
-    r"|(?:pw|pwd|pass|psw|pswd|creds?|psk|otp)[\W_0-9]*+$"
-    r"|(?:^|[\W_]|(?-i:(?<=[a-z0-9])(?=[A-Z])))(?:auth|sig)[\W_0-9]*+$"
-    r"|(?:api|access|private|encryption|account|client|shared|ssh|tls|ssl|signing|master|hmac|license|storage|deploy"
-    r"|consumer)[_.-]?key(?:[_.-]?data)?[\W_0-9]*+$|session[_.-]?id|kennwort|contrase"
-    r"|(?:dsn|conn(?:ection)?[_.-]?str(?:ing)?|hook[_.-]?url)[\W_0-9]*+$",
-    re.IGNORECASE,
-)
-# Endings of names that only point to a secret or say how long one lasts: secretName, tokenExpirationSeconds.
-_POINTERS = re.compile(
-    r"(?:names?|namespace|refs?|paths?|file|type|kind|version|seconds|ttl|selector|enabled|audiences?)$", re.IGNORECASE
-)
-# Text that holds a secret under whatever name: words in lower case; base64 of PEM, but for certificates and requests
-# for one, and of what begins like JSON (a JWT), both once more encoded too; "password: x", and a Secret's manifest.
-_TEXT_WORDS = ("private key", "client-key-data", "bearer ", "basic ", "last-applied-configuration")
-_CODED = re.compile(r"eyJ[A-Za-z0-9+/_-]{8}|ZXlK[A-Za-z0-9+/]{12}|LS0tLS1CRUdJTi(?!BDRVJU)")
-_LABELLED = re.compile(
-    r"(?:token|password|passwd|secret|stringdata)[\\\"']*\s*[:=]|kind[\\\"']*\s*:\s*[\\\"']*secret\b"
-)
-# What a line of a configuration file, a flag or an assignment calls its value, whatever the language.
-_LABEL = re.compile(r"(?<![A-Za-z0-9_.-])([A-Za-z0-9_.-]++)[\\\"']*+\s*+[:=]")
-# A flag with its value behind a blank (mysql --password x), and an element of XML, within a text.
-_FLAG_AND_VALUE = re.compile(r"(?<![^\s\"'])(--?[A-Za-z][A-Za-z0-9_.-]*+)[ \t]++[^\s-]")
-_ELEMENT = re.compile(r"<([A-Za-z][A-Za-z0-9_.:-]*+)>[^<\s]")
-# Text: a URL with a password in it. A body that may hold one has both of these (the slashes may be escaped).
-_URL = re.compile(r"://[^/\s:@?#\"']*+:[^/\s@?#\"']++@")
-_URL_WORDS = (b"@", b":/", b":\\/")
-_FLAG = re.compile(r"--?[A-Za-z0-9_.-]+")
 _SEPARATORS = re.compile("[;=]")
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _LAST_APPLIED_POINTER = _LAST_APPLIED.replace("/", "~1")
@@ -85,6 +63,7 @@ _ANY_WORD = (
     *(b"basic ", b"cookie", b"jwt", b"sig", b"dockerc", b"key", b"session", b"stringdata", b"kennwort", b"contrase"),
     *(b"last-applied-configuration", b"dsn", b"hookurl", b"hook_url", b"hook-url", b"hook.url", b"connstr"),
     *(b"connectionstr", *(b"conn%bstr" % end for end in (b"_", b"-", b".", b"ection_", b"ection-", b"ection."))),
+    *(b"-u", b"curl", b"mongo", b"mysql", b"mariadb", b"login", b"redis-cli", b"ldap", b"identified"),
     *(b"eyj", b"zxlk", b"ls0tls1crudjti", b"\\u00"),
 )
 # Any of these in a body that is of an ordinary resource and in a format that is not read here: it is dropped.
@@ -102,7 +81,7 @@ _STRONG_WORD = (
         b"secret\x12",
     ),
     *(b"_token", b"-token", b"_secret", b"-secret", b"_key", b"-key"),
-    *map(str.encode, _TEXT_WORDS),
+    *map(str.encode, TEXT_WORDS),
 )
 # What an unfinished JSON text is made of; a string at its end may have no end.
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
@@ -110,6 +89,8 @@ _JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
 # others are.
 _OWNERS = frozenset(("name", "path", "key", "header", "field", "id", "parameter", "property", "variable"))
 _VALUES = frozenset(("value", "values", "val", "default", "defaultValue", "content"))
+# Of an object with a telling name: members that don't hold what its name says. With a key stands a name or a path.
+_WHERE = frozenset(("valueFrom", "items", "defaultMode", "mode", "optional", "driver", "description", "metadata"))
 # A member that says nothing by itself, and may be a Secret's or have its name behind it; and the same in YAML.
 _UNTOLD = (b'"data"', *(b'"%b"' % name.encode() for name in sorted(_VALUES)))
 _YAML_UNTOLD = re.compile(rb"^[ \t-]+[\"']?(?:data|%b)[\"']?[ \t]*:" % "|".join(sorted(_VALUES)).encode(), re.MULTILINE)
@@ -138,13 +119,13 @@ def redact_body(info: RequestInfo, body: bytes, *, truncated: bool) -> tuple[byt
         return b"", False
     if info.subresource == "proxy" or info.verb == "proxy":
         return b"", True
-    sensitive = _is_sensitive(info.resource)
+    sensitive = is_sensitive(info.resource)
     doubtful = sensitive or info.subresource == "token"
     lowered = body.lower()
     if body.startswith((_PROTOBUF, _CBOR)):
         words = _ANY_WORD if body.startswith(_CBOR) else _STRONG_WORD
         text = body.decode("latin-1")
-        drop = doubtful or any(word in lowered for word in words) or _is_coded(text) or _URL.search(text) is not None
+        drop = doubtful or any(word in lowered for word in words) or is_coded(text) or URL.search(text) is not None
         return (b"", True) if drop or _has_hidden_field(body) else (body, False)
     if not doubtful and not _may_hide(lowered) and _is_text(body):
         told = _finished(body) if truncated else body
@@ -166,32 +147,45 @@ def redact_query(query: str) -> tuple[str, dict[str, list[str]], bool]:
     told: list[str] = []
     values: dict[str, list[str]] = {}
     redacted = False
+    commands = _telling_commands(query) if "-" in query else frozenset()
+    begun: set[str] = set()  # those of which the program has been seen
     flagged: set[str] = set()  # names whose last value is a flag like --password, whose value the next one is
     for raw_name, equals, raw_value, name, value, read in pairs(query):
         behind_flag = name in flagged
         flagged.discard(name)
-        if _is_telling_flag(value):
+        if is_telling_flag(value):
             flagged.add(name)
         # A value with a ";" or "=" in it may be more pairs to another reader: its names count too. env is of exec
         # (KEP-6035): variables, which are secrets more often than not.
         if value and (
             behind_flag
+            or name in begun
             or name == "env"
-            or _hides(name)
-            or _is_secret(value)
-            or any(map(_hides, _SEPARATORS.split(value)[:-1]))
+            or hides(name)
+            or is_secret(value)
+            or any(map(hides, _SEPARATORS.split(value)[:-1]))
         ):
             redacted = True
             raw_value = value = REDACTED
+        if name in commands:
+            begun.add(name)
         told.append(raw_name + equals + raw_value)
         if read:
             values.setdefault(name, []).append(value)
     return "&".join(told), values, redacted
 
 
+def _telling_commands(query: str) -> frozenset[str]:
+    """The names whose values are the words of a command line with a password in it."""
+    words: dict[str, list[str]] = {}
+    for _, _, _, name, value, _ in pairs(query):
+        words.setdefault(name, []).append(value)
+    return frozenset(name for name, line in words.items() if len(line) > 1 and is_telling_command(" ".join(line)))
+
+
 def _may_hide(lowered: bytes) -> bool:
     """Whether a text, in lower case, has to be looked at closely."""
-    at, slash, escaped = _URL_WORDS
+    at, slash, escaped = URL_WORDS
     return (at in lowered and (slash in lowered or escaped in lowered)) or any(word in lowered for word in _ANY_WORD)
 
 
@@ -222,7 +216,7 @@ def _has_hidden_field(body: bytes) -> bool:
         name, size = field[2], field[1][0]
         if len(name) >= size and body[field.start(2) + size : field.start(2) + size + 1] == b"\x12":
             name = name[:size]
-            if _hides(name.decode("ascii")):
+            if hides(name.decode("ascii")):
                 return True
     return False
 
@@ -234,54 +228,6 @@ def _is_text(body: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _hides(name: str) -> bool:
-    """Whether what has this name is a secret."""
-    # Long ones come once, and would make the cache as large as bodies.
-    return _short_hides(name) if len(name) <= 64 else _short_hides.__wrapped__(name)
-
-
-@lru_cache(4096)
-def _short_hides(name: str) -> bool:
-    return _NAMES.search(name) is not None and _POINTERS.search(name) is None
-
-
-def _is_telling_flag(word: str) -> bool:
-    """Whether what stands behind this word of a command is a secret."""
-    return word[:1] == "-" and _FLAG.fullmatch(word) is not None and _hides(word)
-
-
-def _is_sensitive(word: str) -> bool:
-    """Whether what has this resource's or kind's name is taken for a secret as a whole."""
-    return _short_is_sensitive(word) if len(word) <= 64 else _short_is_sensitive.__wrapped__(word)
-
-
-@lru_cache(1024)
-def _short_is_sensitive(word: str) -> bool:
-    return _SENSITIVE.search(word) is not None
-
-
-def _is_secret(text: str) -> bool:
-    """Whether a text holds a secret, whatever its name."""
-    if len(text) < 7:  # shorter than a label, a colon and something
-        return False
-    # One character of those that each word has, of those that are rare in names.
-    if (" " in text or "-" in text) and any(map(text.lower().__contains__, _TEXT_WORDS)):
-        return True
-    if (":" in text or "=" in text) and (
-        _LABELLED.search(text.lower()) is not None or any(_hides(label[1]) for label in _LABEL.finditer(text))
-    ):
-        return True
-    if "-" in text and any(_hides(flag[1]) for flag in _FLAG_AND_VALUE.finditer(text)):
-        return True
-    if "</" in text and any(_hides(element[1]) for element in _ELEMENT.finditer(text)):
-        return True
-    return ("@" in text and _URL.search(text) is not None) or _is_coded(text)
-
-
-def _is_coded(text: str) -> bool:
-    return ("eyJ" in text or "ZXlK" in text or "LS0t" in text) and _CODED.search(text) is not None
 
 
 def _only_harmless(value: object) -> object:
@@ -322,38 +268,53 @@ def _blank(value: object) -> object:
 def _without_secrets(value: object, name: str) -> object:
     """A value of an ordinary resource, which stands under `name`, without the secrets in it."""
     if isinstance(value, str):
-        return REDACTED if value and (_hides(name) or _is_secret(value)) else value
+        return REDACTED if value and (hides(name) or is_secret(value)) else value
     if isinstance(value, dict):
         kind = value.get("kind")
-        if isinstance(kind, str) and kind != "TokenRequest" and _is_sensitive(kind):
+        if isinstance(kind, str) and kind != "TokenRequest" and is_sensitive(kind):
             return _only_harmless(value)
         # {"password": {"value": ..}} too; one that only points, {"secretKeyRef": ..}, has no value.
-        hidden = not _VALUES.isdisjoint(value) and (_hides(name) or _is_owned(value))
+        hidden = not _VALUES.isdisjoint(value) and (hides(name) or _is_owned(value))
+        below = name if hides(name) else ""
         return {
             key: _blank(member)
             if key == _LAST_APPLIED or key == "stringData" or (hidden and key in _VALUES)
-            else _without_secrets(member, key)
+            else _without_secrets(member, below if below and not _points(key, value) else key)
             for key, member in value.items()
         }
     if isinstance(value, list):
         if any(isinstance(item, dict) and "op" in item for item in value):
             value = _patch_without_siblings(value)
         items: list[object] = []
+        words = [item for item in value if isinstance(item, str)]
+        command = len(words) > 1 and is_telling_command(" ".join(words))
         flagged = False  # the item before is a flag like --password, whose value this one is
         for item in value:
-            items.append(REDACTED if flagged and isinstance(item, str) else _without_secrets(item, name))
-            flagged = isinstance(item, str) and _is_telling_flag(item)
+            secret = isinstance(item, str) and (flagged or (command and items != []))
+            items.append(REDACTED if secret else _without_secrets(item, name))
+            flagged = isinstance(item, str) and is_telling_flag(item)
         return items
-    return REDACTED if isinstance(value, (int, float)) and not isinstance(value, bool) and _hides(name) else value
+    return REDACTED if isinstance(value, (int, float)) and not isinstance(value, bool) and hides(name) else value
+
+
+def _points(name: str, value: dict[str, object]) -> bool:
+    """Whether a member of an object with a telling name, {"secret": {..}}, only says where the secret is, or what."""
+    return (
+        name in _WHERE
+        or POINTERS.search(name) is not None
+        or (name == "key" and not value.keys().isdisjoint(("name", "path")))
+    )
 
 
 def _is_owned(value: dict[str, object]) -> bool:
     """Whether an object says that its value is a secret: {"name": .., "value": ..} (environment variables, headers),
     {"path": .., "value": ..} (JSON patch)."""
     for name, label in value.items():
-        if name in _OWNERS and isinstance(label, str) and (_hides(label) or _LAST_APPLIED_POINTER in label):
+        if name in _OWNERS and isinstance(label, str) and (hides(label) or _LAST_APPLIED_POINTER in label):
             return True
-    return False
+    path = value.get("path")
+    parts = path.split("/") if isinstance(path, str) and "op" in value else [""]
+    return any(map(hides, parts[:-1])) and not _points(parts[-1], {})
 
 
 def _patch_without_siblings(operations: list[object]) -> list[object]:
@@ -375,7 +336,7 @@ def _patch_without_siblings(operations: list[object]) -> list[object]:
             value = _blank(value)
         elif named:
             value = _without_unowned(value)
-        if flagged and element and isinstance(value, str) and not _is_telling_flag(value):
+        if flagged and element and isinstance(value, str) and not is_telling_flag(value):
             value = REDACTED
         told.append({**operation, "value": value} if "value" in operation else operation)
     return told
@@ -384,7 +345,7 @@ def _patch_without_siblings(operations: list[object]) -> list[object]:
 def _tells_a_secret(name: str, value: object) -> bool:
     """Whether a value, which stands under a name, says of anything that it is a secret."""
     if isinstance(value, str):
-        return name in _OWNERS and _hides(value)
+        return name in _OWNERS and hides(value)
     if isinstance(value, dict):
         return any(_tells_a_secret(key, member) for key, member in value.items())
     return isinstance(value, list) and any(_tells_a_secret(name, member) for member in value)
@@ -392,7 +353,7 @@ def _tells_a_secret(name: str, value: object) -> bool:
 
 def _holds_a_flag(value: object) -> bool:
     if isinstance(value, str):
-        return _is_telling_flag(value)
+        return is_telling_flag(value) or value in ("-u", "-U", "--user", "--proxy-user")
     members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return any(map(_holds_a_flag, members))
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
 from k8sproxy.recording import redaction
 from k8sproxy.recording.redaction import REDACTED, redact_body, redact_query
+from k8sproxy.recording.secretwords import hides
 from tests.strategies import json_values, mutations
 
 SECRET = "hunter2-and-a-half"
@@ -183,6 +184,11 @@ def test_bodies_of_applications_are_dropped(target: str) -> None:
         b'{"secret":""}',
         b'{"c":"x --token-file /etc/t --tokens - --no-auth --secretName db"}',
         b'{"c":"<token></token> <tokenName>x</tokenName>"}',
+        b'{"args":["-u","1000:1000","-p","80","mysql"],"c":"docker run -u 1000:1000 -p 80:80 x -u http://x"}',
+        b'{"c":"identified as faulty: the password\\n expires\\nlogin page"}',
+        b'{"volumes":[{"secret":{"secretName":"a","defaultMode":420,"items":[{"key":"k","path":"p"}],"optional":true}}]}',
+        b'{"password":{"valueFrom":{"secretKeyRef":{"name":"a","key":"b"}}},"tokenSecret":{"name":"a","key":"b"}}',
+        b'[{"op":"add","path":"/spec/volumes/0/secret/secretName","value":"db"}]',
     ],
 )
 def test_what_is_no_secret_stays_as_sent(body: bytes) -> None:
@@ -224,6 +230,39 @@ def test_what_is_no_secret_stays_as_sent(body: bytes) -> None:
         {"data": {"settings.xml": "<server><password>" + SECRET + "</password></server>"}},
         {"spec": {"containers": [{"args": ["--api-key=" + SECRET]}]}},
         {"spec": {"containers": [{"command": ["sh", "-c", "curl -H 'X-Api-Key: " + SECRET + "'"]}]}},
+        {"spec": {"containers": [{"command": ["sh", "-c", "curl -u me:" + SECRET + " http://x"]}]}},
+        {"spec": {"containers": [{"command": ["curl", "-sSu", "me:" + SECRET, "http://x"]}]}},
+        {"spec": {"containers": [{"args": ["--user", "me:" + SECRET]}]}},
+        {"spec": {"containers": [{"args": ["-L", "--proxy-user=me:" + SECRET]}]}},
+        {"spec": {"containers": [{"args": ["//nas/a", "-U", "me%" + SECRET]}]}},
+        {"spec": {"x": "curl -ume:" + SECRET}},
+        {"spec": {"x": "mysql -u root -p" + SECRET}},
+        {"spec": {"containers": [{"command": ["mysqldump", "-uroot", "-p" + SECRET, "db"]}]}},
+        {"spec": {"containers": [{"command": ["redis-cli", "-a", SECRET, "ping"]}]}},
+        {"spec": {"x": "sshpass -p " + SECRET + " ssh h"}},
+        {"spec": {"x": "docker login -u me -p " + SECRET}},
+        {"spec": {"x": "ldapsearch -D cn=a -w " + SECRET}},
+        {"spec": {"x": "htpasswd -nbB me " + SECRET}},
+        [
+            {"op": "add", "path": "/a/args/-", "value": "-u"},
+            {"op": "add", "path": "/a/args/-", "value": "me:" + SECRET},
+        ],
+        {"data": {"netrc": "machine h login me password " + SECRET}},
+        {"data": {".netrc": "machine h\n  login me\n  password " + SECRET + "\n"}},
+        {"data": {".netrc": "default login me password " + SECRET}},
+        {"data": {"init.sql": "CREATE USER 'a'@'%' IDENTIFIED BY '" + SECRET + "';"}},
+        {"data": {"init.sql": "alter user a identified with caching_sha2_password by '" + SECRET + "'"}},
+        {"data": {"init.sql": "CREATE ROLE a WITH LOGIN PASSWORD '" + SECRET + "'"}},
+        {"data": {"init.sql": "SET PASSWORD FOR 'a'@'%' = '" + SECRET + "'"}},
+        {"data": {"init.sql": "UPDATE u SET x = PASSWORD('" + SECRET + "')"}},
+        {"data": {"redis.conf": "port 1\nrequirepass " + SECRET + "\n"}},
+        {"data": {"nslcd.conf": "binddn cn=a\nbindpw " + SECRET}},
+        {"pw": {"x": SECRET}},
+        {"spec": {"dbPasswords": {"prod": {"main": [SECRET]}}, "pin": {"token": {"a": 1234}}}},
+        {"spec": {"apiSecret": {"key": SECRET}}},
+        [{"op": "add", "path": "/spec/pw/prod", "value": SECRET}],
+        [{"op": "add", "path": "/spec/pw", "value": {"prod": SECRET}}],
+        {"spec": {"password": {"valueFrom": {"x": {"password": SECRET}}}}},
     ],
 )
 def test_secrets_in_other_resources(value: object) -> None:
@@ -281,7 +320,7 @@ def test_names_that_only_look_like_it(name: str) -> None:
 )
 def test_no_name_hides_what_is_not_looked_at(name: str) -> None:
     """What tells quickly that there is nothing to look for knows of every name."""
-    if redaction._hides(name):
+    if hides(name):
         assert redaction._may_hide(name.lower().encode())
 
 
@@ -468,6 +507,18 @@ def test_secrets_never_come_out_of_anything(value: object, data: st.DataObject) 
         b"api_",
         b"kind: ",
         b"key=",
+        b"-u ",
+        b" -ua",
+        b"mysql ",
+        b"login -",
+        b"login a ",
+        b"password ",
+        b"password(",
+        b"identified with ",
+        b"a b ",
+        b"pw  ",
+        b"\\npw x",
+        b"redis-cli -",
     ],
 )
 def test_no_body_costs_more_than_its_size(piece: bytes) -> None:
@@ -513,6 +564,12 @@ def test_queries() -> None:
         "dbPass=hunter2",
         "command=a&env=X%3Dhunter2",
         "command=sh&command=-c&command=mysql+--password+hunter2",
+        "command=curl&command=-u&command=me:hunter2&command=http://x",
+        "command=curl&stdin=1&command=-ume:hunter2",
+        "command=sh&command=-c&command=curl+-u+me:hunter2",
+        "command=mysql&command=-phunter2",
+        "command=redis-cli&command=-a&command=hunter2",
+        "command=sh&command=-c&command=echo+%22identified+by+'hunter2'%22",
     ],
 )
 def test_secrets_in_queries(query: str) -> None:
