@@ -326,6 +326,6 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def spender(header: Mapping[str, Any], source: Source) -> str:
-    """Whose share a session takes: the user's that its header names, else its node's; "" where it names neither."""
-    recording = Recording(id="", header=header, source=source, started=0.0)
-    return recording.user or recording.node
+    """Whose share a session takes: the user's that its header names, else its node's (as the proxy has it: see
+    k8sproxy.peer.Peer.owner); "" where it names neither."""
+    return _text(header, "srcNodeUser") or _text(header, "srcNodeID") or _text(header, "srcNode").removesuffix(".")

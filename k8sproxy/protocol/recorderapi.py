@@ -8,8 +8,14 @@
     events  HEAD, then POST /v2/event, HTTP/1.1, a JSON object each, or a JSON array of at most N where the answer to
             HEAD said `Event-Batch: N`.
 
-Source: facts on tsrecorder and its clients in tailscale.com v1.102.5 (sessionrecording). The two fields
-`Asciicast-Event-Codes` and `Event-Batch` are this project's own; a recorder that sends neither is served all the same.
+Source: facts on tsrecorder and its clients in tailscale.com v1.102.5 (sessionrecording). These
+are this project's own, and whoever does not know them is served all the same:
+
+    Asciicast-Event-Codes, Event-Batch      of answers: see `read_event_codes` and `read_event_batch`
+    Recorder-Error                          of refusals: why, where there is no body to say it in
+    Recorder-User                           of sessions: whose share of a recorder's places they take, percent-encoded
+    Recorder-Declines                       of refusals, and `declines` beside `error`: the recorder is well and takes
+                                            other sessions. "user": this user has too many; "session": it makes no sense
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from __future__ import annotations
 import json
 import re
 from ipaddress import ip_address
+from urllib.parse import quote, unquote
 
 from k8sproxy.errors import ProtocolError
 
@@ -27,6 +34,12 @@ EVENT_CODES_FIELD = "asciicast-event-codes"
 EVENT_BATCH_FIELD = "event-batch"
 # Why a request is refused, where the answer has no body to say it in, as that to HEAD.
 ERROR_FIELD = "recorder-error"
+USER_FIELD = "recorder-user"
+DECLINES_FIELD = "recorder-declines"
+# What a recorder declines that is well.
+DECLINES = frozenset({"user", "session"})
+# Bytes of the value of Recorder-User; a longer name is left out, the header line has it too.
+MAX_USER = 1024
 
 # asciicast v2: what every reader of recordings knows. "e" (stderr apart) and "m" (marker) only where asked for.
 DEFAULT_EVENT_CODES = frozenset({"o", "r"})
@@ -51,7 +64,12 @@ _MAX_DEPTH = 16  # an ack has 1; json itself gives up at about 1000 with another
 
 
 class RecorderError(Exception):
-    """The recorder's own {"error": ".."}; the message is one printable line of it."""
+    """The recorder's own {"error": ".."}; the message is one printable line of it. declines: one of DECLINES where the
+    recorder is well, else ""."""
+
+    def __init__(self, message: str, declines: str = "") -> None:
+        super().__init__(message)
+        self.declines = declines
 
 
 class AckReader:
@@ -151,7 +169,7 @@ class AckReader:
         if error is not None and not isinstance(error, str):
             raise ProtocolError("the recorder's answer has an error that is no text")
         if error:
-            raise RecorderError(printable(error))
+            raise RecorderError(printable(error), read_declines(message.get("declines")))
         ack = message.get("ack", 0)
         if type(ack) is not int or ack < 0:
             raise ProtocolError("the recorder's answer has an ack that is no number of bytes")
@@ -181,6 +199,27 @@ def read_refusal(body: bytes, field: str | None = None) -> str:
         said = text.partition("\n")[0]
     line = printable(said) if isinstance(said, str) else ""
     return line or printable(field or "")
+
+
+def read_declines(value: object) -> str:
+    """What a recorder declines that is well, of the field's or member's value; "" where it is not known to be."""
+    return value if isinstance(value, str) and value in DECLINES else ""
+
+
+def user_value(user: str) -> str:
+    """A user's name as the value of Recorder-User; "" where it has none, or is too long."""
+    value = quote(user, safe="@:+")
+    return value if len(value) <= MAX_USER else ""
+
+
+def read_user(value: str | None) -> str:
+    """The name in the value of Recorder-User; "" where there is none."""
+    if not value or len(value) > MAX_USER:
+        return ""
+    try:
+        return unquote(value, errors="strict")
+    except UnicodeDecodeError:
+        return ""
 
 
 def read_event_codes(value: str | None) -> frozenset[str]:

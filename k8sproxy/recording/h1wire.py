@@ -18,7 +18,17 @@ from collections.abc import Callable, Sequence
 from k8sproxy.errors import ProtocolError
 from k8sproxy.protocol.body import Body, response_body
 from k8sproxy.protocol.http1 import ResponseHead, head_end, parse_response_head
-from k8sproxy.protocol.recorderapi import ERROR_FIELD, EVENT_CODES_FIELD, EVENT_PATH, V1_PATH, read_event_codes
+from k8sproxy.protocol.recorderapi import (
+    DECLINES_FIELD,
+    ERROR_FIELD,
+    EVENT_CODES_FIELD,
+    EVENT_PATH,
+    USER_FIELD,
+    V1_PATH,
+    read_declines,
+    read_event_codes,
+    user_value,
+)
 from k8sproxy.recording.h2wire import ConnectionLost, Rejected
 from k8sproxy.recording.refusals import Reason
 from k8sproxy.recording.upload import Upload
@@ -33,7 +43,8 @@ _MAX_PIPELINE = 16
 
 
 class Submission:
-    """A v1 session's connection, first asking to be accepted, later an upload's carrier."""
+    """A v1 session's connection, first asking to be accepted, later an upload's carrier. user: whose share of the
+    recorder's places it takes."""
 
     def __init__(
         self,
@@ -41,6 +52,7 @@ class Submission:
         authority: str,
         upload_for: Callable[[Submission], Upload],
         on_close: Callable[[Submission], None],
+        user: str = "",
     ) -> None:
         self._upload_for = upload_for
         self._on_close = on_close
@@ -49,11 +61,14 @@ class Submission:
         self._held = b""
         self._ended = False  # the terminating chunk is sent
         self._reason: Reason | None = None  # it was refused, and why is being read
-        self._body: Body | None = None  # of that refusal
+        self._declines = ""  # of that refusal
+        self._body: Body | None = None  # the same
         self._wire = Wire(sock, flush=self._flush, received=self._received, lost=self._on_lost)
         head = (
             f"POST {V1_PATH} HTTP/1.1\r\nHost: {authority}\r\nUser-Agent: k8sproxy\r\n"
-            "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
+            "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n"
+            + (f"{USER_FIELD}: {value}\r\n" if (value := user_value(user)) else "")
+            + "\r\n"
         ).encode()
         self._wire.send((head,), len(head))
 
@@ -134,6 +149,7 @@ class Submission:
             if self._upload is None or not 200 <= head.status < 300:
                 self._body = response_body("POST", head.status, head.content_length, head.chunked)
                 question, said = f"POST {V1_PATH}", field_of(head, ERROR_FIELD)
+                self._declines = read_declines(field_of(head, DECLINES_FIELD))
                 self._reason = Reason(head.status, question, said, self._refused, chunked=head.chunked)
                 return
             if not self._ended or self._wire.stalled:  # what the kernel has not taken, no recorder has
@@ -149,7 +165,7 @@ class Submission:
             _read_reason(reason, self._body, data)
 
     def _refused(self, words: str) -> None:
-        self._failed(Rejected(words), f"the recorder answered {words}")
+        self._failed(Rejected(words, self._declines), f"the recorder answered {words}", blame=not self._declines)
         self.reset()
 
     def _on_lost(self, why: str) -> None:

@@ -45,13 +45,17 @@ from h2.settings import SettingCodes, Settings
 from h2.stream import H2Stream
 
 from k8sproxy.protocol.recorderapi import (
+    DECLINES_FIELD,
     ERROR_FIELD,
     EVENT_CODES_FIELD,
     MAX_REFUSAL,
+    USER_FIELD,
     V2_PATH,
     printable,
+    read_declines,
     read_event_codes,
     read_refusal,
+    user_value,
 )
 from k8sproxy.recording.refusals import Reason
 from k8sproxy.recording.upload import Upload
@@ -77,7 +81,8 @@ _SETTINGS_OF_OURS: dict[SettingCodes, int] = {
     SettingCodes.MAX_HEADER_LIST_SIZE: 16384,
 }
 
-# Our own fields are five constants, in order and lower case: nothing to check. The recorder's are checked.
+# Our own fields are five constants and a percent-encoded name, in order and lower case: nothing to check. The
+# recorder's are checked.
 _CONFIGURATION = H2Configuration(
     client_side=True, header_encoding="utf-8", validate_outbound_headers=False, normalize_outbound_headers=False
 )
@@ -104,7 +109,14 @@ class NotHTTP2(ConnectionLost):
 
 
 class Rejected(Exception):
-    """The recorder answered, and not with 200."""
+    """The recorder answered, and not with 200. declines: see recorderapi; "" where the recorder may be to blame."""
+
+    def __init__(self, why: str, declines: str = "") -> None:
+        super().__init__(why, declines)
+        self.declines = declines
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Stream:
@@ -205,9 +217,10 @@ class Connection:
         finally:
             self.reset(stream)
 
-    async def submit(self, upload_for: Callable[[Stream], Upload]) -> Upload:
-        """POST /v2/record, and the upload once the response head says 200. Raises Rejected, ConnectionLost."""
-        stream = self._request("POST", upload_for)
+    async def submit(self, upload_for: Callable[[Stream], Upload], user: str = "") -> Upload:
+        """POST /v2/record, and the upload once the response head says 200. user: whose share of the recorder's places
+        it takes. Raises Rejected, ConnectionLost."""
+        stream = self._request("POST", upload_for, user)
         try:
             await stream.answer
         except BaseException:
@@ -255,7 +268,7 @@ class Connection:
 
     # -- out
 
-    def _request(self, method: str, upload_for: Callable[[Stream], Upload] | None) -> Stream:
+    def _request(self, method: str, upload_for: Callable[[Stream], Upload] | None, user: str = "") -> Stream:
         if self.lost is not None:
             raise ConnectionLost(self.lost)
         number = self._h2.get_next_available_stream_id()
@@ -266,6 +279,8 @@ class Connection:
             (":path", V2_PATH),
             ("user-agent", "k8sproxy"),
         ]
+        if value := user_value(user):
+            fields.append((USER_FIELD, value))
         try:
             self._h2.send_headers(number, fields, end_stream=upload_for is None)
         except H2Error as error:
@@ -476,7 +491,7 @@ class Connection:
                 return
             status = fields.get(":status", "")
             if status != "200":
-                self._refused(stream, status, fields.get(ERROR_FIELD))
+                self._refused(stream, status, fields.get(ERROR_FIELD), read_declines(fields.get(DECLINES_FIELD)))
                 return
             if stream.upload_for is not None:
                 stream.upload = stream.upload_for(stream)
@@ -498,12 +513,12 @@ class Connection:
             self._failed(stream, f"the recorder gave up the session ({_code(event.error_code)})", Rejected)
             self._on_change(self)
 
-    def _refused(self, stream: Stream, status: str, field: str | None) -> None:
+    def _refused(self, stream: Stream, status: str, field: str | None, declines: str) -> None:
         """A request was answered otherwise than by 200: what follows says why, where it does."""
 
         def given(words: str) -> None:
             if not stream.answer.done():
-                stream.answer.set_exception(Rejected(words))
+                stream.answer.set_exception(Rejected(words, declines))
                 stream.answer.exception()  # nobody may be left to look at it
 
         stream.reason = Reason(printable(status), stream.question, field, given)

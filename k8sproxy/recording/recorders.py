@@ -126,9 +126,11 @@ class Recorders:
 
     # -- sessions
 
-    async def open(self, addresses: Sequence[str], *, acks: bool = False) -> Upload:
+    async def open(self, addresses: Sequence[str], *, acks: bool = False, user: str = "") -> Upload:
         """An upload that one of the recorders has accepted. acks: only one that says within a session what it has
-        stored (v2) will do. Raises NoRecorder, within `accept_timeout` seconds."""
+        stored (v2) will do. user: whose share of a recorder's places it takes. Raises NoRecorder, within
+        `accept_timeout` seconds."""
+        declined = False
         attempts: list[tuple[str, str]] = []
         recorders: list[_Recorder] = []
         for address in dict.fromkeys(addresses):
@@ -151,7 +153,7 @@ class Recorders:
             attempt = _Attempt()
             try:
                 async with asyncio.timeout(seconds):
-                    return await self._accept(recorder, attempt, seconds, acks)
+                    return await self._accept(recorder, attempt, seconds, acks, user)
             except _Unfit as error:
                 attempts.append((recorder.address, str(error)))
                 continue
@@ -159,11 +161,17 @@ class Recorders:
                 why = f"{attempt.step} within {seconds:.3g} s"
                 if attempt.connection is not None:
                     self._suspect(recorder, attempt.connection)
-            except (Rejected, ConnectionLost) as error:
+            except Rejected as error:
+                why = str(error)
+                if error.declines:  # which says nothing about the recorder
+                    declined = declined or error.declines == "user"
+                    attempts.append((recorder.address, why))
+                    continue
+            except ConnectionLost as error:
                 why = str(error)
             recorder.health.failed(why)
             attempts.append((recorder.address, why))
-        raise NoRecorder(tuple(attempts))
+        raise NoRecorder(tuple(attempts), declined=declined)
 
     def describe(self) -> tuple[RecorderState, ...]:
         """What is known of each address, in the order in which they were first met."""
@@ -213,16 +221,16 @@ class Recorders:
             return left
         return min(self.limits.dial_timeout, left / sum(1 for recorder in recorders if not _is_bad(recorder)))
 
-    async def _accept(self, recorder: _Recorder, attempt: _Attempt, seconds: float, acks: bool) -> Upload:
+    async def _accept(self, recorder: _Recorder, attempt: _Attempt, seconds: float, acks: bool, user: str) -> Upload:
         """An upload there. Raises Rejected, ConnectionLost, _Unfit."""
         if recorder.health.version == 1:
-            return await self._accept_v1(recorder, attempt, acks)
+            return await self._accept_v1(recorder, attempt, acks, user)
         connection = recorder.usable()
         if connection is not None:
             attempt.step = "did not accept the session"
             try:
                 async with asyncio.timeout(seconds / 2):
-                    return await connection.submit(lambda stream: self._upload(recorder, 2, stream))
+                    return await connection.submit(lambda stream: self._upload(recorder, 2, stream), user)
             except TimeoutError:
                 self._suspect(recorder, connection)
             except ConnectionLost:
@@ -233,16 +241,16 @@ class Recorders:
                 try:
                     connection = await self._connected(recorder, attempt)
                 except (NotHTTP2, Rejected):
-                    return await self._accept_v1(recorder, attempt, acks)
+                    return await self._accept_v1(recorder, attempt, acks, user)
                 if not connection.usable:
                     if not connection.open_streams:
                         raise Rejected("it takes no streams")
                     continue  # others who waited for it have filled it
             attempt.step = "did not accept the session"
             attempt.connection = connection
-            return await connection.submit(lambda stream: self._upload(recorder, 2, stream))
+            return await connection.submit(lambda stream: self._upload(recorder, 2, stream), user)
 
-    async def _accept_v1(self, recorder: _Recorder, attempt: _Attempt, acks: bool) -> Upload:
+    async def _accept_v1(self, recorder: _Recorder, attempt: _Attempt, acks: bool, user: str) -> Upload:
         if acks:
             raise _Unfit
         attempt.step = "did not accept a connection"
@@ -253,6 +261,7 @@ class Recorders:
             recorder.address,
             lambda carrier: self._upload(recorder, 1, carrier),
             self._submissions.discard,
+            user,
         )
         self._submissions.add(submission)
         upload = await submission.accepted()

@@ -9,6 +9,7 @@ decided in these methods and nowhere else:
 
                                      CLOSED and ACKNOWLEDGED (enforced)       OPEN
     _not_accepted        before      Refusal 403; upstream hears nothing      goes on unrecorded; said in log and metric
+      (the user's share) before      Refusal 429; upstream hears nothing      the same refusal
     _failed              recorder    the session ends, its user reads why     goes on unrecorded; said in log and metric
     _client_unreadable   client      ends; what was shown is kept, and why    goes on recorded; the recording says so
     _upstream_unreadable upstream    ends; that piece is not shown            goes on; the recording ends and says so
@@ -78,8 +79,9 @@ def unavailable(level: RecordingLevel, attempts: tuple[tuple[str, str], ...]) ->
 class Registry(Protocol):
     """What a session needs of those around it (sessions.Sessions)."""
 
-    async def accept(self, recorders: tuple[str, ...], *, acks: bool) -> Upload:
-        """An accepted upload. acks: one that is confirmed while it goes on. Raises NoRecorder."""
+    async def accept(self, recorders: tuple[str, ...], *, acks: bool, user: str) -> Upload:
+        """An accepted upload. acks: one that is confirmed while it goes on. user: whose share of the recorder's places
+        it takes. Raises NoRecorder."""
 
     def begun(self, session: Session) -> None:
         """The streams begin."""
@@ -161,11 +163,13 @@ class Session(Tap):
     # -- before upstream is contacted
 
     async def open(self) -> None:
-        """Have a recorder accept it, where it is to be recorded. Raises Refusal 403 (recorder_unavailable)."""
+        """Have a recorder accept it, where it is to be recorded. Raises Refusal 403 (recorder_unavailable), 429."""
         if self.demand is None:
             return
         try:
-            upload = await self._registry.accept(self.demand.recorders, acks=self._acknowledged)
+            upload = await self._registry.accept(
+                self.demand.recorders, acks=self._acknowledged, user=self.facts.peer.owner
+            )
         except NoRecorder as error:
             self._not_accepted(error)
             return
@@ -185,6 +189,11 @@ class Session(Tap):
     def _not_accepted(self, error: NoRecorder) -> None:
         """No recorder takes it."""
         self._registry.failed("not_accepted", self._level)
+        if error.declined:
+            # At every level: who has too many sessions must not get unrecorded ones by it.
+            raise Refusal(
+                429, "too_many_sessions", f"this session is to be recorded, and no recorder takes it: {error}"
+            )
         if self._enforced:
             raise unavailable(self._level, error.attempts)
         self._warn("session_unrecorded", why=str(error))

@@ -136,9 +136,10 @@ class Sessions:
 
     # -- what sessions ask (session.Registry)
 
-    async def accept(self, recorders: tuple[str, ...], *, acks: bool) -> Upload:
-        """An accepted upload. acks: one that is confirmed while it goes on. Raises NoRecorder."""
-        return await self.recorders.open(recorders, acks=acks)
+    async def accept(self, recorders: tuple[str, ...], *, acks: bool, user: str) -> Upload:
+        """An accepted upload. acks: one that is confirmed while it goes on. user: whose share of the recorder's places
+        it takes. Raises NoRecorder."""
+        return await self.recorders.open(recorders, acks=acks, user=user)
 
     def begun(self, session: Session) -> None:
         """A session's streams begin."""

@@ -46,13 +46,15 @@ class EventsRefused(UploadError):
 
 
 class NoRecorder(Exception):
-    """No recorder accepted the session. attempts: (address, why) in the order in which they were tried."""
+    """No recorder accepted the session. attempts: (address, why) in the order in which they were tried. declined:
+    whether one of them is well, and its user has too many sessions there."""
 
-    def __init__(self, attempts: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, attempts: tuple[tuple[str, str], ...], *, declined: bool = False) -> None:
         # What a dial says names the address already.
         attempts = tuple((address, why.removeprefix(f"{address}: ")) for address, why in attempts)
         super().__init__("; ".join(f"{address}: {why}" for address, why in attempts) or "no recorder has an address")
         self.attempts = attempts
+        self.declined = declined
 
 
 class Carrier(Protocol):
@@ -287,7 +289,7 @@ class Upload:
             self.fail(error.message)
             return
         except RecorderError as error:
-            self.fail(f"the recorder says: {error}")
+            self.fail(f"the recorder says: {error}", blame=not error.declines)
             return
         if acked == before:
             return

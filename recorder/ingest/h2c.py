@@ -42,10 +42,10 @@ import h2.stream
 import structlog
 
 from k8sproxy.errors import Refusal
-from k8sproxy.protocol.recorderapi import ERROR_FIELD
+from k8sproxy.protocol.recorderapi import DECLINES_FIELD, ERROR_FIELD, USER_FIELD
 from recorder.ingest.admission import Door
 from recorder.ingest.intake import Intake
-from recorder.ingest.site import EVENT_CODES, HEAD_TIMEOUT, IDLE_TIMEOUT, MAX_HEAD, IngestSite
+from recorder.ingest.site import EVENT_CODES, HEAD_TIMEOUT, IDLE_TIMEOUT, MAX_HEAD, IngestSite, declines
 from recorder.ingest.turnaway import field_value
 
 _log = structlog.get_logger(__name__)
@@ -364,7 +364,10 @@ class H2Protocol(asyncio.Protocol):
         if path != b"/v2/record" or method not in (b"HEAD", b"POST"):
             self._respond(number, 404)
             return
-        intake = Intake(self._site, self._door, "v2", lambda: self._changed(number)) if method == b"POST" else None
+        intake = None
+        if method == b"POST":
+            user = fields.get(USER_FIELD.encode(), b"").decode("ascii", "replace")
+            intake = Intake(self._site, self._door, "v2", lambda: self._changed(number), user)
         stream = self._streams[number] = _Stream(
             intake, self._h2.streams[number], plain=intake is not None and b"content-length" not in fields
         )
@@ -394,7 +397,9 @@ class H2Protocol(asyncio.Protocol):
             self._site.refused(refusal, self._door)
             if self._streams.get(number) is stream and not self._ending:
                 # The answer to HEAD has no body (RFC 9110, 9.3.2).
-                self._respond(number, refusal.status, refusal.message, body=stream.intake is not None)
+                self._respond(
+                    number, refusal.status, refusal.message, declines(refusal), body=stream.intake is not None
+                )
                 self._flush()
             return
         head = [(b":status", b"200"), (b"asciicast-event-codes", EVENT_CODES.encode())]
@@ -407,10 +412,12 @@ class H2Protocol(asyncio.Protocol):
             self._give_back(number, credit)
         self._flush()
 
-    def _respond(self, number: int, status: int, message: str = "", *, body: bool = False) -> None:
+    def _respond(self, number: int, status: int, message: str = "", declined: str = "", *, body: bool = False) -> None:
         fields = [(b":status", str(status).encode())]
         if message:
             fields.append((ERROR_FIELD.encode(), field_value(message).encode()))
+        if declined:
+            fields.append((DECLINES_FIELD.encode(), declined.encode()))
         said = json.dumps({"error": message}).encode() + b"\n" if body else b""
         try:
             self._h2.send_headers(number, fields, end_stream=not said)
@@ -547,7 +554,10 @@ class H2Protocol(asyncio.Protocol):
         if acked > stream.said:
             message = b'{"ack":%d}\n' % acked
         if intake.error is not None:
-            message += json.dumps({"error": intake.error}).encode() + b"\n"
+            said = {"error": intake.error}
+            if intake.declines:
+                said["declines"] = intake.declines
+            message += json.dumps(said).encode() + b"\n"
             end = True
         elif intake.over:
             end = True

@@ -18,10 +18,10 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from k8sproxy.errors import Refusal
-from k8sproxy.protocol.recorderapi import ERROR_FIELD, MAX_EVENT_BATCH, MAX_EVENTS
+from k8sproxy.protocol.recorderapi import DECLINES_FIELD, ERROR_FIELD, MAX_EVENT_BATCH, MAX_EVENTS, USER_FIELD
 from recorder.ingest.admission import Door
 from recorder.ingest.intake import Intake
-from recorder.ingest.site import EVENT_CODES, EVENTS_TIMEOUT, IDLE_TIMEOUT, IngestSite
+from recorder.ingest.site import EVENT_CODES, EVENTS_TIMEOUT, IDLE_TIMEOUT, IngestSite, declines
 from recorder.ingest.turnaway import field_value
 from recorder.model import Source, parse_json
 from recorder.store import StoreError
@@ -89,7 +89,7 @@ class Http1:
             return await self._route(request, door)
         except Refusal as refusal:
             self._site.refused(refusal, door)
-            return _refuse(refusal.status, refusal.message)
+            return _refuse(refusal.status, refusal.message, declines(refusal))
         except StoreError as error:
             self._site.counts.refused["store"] += 1
             return _refuse(503, str(error))
@@ -149,7 +149,7 @@ class Http1:
     async def _record(self, request: web.BaseRequest, door: Door) -> web.StreamResponse:
         source = await door.admit()
         changed = asyncio.Event()
-        intake = Intake(self._site, door, "v1", changed.set)
+        intake = Intake(self._site, door, "v1", changed.set, request.headers.get(USER_FIELD))
         entry = (intake, changed)
         self._intakes.add(entry)
         try:
@@ -163,7 +163,8 @@ class Http1:
                     await changed.wait()
             if intake.error is None and clean:
                 return web.Response(status=200, headers={"Asciicast-Event-Codes": EVENT_CODES})
-            return _refuse(400 if intake.live is None else 503, intake.error or "the session was cut off")
+            status = 400 if intake.live is None else 503
+            return _refuse(status, intake.error or "the session was cut off", intake.declines)
         finally:
             intake.close()
             self._intakes.discard(entry)
@@ -209,9 +210,10 @@ async def _continue(request: web.BaseRequest, fields: str = "") -> None:
         request.transport.write(f"HTTP/1.1 100 Continue\r\n{fields}\r\n".encode())
 
 
-def _refuse(status: int, message: str) -> web.Response:
+def _refuse(status: int, message: str, declined: str = "") -> web.Response:
     # HEAD has no body to say it in.
-    response = web.json_response({"error": message}, status=status, headers={ERROR_FIELD: field_value(message)})
+    fields = {ERROR_FIELD: field_value(message)} | ({DECLINES_FIELD: declined} if declined else {})
+    response = web.json_response({"error": message}, status=status, headers=fields)
     # What else the sender has on its way is not read.
     response.force_close()
     return response

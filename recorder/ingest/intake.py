@@ -3,8 +3,9 @@
 Bytes that come before their sender is admitted wait here; flow control bounds them. The wire's side: `feed`, then
 `end` (a clean end of the body) or `cut` (anything else). What to tell the sender is read off: `acked`, `over`, `error`.
 
-A session takes a place of its sender's when it is admitted, and one of its user's when its header line has said who
-that is. What comes of header lines that are not whole yet counts against the sender's share of those.
+A session takes a place of its sender's when it is admitted, and one of its user's: at the same moment where the request
+says whose it is, so that a refusal comes before the session is taken, else when the header line has said it. The header
+line has the last word. What comes of header lines that are not whole yet counts against the sender's share of those.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Callable
 
 from k8sproxy.errors import Refusal
 from k8sproxy.protocol.asciicast import MAX_HEADER_LINE
+from k8sproxy.protocol.recorderapi import read_user
 from recorder.ingest.admission import Door
-from recorder.ingest.site import IngestSite
+from recorder.ingest.site import IngestSite, declines
 from recorder.model import End, Source, spender
 from recorder.store import StoreError
 from recorder.store.live import Live
@@ -25,9 +27,14 @@ from recorder.store.manifest import parse_header
 class Intake:
     """One session. changed: called whenever there may be something to tell the sender."""
 
-    def __init__(self, site: IngestSite, door: Door, version: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, site: IngestSite, door: Door, version: str, changed: Callable[[], None], user: str | None = None
+    ) -> None:
+        """user: the value of Recorder-User, where there is one."""
         self.live: Live | None = None
         self.error: str | None = None
+        self.declines = ""  # beside an error: see recorderapi
+        self._named = read_user(user)
         self._site = site
         self._door = door
         self._holder = ""  # whose place it has
@@ -72,8 +79,25 @@ class Intake:
         """Its sender may send. Raises Refusal where there is no place for the session."""
         self._site.check_willing()
         self._site.sessions.take(self._door.holder)
+        try:
+            self._seat(self._named)
+        except Refusal:
+            self._site.sessions.give_back(self._door.holder)
+            raise
         self._holder, self._source = self._door.holder, source
         self._begin()
+
+    def _seat(self, user: str) -> None:
+        """Its place is this user's. Raises Refusal."""
+        if user and user != self._user:
+            self._site.users.take(user)
+            self._unseat()
+            self._user = user
+
+    def _unseat(self) -> None:
+        if self._user:
+            self._site.users.give_back(self._user)
+            self._user = ""
 
     def feed(self, data: bytes) -> None:
         """Bytes of the body."""
@@ -121,25 +145,23 @@ class Intake:
         feed = self._early.find(b"\n") + 1
         if not feed:
             if len(self._early) > MAX_HEADER_LINE:
-                self._fail(f"the first line has more than {MAX_HEADER_LINE} bytes")
+                self._fail(f"the first line has more than {MAX_HEADER_LINE} bytes", declines="session")
             elif self._ended:
-                self._fail("there is no header line")
+                self._fail("there is no header line", declines="session")
             return
         line = bytes(self._early[:feed])
         try:
             user = spender(parse_header(line, sent=True), self._source)
-            if user:
-                self._site.users.take(user)
-                self._user = user
+            self._seat(user)
             self.live = self._site.store.start(line, self._source)
         except Refusal as refusal:
             self._site.refused(refusal, self._door, session_user=user)
             self._early.clear()
-            self._fail(refusal.message)
+            self._fail(refusal.message, declines=declines(refusal))
             return
         except (StoreError, ValueError) as error:
             self._early.clear()
-            self._fail(str(error))
+            self._fail(str(error), declines="" if isinstance(error, StoreError) else "session")
             return
         self._release()
         self._site.counts.sessions[self._version] += 1
@@ -168,9 +190,9 @@ class Intake:
         else:
             self._begin()
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: str, *, declines: str = "") -> None:
         """Its bytes make no sense, or the store does not take them: keep what is there as CUT, and say why."""
-        self.error = why
+        self.error, self.declines = why, declines
         self._release()
         if self.live is not None and not self.live.over:
             self.live.end_as(End.CUT)
@@ -193,8 +215,7 @@ class Intake:
         self._release()
         if self._source is not None:
             self._site.sessions.give_back(self._holder)
-        if self._user:
-            self._site.users.give_back(self._user)
+        self._unseat()
         if self.live is not None:
             self.live.listener = None
             self.live.end_as(End.CUT)

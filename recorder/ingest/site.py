@@ -34,6 +34,8 @@ MAX_EARLY = 16 << 20
 # Seconds in which the same refusal of the same peer is a warning once; peers and causes that are remembered for that.
 REPEATED = 60.0
 _MAX_TOLD = 1024
+# The cause of a refusal for a user's share of the sessions.
+_USER_SESSIONS = "user_sessions"
 # Seconds for a connection's first bytes, and for its first whole head.
 HEAD_TIMEOUT = 10.0
 # Seconds that a connection may do nothing between requests. A session may be silent for as long as it likes.
@@ -49,7 +51,12 @@ def session_limit(most: int = MAX_SESSIONS, each: int | None = None) -> Limit:
 def user_limit(most: int = MAX_SESSIONS, each: int | None = None) -> Limit:
     """Sessions of one user, as their headers name them: a tenth of all by default, which no person has open."""
     each = max(1, most // 10) if each is None else each
-    return Limit(most, each, "ingest.sessions", "ingest.sessionsPerUser", "sessions", "user", "user_sessions")
+    return Limit(most, each, "ingest.sessions", "ingest.sessionsPerUser", "sessions", "user", _USER_SESSIONS)
+
+
+def declines(refusal: Refusal) -> str:
+    """What a sender is told that a refusal is about, where this recorder is well: see recorderapi."""
+    return "user" if refusal.cause == _USER_SESSIONS else ""
 
 
 def body_limit(most: int = MAX_BODIES, each: int | None = None) -> Limit:

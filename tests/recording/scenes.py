@@ -323,12 +323,15 @@ class FakeRegistry:
         self.log: list[str] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.acks = False  # whether a recorder was asked for that confirms within a session
+        self.user = ""  # whose session it was said to be
+        self.declined = False  # by a recorder that is well
 
-    async def accept(self, recorders: tuple[str, ...], *, acks: bool = False) -> Upload:
+    async def accept(self, recorders: tuple[str, ...], *, acks: bool = False, user: str = "") -> Upload:
         await asyncio.sleep(0)
-        self.acks = acks
+        self.acks, self.user = acks, user
         if self.carrier is None:
-            raise NoRecorder((("100.64.0.9:80", "connection refused"), ("100.64.0.8:80", "it said 500")))
+            attempts = (("100.64.0.9:80", "connection refused"), ("100.64.0.8:80", "it said 500"))
+            raise NoRecorder(attempts, declined=self.declined)
         return self.carrier.upload
 
     def begun(self, session: Session) -> None:

@@ -931,3 +931,17 @@ def test_a_refusal_names_the_level_that_a_grant_asks_for(level: RecordingLevel) 
     message = unavailable(level, (("100.64.0.9:80", "connection refused"),)).message
     assert f"(recording: {level.value})" in message and "100.64.0.9:80: connection refused" in message
     assert "enforceRecorder" not in message
+
+
+@pytest.mark.parametrize("mode", list(RecordingLevel))
+@scene
+async def test_who_has_too_many_sessions_gets_no_unrecorded_one(mode: RecordingLevel) -> None:
+    """An open session went on: who had enough of them was not recorded any more."""
+    played = Scene(WebSocket(), mode, recorder=False)
+    played.registry.declined = True
+    with pytest.raises(Refusal) as raised:
+        await played.session.open()
+    assert (raised.value.status, raised.value.cause) == (429, "too_many_sessions")
+    assert "100.64.0.8:80: it said 500" in raised.value.message
+    assert played.registry.user == played.session.facts.peer.owner
+    await played.close()
