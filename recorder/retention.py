@@ -221,6 +221,7 @@ class Pruner:
     async def plan(self) -> Plan:
         """What is to go now. Changes nothing. Raises StoreError, KeyFault."""
         plan, now = Plan(), self._clock()
+        self._free.clear()  # of a pass that has failed
         holds = await self.holds.all()
         self._warn_of_unsigned(holds)
         candidates = await self._candidates(now)
@@ -296,6 +297,7 @@ class Pruner:
             return None
         try:
             if plan.evidence is not None:
+                plan.evidence.need_signed(identifier)
                 recording = await plan.evidence.recording(identifier)
             else:
                 recording = await self._store.get(identifier)

@@ -39,6 +39,7 @@ from recorder.proof.documents import (
     is_day,
     open_document,
     read_head,
+    read_seconds,
     read_sha256,
     read_text,
     read_whole,
@@ -141,7 +142,7 @@ def read_act(data: bytes, keys: PublicKeys) -> Act:
             previous=read_sha256(value["previous"]),
             manifest=read_head(value["manifest"]),
             kind=kind,
-            at=float(value["at"]),
+            at=read_seconds(value["at"]),
             by=read_text(value["by"]),
             why=read_text(value["why"]),
             subjects=tuple(map(_read_subject, value["subjects"])),
@@ -247,10 +248,14 @@ class Acts:
         return act is not None and act.kind is kind and any(subject.name == name for subject in act.subjects)
 
 
-async def read_acts(raw: Blobs, keys: PublicKeys, known: Acts | None = None) -> Acts:
-    """All of them. raw: the blobs as stored. known: what was read before, which is gone on with. Raises StoreError."""
+async def read_acts(
+    raw: Blobs, keys: PublicKeys, known: Acts | None = None, *, history: KeyHistory | None = None
+) -> Acts:
+    """All of them. raw: the blobs as stored. known: what was read before, which is gone on with. history: which key was
+    in force, by all that is signed; without it, by the hand-overs alone. Raises StoreError."""
     acts = known if known is not None else Acts()
-    history, _, _ = await read_handovers(raw, keys)
+    if history is None:
+        history, _, _ = await read_handovers(raw, keys)
     names = [name async for name, _ in raw.names(ACTS)]
     numbers: list[int] = []
     for name in names:

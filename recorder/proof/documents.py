@@ -39,6 +39,8 @@ CHUNKS = ("events", "looks")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d\Z", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _SECONDS = 86400
+# No moment is later: the end of what a calendar has (year 9999).
+_MOST_SECONDS = 253402300800
 
 
 class ForgedError(Exception):
@@ -232,7 +234,7 @@ def read_manifest(data: bytes, keys: PublicKeys) -> Manifest:
             number=read_whole(value["number"]),
             day=read_text(value["day"]),
             previous=read_sha256(value["previous"]),
-            sealed=float(value["sealed"]),
+            sealed=read_seconds(value["sealed"]),
             recordings=tuple(map(_read_sealed, value["recordings"])),
             events=_read_parts(value["events"]),
             removals=tuple(map(_read_removal, value["removals"])),
@@ -278,7 +280,7 @@ def read_entry(data: bytes, keys: PublicKeys) -> Entry:
             name=read_text(value["register"]),
             number=read_whole(value["number"]),
             previous=read_sha256(value["previous"]),
-            at=float(value["at"]),
+            at=read_seconds(value["at"]),
             recordings=tuple(map(_read_sealed, value["recordings"])),
             events=_read_parts(value["events"]),
             looks=_read_parts(value["looks"]),
@@ -376,7 +378,7 @@ def _read_sealed(value: Mapping[str, Any]) -> Sealed:
         raise ValueError("not an id")
     return Sealed(
         id=identifier,
-        ended=float(value["ended"]),
+        ended=_read_number(value["ended"]),
         end=read_text(value["end"]),
         size=read_whole(value["size"]),
         header=read_text(value["header"]),
@@ -395,7 +397,7 @@ def _read_removal(value: Mapping[str, Any]) -> Removal:
     subject = read_text(value["subject"])
     if not is_id(subject) and not is_day(subject.removeprefix("events ")):
         raise ValueError("not a subject")
-    return Removal(subject, float(value["at"]), read_text(value["by"]), read_text(value["why"]))
+    return Removal(subject, read_seconds(value["at"]), read_text(value["by"]), read_text(value["why"]))
 
 
 def _accepted_values(accepted: Accepted) -> dict[str, Any]:
@@ -405,7 +407,7 @@ def _accepted_values(accepted: Accepted) -> dict[str, Any]:
 
 def _read_accepted(value: Mapping[str, Any]) -> Accepted:
     by, reason = read_text(value["by"]), read_text(value["reason"])
-    return Accepted(float(value["at"]), by, reason, _read_heads(value["lost"]))
+    return Accepted(read_seconds(value["at"]), by, reason, _read_heads(value["lost"]))
 
 
 def head_values(head: Anchor) -> dict[str, Any]:
@@ -427,6 +429,23 @@ def read_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("not text")
     return value
+
+
+def read_seconds(value: object) -> float:
+    """When something was signed, in unix seconds."""
+    if not 0 <= (seconds := _read_number(value)) < _MOST_SECONDS:
+        raise ValueError("not a moment")
+    return seconds
+
+
+def _read_number(value: object) -> float:
+    """Any number: when a recording ended is what its recording.json says, which somebody else may have written."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("too large") from None
 
 
 def read_whole(value: object) -> int:

@@ -18,7 +18,7 @@ from recorder.model import Recording, id_day
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Acts, compare
 from recorder.proof.chain import Chain
-from recorder.proof.documents import Part, Sealed, day_end, day_of
+from recorder.proof.documents import UNSIGNED, Part, Sealed, day_end, day_of
 from recorder.proof.handover import MANIFESTS
 from recorder.proof.parts import hash_of
 from recorder.proof.register import read_both
@@ -47,8 +47,9 @@ LATE = 7
 
 @dataclass(slots=True)
 class Evidence:
-    """blobs: with their decryption. sealed, events: what manifests and registers list, by id and by DAY/NAME. signs:
-    whether all is signed when it ends. faults: see above."""
+    """blobs: with their decryption. sealed, events: what manifests and registers list, by id and by DAY/NAME. unsigned:
+    what manifests list although nobody had signed it, by id and by "events/DAY/NAME". signs: whether all is signed when
+    it ends. faults: see above."""
 
     blobs: Blobs
     chain: Chain
@@ -56,6 +57,7 @@ class Evidence:
     faults: list[str]
     sealed: Mapping[str, Sealed] = field(default_factory=dict)
     events: Mapping[str, Part] = field(default_factory=dict)
+    unsigned: frozenset[str] = frozenset()
     signs: bool = False
 
     @classmethod
@@ -81,6 +83,11 @@ class Evidence:
                 if name.startswith("events/")
             }
             | {part.name: part for manifest in chain.manifests for part in manifest.events},
+            frozenset(
+                name
+                for manifest in chain.manifests
+                for name in (*manifest.unsigned, *(one.id for one in manifest.recordings if one.origin == UNSIGNED))
+            ),
             registers.there,
         )
 
@@ -89,6 +96,12 @@ class Evidence:
         if self.faults:
             more = f", and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
             raise StoreError(f"nothing is removed: the proof has a fault: {self.faults[0]}{more}")
+
+    def need_signed(self, name: str) -> None:
+        """A manifest lists also what it has found and nobody has signed: that it was there then, and no more. Raises
+        MismatchError for that, by an id or by "events/DAY/NAME"."""
+        if name in self.unsigned:
+            raise MismatchError(f"nobody has signed {name!a} when it came: it was put there, or could not be signed")
 
     async def recording(self, identifier: str, content: str = "") -> Recording:
         """What recording.json says, out of the very bytes that are sealed. content: the hash of those bytes, where
@@ -163,6 +176,7 @@ class Evidence:
                 self._wait(day, f"{name!a} is of")
         for name in sorted({*there, *wanted}):
             key = f"{prefix}/{name}"
+            self.need_signed(key)
             try:
                 data = await self._check_part(key, wanted[name]) if name in wanted else await raw.get(key)
             except KeyError:

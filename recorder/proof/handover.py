@@ -21,9 +21,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from recorder.proof.documents import KEYS, NOTHING, ForgedError, digest, open_seal, seal_line
+from recorder.proof.documents import (
+    KEYS,
+    NOTHING,
+    ForgedError,
+    UnknownKeyError,
+    digest,
+    open_seal,
+    read_seconds,
+    read_sha256,
+    read_text,
+    read_whole,
+    seal_line,
+)
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
 from recorder.store.blobs import Blobs
+from recorder.store.errors import StoreError
 
 HANDOVER_TYPE = "recorder key hand-over"
 MANIFESTS = "manifests"
@@ -32,7 +45,6 @@ HANDOVERS = "hand-overs"
 _NAME = re.compile(r"handover-(\d{4})\.json\Z", re.ASCII)
 _KEY = re.compile(r"[0-9a-f]{16}\Z")
 _CHAIN = re.compile(r"[a-z0-9 -]{1,80}\Z")
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def register_chain(instance: str) -> str:
@@ -86,13 +98,13 @@ def read_handover(data: bytes, keys: PublicKeys) -> HandOver:
         if value["type"] != HANDOVER_TYPE or value["version"] != 1:
             raise ValueError("another document")
         handover = HandOver(
-            number=_whole(value["number"]),
-            previous=_match(_SHA256, value["previous"]),
+            number=read_whole(value["number"]),
+            previous=read_sha256(value["previous"]),
             old=_match(_KEY, value["old"]),
             new=_match(_KEY, value["new"]),
-            at=float(value["at"]),
-            heads={_match(_CHAIN, name): _head(*head) for name, head in value["heads"].items()},
-            reason=str(value["reason"]),
+            at=read_seconds(value["at"]),
+            heads={_match(_CHAIN, name): _read_head(*head) for name, head in value["heads"].items()},
+            reason=read_text(value["reason"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise ForgedError("it is signed and makes no sense") from None
@@ -102,20 +114,28 @@ def read_handover(data: bytes, keys: PublicKeys) -> HandOver:
     return handover
 
 
-def _head(number: object, sha256: object) -> Anchor:
-    return Anchor(_whole(number), _match(_SHA256, sha256))
+def is_from(data: bytes, old: str, keys: PublicKeys) -> bool:
+    """Whether the key called `old` has signed this hand-over to another one, which need not be among `keys`."""
+    line, *seals = data.splitlines(keepends=True) or [b""]
+    try:
+        value = json.loads(line)
+        return (
+            bool(seals)
+            and open_seal(line, seals[0], keys) == old
+            and (value["type"], value["old"]) == (HANDOVER_TYPE, old)
+        )
+    except (ForgedError, KeyError, TypeError, ValueError, RecursionError):
+        return False
 
 
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError("not a number")
-    return value
+def _read_head(number: object, sha256: object) -> Anchor:
+    return Anchor(read_whole(number), read_sha256(sha256))
 
 
 def _match(pattern: re.Pattern[str], value: object) -> str:
-    if not isinstance(value, str) or not pattern.match(value):
+    if not pattern.match(text := read_text(value)):
         raise ValueError("of another form")
-    return value
+    return text
 
 
 @dataclass(slots=True)
@@ -222,7 +242,7 @@ async def read_handovers(raw: Blobs, keys: PublicKeys) -> tuple[KeyHistory, list
             continue
         except ForgedError as error:
             faults.append(f"the hand-over {number} between keys is not to be believed: {error}")
-            strange = strange or "none of those given" in str(error)
+            strange = strange or isinstance(error, UnknownKeyError)
             continue
         before = {one.old for one in found} | {one.new for one in found}
         if handover.number != number or number != last.number + 1 or handover.previous != last.sha256:
@@ -257,5 +277,8 @@ async def hand_over(
     if old is not None and old.id != history.current:
         raise KeyFault(f"the key in force is {history.current}, and the key that is to hand over is {old.id}")
     handover = HandOver(history.last.number + 1, history.last.sha256, history.current, new.id, at, dict(heads), reason)
-    await raw.put(handover_file(handover.number), write_handover(handover, old, new))
+    try:
+        await raw.create(handover_file(handover.number), write_handover(handover, old, new))
+    except FileExistsError:
+        raise StoreError("another recorder hands over the key of this store at this moment") from None
     return handover

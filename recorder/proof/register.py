@@ -51,7 +51,17 @@ from recorder.proof.documents import (
     signed_by,
     write_entry,
 )
-from recorder.proof.handover import ACTS, HANDOVERS, MANIFESTS, KeyHistory, hand_over, register_chain
+from recorder.proof.handover import (
+    ACTS,
+    HANDOVERS,
+    MANIFESTS,
+    KeyHistory,
+    hand_over,
+    handover_file,
+    is_from,
+    read_handovers,
+    register_chain,
+)
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
 from recorder.proof.parts import hash_of, look
 from recorder.proof.witness import Heads, Witnesses
@@ -246,6 +256,7 @@ class Register:
         self._previous = previous
         self._clock = clock
         self._head = Anchor(0, NOTHING)
+        self._handovers = 0
         self._opened = False
         self._lock = asyncio.Lock()
         self._waiting: list[_Item] = []
@@ -396,9 +407,10 @@ class Register:
                 chain = await self._take_over(chain, registers, fault)
             state = registers.states.get(self.name) or State(self.name)
             self._head = state.last
-            if not state.last.number or (state.entries and state.entries[-1].opening):
-                # Only at the very beginning: later it would sign what somebody has put there, and made away with the
-                # register first.
+            self._handovers = chain.keys.last.number
+            if not registers.there or (state.entries and state.entries[-1].opening):
+                # Only at the very beginning of the first register of a store: later it would sign what somebody has put
+                # there, and made away with the register first, or waited for another recorder to join.
                 if fault is not None and not self.witnesses.recalled:
                     raise KeyFault(fault)
                 if fault is None and not strange:
@@ -557,6 +569,7 @@ class Register:
         )
 
     async def _put(self, entry: Entry) -> None:
+        await self._see_in_force(entry.number)
         data = write_entry(entry, self.signer)
         key = entry_file(self.name, entry.number)
         try:
@@ -570,6 +583,18 @@ class Register:
         self.fault = None
         self._untold[register_chain(self.name)] = self._head
         self._told.set()
+
+    async def _see_in_force(self, number: int) -> None:
+        """Another recorder of this store may have started with the next key meanwhile, and an entry by this one would
+        be a fault for ever. Raises StoreError, KeyFault."""
+        try:
+            data = await self._raw.get(handover_file(self._handovers + 1))
+        except KeyError:
+            return
+        history, _, _ = await read_handovers(self._raw, self.keys)
+        in_force = history.may_sign(self.signer.id, register_chain(self.name), number)
+        if not in_force or is_from(data, self.signer.id, self.keys):
+            raise KeyFault(f"the key {self.signer.id} has handed over: restart with the key in force")
 
     async def _evade(self) -> None:
         """A number was taken by somebody else. Raises StoreError where that is a recorder with this key. What anybody

@@ -32,6 +32,7 @@ from recorder.proof.documents import (
     digest,
     is_day,
 )
+from recorder.proof.handover import KeyHistory
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys
 from recorder.proof.parts import Looked, hash_of, look
 from recorder.proof.register import Registers, holder, read_both
@@ -47,6 +48,9 @@ _TOGETHER = 4
 _OVERDUE = DELAY + 86400
 
 
+# Seconds after its day from which on a manifest was sealed late, and that is told: the recorder was down, or somebody
+# with the key has sealed the day anew.
+_LATE = 7 * 86400.0
 # Seconds that the signature of what has ended may take: the recorder signs at once, or as soon as its store is well.
 _SIGNING = 300.0
 # The same of a chunk of events, from its first event on: a chunk waits for some thousand of them.
@@ -183,6 +187,7 @@ class Verifier:
         self._witnesses = tuple(witnesses)
         self._now = time.time() if now is None else now
         self._registers = Registers()
+        self._history = KeyHistory()
         self._sealed: dict[str, tuple[Sealed, str]] = {}
         self._chunks: dict[str, tuple[Part, str]] = {}  # by their keys in the store
         self._removals: dict[str, Removed] = {}
@@ -197,6 +202,7 @@ class Verifier:
         # Before the store is read: what is signed meanwhile is no fault.
         remembered = [(witness, await _recall(witness)) for witness in self._witnesses]
         chain, self._registers = await read_both(self._raw, self._keys)
+        self._history = chain.keys
         report = Report(
             faults=[*chain.faults, *self._registers.faults],
             manifests=len(chain.hashes),
@@ -205,7 +211,7 @@ class Verifier:
             last=chain.last,
         )
         report.notes += _notes(chain, self._registers)
-        acts = await read_acts(self._raw, self._keys)
+        acts = await read_acts(self._raw, self._keys, history=chain.keys)
         await self._compare(remembered, chain, acts, report)
         self._remember(chain, report)
         await self._look_at_acts(acts, chain, report)
@@ -290,7 +296,7 @@ class Verifier:
                 data = await self._raw.get(f"{HOLDS}/{name}.json")
             except KeyError:
                 # Released since this check began, perhaps.
-                if name in (await read_acts(self._raw, self._keys)).held:
+                if name in (await read_acts(self._raw, self._keys, history=self._history)).held:
                     report.faults.append(f"{who} was signed, and its file is gone")
                 continue
             report.acts.holds += 1
@@ -360,19 +366,29 @@ class Verifier:
                     status = Status.LATE
             return Finding(name, status, detail, known[1])
         if name in self._removals:
-            left = [left async for left, _ in self._raw.names(folder(name))]
-            return Finding(name, Status.REMOVED, _removed(self._removals[name], bool(left)))
+            return Finding(name, *await self._judge_removed(name, self._removals[name]))
         looked = await look(self._blobs, name)
         if not looked.parts and not looked.fault:
             return None
         return Finding(name, *self._judge_unsealed(name, looked, chain))
+
+    async def _judge_removed(self, name: str, removed: Removed) -> tuple[Status, str]:
+        """One that no manifest and no register lists. recording.json goes first: one that is there is of a removal that
+        is not begun, or was put there after it."""
+        left = [left async for left, _ in self._raw.names(folder(name))]
+        if MANIFEST in left and not removed.fault:
+            looked = await look(self._blobs, name)
+            content = next((part.sha256 for part in looked.parts if part.name == MANIFEST), "")
+            if looked.fault or content != removed.content:
+                return Status.UNKNOWN, f"{_removed(removed, False)}; but what is there is not what was removed"
+        return Status.REMOVED, _removed(removed, bool(left))
 
     async def _judge_sealed(self, sealed: Sealed) -> tuple[Status, str]:
         prefix = folder(sealed.id)
         there = {name: size async for name, size in self._raw.names(prefix)}
         removal = self._removals.get(sealed.id)
         if not there and removal is None:  # since this check began, perhaps
-            removal = removals_of(await read_acts(self._raw, self._keys)).get(sealed.id)
+            removal = removals_of(await read_acts(self._raw, self._keys, history=self._history)).get(sealed.id)
         if not there or (removal is not None and MANIFEST not in there):
             if removal is not None and not _is_of(removal, sealed):
                 return Status.MISSING, f"{_removed(removal, bool(there))}; but what was removed was not what was sealed"
@@ -493,6 +509,12 @@ def _notes(chain: Chain, registers: Registers) -> list[str]:
         for one in chain.keys.handovers
         if one.reason
     ]
+    late = [one for one in chain.manifests if one.sealed - day_end(one.day) > _LATE]
+    if late:
+        days = late[0].day if len(late) == 1 else f"{late[0].day} to {late[-1].day} ({len(late)} of them)"
+        notes.append(
+            f"the manifests of {days} were sealed more than a week later, the last on {day_of(late[-1].sealed)}"
+        )
     every = [accepted for manifest in chain.manifests for accepted in manifest.accepted]
     for accepted in [*every, *(one for one in registers.accepted if one not in every)]:
         lost = ", ".join(f"{name} up to {head.number}" for name, head in sorted(accepted.lost.items()))

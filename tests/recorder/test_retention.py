@@ -432,6 +432,35 @@ def test_what_nobody_has_signed_waits_for_the_seal(tmp_path: Path) -> None:
     run(check())
 
 
+def test_what_nobody_has_signed_is_not_removed_by_a_rule(tmp_path: Path) -> None:
+    """A seal says that it was there by then. Were it removed, what was put in would look like what had been there."""
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        async with stage.store() as store:
+            await store.add_event(b"{}", PROXY)
+            await stage.record(store)
+            await stage.settled(store)
+        (added,) = await stage.plant()
+        (path,) = (stage.root / "events").rglob("*.chunk")
+        shutil.copy(path, path.with_name(f"{new_id()}.chunk"))
+        await stage.seal()
+        stage.clock += 3 * DAY
+        async with stage.store() as store:
+            it = pruner(stage, store, Rules(max_age=DAY, events_max_age=DAY))
+            await it.step()
+            assert it.removed == 1 and sorted(it.mismatches) == [added, f"events {path.parent.name}"]
+            assert "nobody has signed" in it.mismatches[added] and it.fault is not None
+            assert statuses(await stage.verify())[added] == "unknown"
+            # By hand, by somebody who has looked.
+            assert await it.remove(Doomed(added, "put in", await store.get(added)))
+            await Pruner(store, it.rules, signer=stage.signer, clock=lambda: stage.clock, despite=True).step()
+        report = await stage.verify()
+        assert set(statuses(report).values()) == {"removed"} and report.well
+
+    run(check())
+
+
 def test_what_the_journal_says_of_what_was_signed_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,7 +87,7 @@ def test_signed_nonsense_is_forged_too() -> None:
         {"subjects": []}, {"subjects": [{}]}, {"subjects": [{"name": "../x"}]}, {"subjects": [1]}, {"body": "x"},
         {"subjects": [{"name": "events 2026-11-22"}]}, {"subjects": [{"name": ONE}, {"name": TWO}]},
         {"act": "release"}, {"act": "release", "of": 1}, {"act": "removal"}, {"version": 2}, {"type": "x"},
-        {"subjects": [{"name": ONE, "why": 1}]},
+        {"subjects": [{"name": ONE, "why": 1}]}, {"at": 10**400}, {"at": float("nan")}, {"at": "1"},
     ]  # fmt: skip
     for change in wrong:
         with pytest.raises(ForgedError):

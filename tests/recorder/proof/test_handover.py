@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recorder.proof import KeyFault, PublicKeys, Sealer, Signer
+from recorder.proof.acts import NONE, Act, Kind, Subject, act_file, write_act
 from recorder.proof.documents import (
     NOTHING,
     Entry,
@@ -27,12 +29,13 @@ from recorder.proof.handover import (
     MANIFESTS,
     HandOver,
     KeyHistory,
+    hand_over,
     handover_file,
     read_handover,
     write_handover,
 )
 from recorder.proof.keys import Anchor
-from recorder.proof.register import Register, read_both, seal
+from recorder.proof.register import Register, all_heads, read_both, seal
 from recorder.proof.verify import Report
 from recorder.proof.witness import Witnesses
 from recorder.store.blobs import FolderBlobs
@@ -269,12 +272,12 @@ def test_a_crash_in_the_middle_of_a_hand_over(tmp_path: Path, after: bool) -> No
     stage = Stage(tmp_path / "store")
 
     class Dying(FolderBlobs):
-        async def put(self, key: str, data: bytes) -> None:
+        async def create(self, key: str, data: bytes) -> None:
             if "handover" in key:
                 if after:
-                    await super().put(key, data)
+                    await super().create(key, data)
                 raise StoreError("dead")
-            await super().put(key, data)
+            await super().create(key, data)
 
     async def check() -> None:
         await stage.fill(1)
@@ -291,6 +294,95 @@ def test_a_crash_in_the_middle_of_a_hand_over(tmp_path: Path, after: bool) -> No
         assert len(list((stage.root / "proof/keys").glob("handover*"))) == 1
         report = await stage.verify(both)
         assert report.well, report.faults
+
+    run(check())
+
+
+def test_of_two_recorders_that_hand_over_at_once_one_does(tmp_path: Path) -> None:
+    """The other one finds it done: a second file would be another one than the anchor remembers."""
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        old, stage.signer = stage.signer, Signer.make()
+        both = PublicKeys([old.public_key, stage.signer.public_key], stage.signer.id)
+        first, second = stage.blobs(), stage.blobs()
+        chain, registers = await read_both(first, both)
+        heads = await all_heads(first, both, chain, registers)
+        await hand_over(first, chain.keys, old, stage.signer, heads, at=1.0)
+        before = (stage.root / handover_file(1)).read_bytes()
+        with pytest.raises(StoreError, match="another recorder hands over"):
+            await hand_over(second, chain.keys, old, stage.signer, heads, at=2.0)
+        assert (stage.root / handover_file(1)).read_bytes() == before
+        await first.aclose()
+        await second.aclose()
+
+    run(check())
+
+
+def test_a_recorder_with_the_old_key_that_still_runs_signs_nothing_after_the_hand_over(tmp_path: Path) -> None:
+    """Of two that share a store the other one was started with the new key first. What ends meanwhile is signed when
+    this one has the new key, too; an entry by the old one would be a fault for ever."""
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        old, new = stage.signer, Signer.make()
+        both = PublicKeys([old.public_key, new.public_key], new.id)
+        async with stage.store() as store:
+            await stage.settled(store)
+            blobs = stage.blobs()
+            other = Register(blobs, new, name="other", keys=both, witnesses=Witnesses([stage.witness]), previous=old)
+            await other.open()
+            await blobs.aclose()
+            late = await stage.record(store)
+            await stage.settled(store)
+            own = store.registrar
+            assert isinstance(own, Register) and f"the key {old.id} has handed over" in (own.fault or "")
+        stage.signer = new
+        async with stage.store(both) as store:
+            await stage.settled(store)
+        report = await stage.verify(both, witnesses=())
+        assert report.well and statuses(report)[late] == "not sealed yet", report.faults
+
+    run(check())
+
+
+def test_rubbish_in_the_place_of_a_hand_over_does_not_stop_a_recorder(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        async with stage.store() as store:
+            await stage.record(store)
+            await stage.settled(store)
+            (stage.root / handover_file(1)).write_bytes(b"rubbish")
+            two = await stage.record(store)
+            await stage.settled(store)
+            assert isinstance(store.registrar, Register) and store.registrar.signed == 2
+        assert faulty(await stage.verify(), "the hand-over 1 between keys is not to be believed")
+        assert statuses(await stage.verify())[two] == "not sealed yet"
+
+    run(check())
+
+
+def test_a_key_that_was_replaced_before_there_were_hand_overs_signs_no_acts(tmp_path: Path) -> None:
+    """For whoever checks with all public keys, and does not know which one is in force."""
+
+    async def check() -> None:
+        stage = Stage(tmp_path / "store")
+        old, new = await stage.age(), Signer.make()
+        forge(stage, new)
+        both = PublicKeys([old.public_key, new.public_key])
+        (one,) = [path.name for path in (stage.root / "recordings").glob("*/*")]
+        removal = Act(1, NOTHING, NONE, Kind.REMOVAL, 1.0, "retention", "", (Subject(one, "old"),))
+        path = stage.root / act_file(1)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(write_act(removal, old))
+        shutil.rmtree(stage.place(one))
+        report = await stage.verify(both)
+        assert faulty(report, "act 1 is not to be believed") and statuses(report)[one] == "missing"
+        path.write_bytes(write_act(removal, new))
+        assert statuses(await stage.verify(both))[one] == "removed"
 
     run(check())
 

@@ -144,6 +144,7 @@ def test_signed_nonsense_is_forged_too() -> None:
         {"recordings": {"a": 1}}, {"events": []}, {"events": {"a": [1]}}, {"removals": [{}]},
         {"version": 2}, {"type": "x"},
         {"removals": [{"subject": "../x", "at": 1, "by": "", "why": ""}]}, {"sealed": "x"},
+        {"sealed": 10**400}, {"sealed": float("nan")}, {"sealed": float("inf")}, {"sealed": -1}, {"sealed": "1"},
         {"acts": None}, {"acts": {"number": -1, "sha256": "0" * 64}}, {"acts": {"number": 1, "sha256": "x"}},
     ]  # fmt: skip
     for change in wrong[1:]:

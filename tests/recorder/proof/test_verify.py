@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,6 +287,43 @@ def test_removals_of_sessions_that_never_were_sealed_are_told(tmp_path: Path) ->
     assert report.acts.removals == 2 and report.values()["acts"]["count"] == 2
     assert statuses(run(stage.verify(identifier=one))) == {one: "removed"}
     assert statuses(run(stage.verify(day=id_day(other)))) == statuses(report)
+
+
+def test_what_is_put_in_the_place_of_a_removed_session_is_no_removed_one(tmp_path: Path) -> None:
+    """Of one that was never signed: no manifest has its hashes, and the act of its removal has."""
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        (one,) = await stage.fill(1)
+        (two,) = await stage.plant()
+        async with stage.store() as store:
+            assert await Pruner(store, Rules(), signer=stage.signer).remove(Doomed(two, "put in", await store.get(two)))
+        shutil.copytree(stage.place(one), stage.place(two))
+        (stage.place(two) / "recording.json").write_bytes(
+            (stage.place(one) / "recording.json").read_bytes().replace(one.encode(), two.encode())
+        )
+        report = await stage.verify()
+        assert statuses(report)[two] == "unknown" and not report.well
+        (stage.place(two) / "recording.json").unlink()
+        assert statuses(await stage.verify())[two] == "removed"
+
+    run(check())
+
+
+def test_manifests_that_were_sealed_late_are_told(tmp_path: Path) -> None:
+    """Whoever has the key can seal all days anew, but not say when without lying to the time stamps."""
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        await stage.seal()
+        assert (await stage.verify()).notes == []
+        stage.clock += 30 * DAY
+        await stage.seal()
+        (note,) = (await stage.verify()).notes
+        assert "(23 of them) were sealed more than a week later" in note
+
+    run(check())
 
 
 def test_one_recording_and_one_day(sealed: tuple[Stage, list[str]]) -> None:

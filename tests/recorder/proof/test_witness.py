@@ -282,6 +282,23 @@ def test_a_register_that_was_wiped_away_signs_nothing_that_was_put_in(tmp_path: 
     run(check())
 
 
+def test_a_recorder_that_joins_others_signs_nothing_that_it_finds(tmp_path: Path) -> None:
+    """What was put in is `unknown`, and stays so when another recorder begins a register on the same store."""
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        await stage.fill(1)
+        (added,) = await stage.plant()
+        blobs = stage.blobs()
+        register = Register(blobs, stage.signer, name="second", witnesses=Witnesses([stage.witness]))
+        await register.open()
+        await blobs.aclose()
+        report = await stage.verify()
+        assert statuses(report)[added] == "unknown" and not report.faults
+
+    run(check())
+
+
 def test_a_new_register_waits_for_its_anchor(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "store")
 
