@@ -25,7 +25,7 @@ from recorder.index.records import command_segments
 from recorder.index.rows import RecordingRow
 from recorder.index.words import hits as find_hits
 from recorder.index.words import pack, terms
-from recorder.model import Recording, Source, is_id
+from recorder.model import Recording, Source, UnreadableError, is_id
 from recorder.proof.actlog import ActLog
 from recorder.proof.chain import stored_keys
 from recorder.proof.documents import is_day
@@ -50,6 +50,7 @@ _TIMEOUT = 60.0
 _NEEDED = tuple(values.session(Recording("", {}, Source("", ""), 0.0)))
 # Hits shown of one recording.
 _HITS = 3
+_LOOKED_AT = 100  # sessions that an index does not have: more of them are still to come into it
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +219,17 @@ class StoreLibrary:
         """See what of the store the index has: a recorder may still be at it, or be stopped."""
         known = {identifier for (identifier,) in await index.database.fetch("SELECT id FROM recordings")}
         stored = {identifier async for identifier in self._store.identifiers()}
-        index.standing = Standing(len(stored), compared=True, unreadable=stored - known)
+        absent = stored - known
+        unreadable = {one for one in sorted(absent)[:_LOOKED_AT] if await self._is_damaged(one)}
+        index.standing = Standing(len(stored), compared=absent == unreadable, unreadable=unreadable)
         self.short = shortness(values.coverage(await index.coverage(EVERYTHING), counts=True))
+
+    async def _is_damaged(self, identifier: str) -> bool:
+        try:
+            await self._store.get(identifier)
+        except (KeyError, UnreadableError) as error:
+            return isinstance(error, UnreadableError)
+        return False
 
     async def _search(self, recording: Recording, text: str) -> RecordingRow | None:
         cast, segments = await self._text(recording)
@@ -316,7 +326,11 @@ def shortness(index: object, *, searched: bool = True) -> str:
         of = f"{share:.1%} of all" if isinstance(share, int | float) else "not all"
         if isinstance(count, int) and isinstance(sessions, int):
             of = f"{count} of {sessions}"
-        parts.append(f"the index has {of} sessions so far, and the answer may be short")
+        unreadable = index.get("unreadable")
+        lost = [str(one) for one in unreadable] if isinstance(unreadable, list) else []
+        parts.append(f"the index has {of} sessions{'' if lost else ' so far'}, and the answer may be short")
+        if lost:
+            parts.append(f"what can't be read: {', '.join(lost)} (recorder verify ID says why)")
     if searched and isinstance(index.get("running"), int) and index["running"] > 0:
         parts.append(f"the last minutes of {index['running']} running are not searched yet")
     return "; ".join(parts)

@@ -25,12 +25,14 @@ class Standing:
 class Coverage:
     """complete: every session that has ended, and every API event, is in the index with all that is kept of its text.
     sessions: in the store. indexed: those of them that the index has whole. running: sessions that run, in the scope
-    of whoever asks, of which something is not searched yet."""
+    of whoever asks, of which something is not searched yet. unreadable: ids of sessions that the store can't give, or
+    whose text it can't give: the answer stays short until they can be read again, or are removed."""
 
     complete: bool
     sessions: int
     indexed: int
     running: int = 0
+    unreadable: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:

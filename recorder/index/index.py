@@ -93,6 +93,7 @@ class Index(Questions):
         )
         running = await self.unread_running(scope) if End.RUNNING.value in unread else 0
         missing = sum(count for state, count in unread.items() if state != End.RUNNING.value)
+        unreadable = tuple(sorted(self.standing.unreadable | self._intake.unread))
         absent = len(self.standing.unreadable | self._intake.lost)
         if not (missing or absent or untold or self._intake.behind) and self.standing.compared:
             return Coverage(complete=True, sessions=0, indexed=0, running=running)
@@ -101,7 +102,8 @@ class Index(Questions):
         # Of those that have ended meanwhile some have a row, which says that they run.
         late = await self.rows_of(untold)
         indexed = max(0, rows - missing - late)
-        return Coverage(complete=False, sessions=sessions + len(untold) - late, indexed=indexed, running=running)
+        sessions += len(untold) - late
+        return Coverage(complete=False, sessions=sessions, indexed=indexed, running=running, unreadable=unreadable)
 
     async def settled(self) -> None:
         """Wait until all that was told is findable (texts of running recordings excepted)."""

@@ -30,7 +30,7 @@ import structlog
 
 from recorder.index.database import Change, Database, IndexFailure, Writing
 from recorder.index.records import Extract, put_events, put_recordings, put_text, take_out
-from recorder.model import ApiEvent, End, Recording
+from recorder.model import ApiEvent, End, Recording, UnreadableError
 from recorder.screen import CAST_LIMIT, TEXT_LIMIT, CastText
 
 WAITING = 20_000  # recordings, and as many events, that wait for the database: some ten MB
@@ -40,7 +40,8 @@ _BUSY = 10e6  # bytes a second that come in: with n times as many it rests n tim
 _MOST_REST = 15.0
 _REFRESH = 60.0  # seconds before a running recording's text is made, and at least between two makings
 _LEAST_WAIT, _MOST_WAIT = 0.5, 30.0  # seconds to wait out a failure, doubled each time
-_TRIES = 5  # for one recording's text, where the store can't give it; catch_up finds it at the next start
+_TRIES = 5  # for one recording's text, where what the store has of it can't be read: then it is named (`unread`)
+_LAST_WAIT = 600.0  # seconds at most between two tries: somebody may put back what is damaged
 
 _log = structlog.get_logger("recorder.index")
 
@@ -74,7 +75,8 @@ class Readable(Protocol):
 class Intake:
     """What the store tells, and the two tasks that work it off.
 
-    dropped: rows and texts given up. lost: ids of the rows among them. errors: steps that failed and are tried again.
+    dropped: rows that were given up, and texts of which there is little hope. lost: ids of the rows among them. unread:
+    those of the sessions whose texts they are. errors: steps that failed and are tried again.
     missed: the queue was full. text_limit: characters, cast_limit: bytes of cast, a recording.
     """
 
@@ -90,6 +92,7 @@ class Intake:
         self._failures: dict[str, str] = {}  # task -> why its last step failed
         self.dropped = 0
         self.lost: set[str] = set()
+        self.unread: set[str] = set()
         self.errors = 0
         self.missed = False
         # Held while something is read and then written on its grounds, and all the while that a rebuild goes on.
@@ -135,7 +138,9 @@ class Intake:
     def removed(self, identifier: str) -> None:
         self._texts.pop(identifier, None)
         self._made.pop(identifier, None)
+        self._tries.pop(identifier, None)
         self.lost.discard(identifier)
+        self.unread.discard(identifier)
         if self._has_room(identifier, self._recordings):
             self._recordings[identifier] = None
             self._rows_wake.set()
@@ -371,14 +376,16 @@ class Intake:
             return  # removed meanwhile
         except Exception as error:  # whatever a store raises: this text can wait, the others can't
             tries = self._tries[identifier] = self._tries.get(identifier, 0) + 1
-            _log.warning("index_text_failed", id=identifier, error=type(error).__name__, tries=tries)
-            if tries < _TRIES:
-                self._texts[identifier] = asyncio.get_running_loop().time() + _LEAST_WAIT * 2.0**tries
-            else:
-                del self._tries[identifier]
+            if tries <= _TRIES:
+                _log.warning("index_text_failed", id=identifier, error=type(error).__name__, tries=tries)
+            wait = min(_LEAST_WAIT * 2.0 ** min(tries, 20), _LAST_WAIT)
+            self._texts[identifier] = asyncio.get_running_loop().time() + wait
+            if tries >= _TRIES and isinstance(error, UnreadableError) and identifier not in self.unread:
+                self.unread.add(identifier)
                 self.dropped += 1
             return
         self._tries.pop(identifier, None)
+        self.unread.discard(identifier)
         async with self.writing:
             if identifier in self._recordings:  # its row is still to come, or failed just now
                 self._texts.setdefault(identifier, asyncio.get_running_loop().time())

@@ -145,6 +145,11 @@ SCHEMAS: dict[str, Any] = {
             "minimum": 0,
             "description": "sessions that run, the last minutes of which are not searched yet",
         },
+        unreadable={
+            "type": ["array", "null"],
+            "items": _STRING,
+            "description": "ids of sessions that can't be read, at most 20; null as above",
+        },
     ),
     "Event": _EVENT,
     "Events": _list("Event"),

@@ -16,6 +16,8 @@ from recorder.web.words import rfc3339
 
 Values = dict[str, Any]
 
+_MOST_NAMED = 20  # sessions that can't be read: with more of them the store is at fault, and verify lists them
+
 
 def session(recording: Recording) -> Values:
     """A session without its header."""
@@ -75,13 +77,15 @@ def unseen(found: Iterable[Unseen]) -> list[Values]:
 
 
 def coverage(found: Coverage, *, counts: bool) -> Values:
-    """How much an answer is made of. counts: say how many sessions there are, to whoever may see them all."""
+    """How much an answer is made of. counts: say how many sessions there are, and which can't be
+    read, to whoever may see them all."""
     return {
         "complete": found.complete,
         "share": found.share,
         "indexed": found.indexed if counts and not found.complete else None,
         "sessions": found.sessions if counts and not found.complete else None,
         "running": found.running,
+        "unreadable": list(found.unreadable[:_MOST_NAMED]) if counts and not found.complete else None,
     }
 
 

@@ -468,6 +468,9 @@ def test_an_answer_of_an_index_that_lacks_something_says_so(own: Folder) -> None
         ({"complete": False, "share": 0.25, "indexed": 1, "sessions": 4, "running": 0}, "1 of 4 sessions"),
         ({"complete": False, "share": 0.25, "indexed": None, "sessions": None, "running": 0}, "25.0% of all sessions"),
         ({"complete": False}, "not all sessions"),
+        ({"complete": False, "unreadable": ["A", "B"]}, "what can't be read: A, B (recorder verify ID says why)"),
+        ({"complete": False, "indexed": 1, "sessions": 2, "unreadable": ["A"]}, "1 of 2 sessions, and the answer"),
+        ({"complete": False, "unreadable": "x"}, "sessions so far"),
         ({"complete": True, "running": 2}, "the last minutes of 2 running"),
         ({"complete": "x", "running": "y"}, ""),
     ],
@@ -475,6 +478,14 @@ def test_an_answer_of_an_index_that_lacks_something_says_so(own: Folder) -> None
 def test_what_a_recorder_says_of_its_index(index: object, why: str) -> None:
     found = shortness(index)
     assert why in found and bool(why) is bool(found)
+
+
+def test_a_session_that_cannot_be_read_is_named(own: Folder) -> None:
+    own("rebuild")
+    (own.stage.place(own.ids[0]) / "recording.json").write_text("{")
+    own("rebuild")
+    said = own("search", "bytes").stderr
+    assert f"2 of 3 sessions, and the answer may be short; what can't be read: {own.ids[0]} (recorder verify" in said
 
 
 def test_what_is_pruned_stands_in_no_file(own: Folder, key: str) -> None:

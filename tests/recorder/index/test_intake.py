@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from recorder.index import EventFilter, Filter, Index, IndexFailure
+from recorder.index import Coverage, EventFilter, Filter, Index, IndexFailure
 from recorder.index.database import Change, Statement
 from recorder.index.intake import Intake, resting
-from recorder.model import End, id_day, new_id
+from recorder.model import End, UnreadableError, id_day, new_id
 from tests.recorder.index.library import ALL, START, Library, api_event, opened, recording
 
 
@@ -254,28 +254,44 @@ def test_a_failure_is_waited_out(tmp_path: Any, monkeypatch: pytest.MonkeyPatch,
     asyncio.run(main())
 
 
-def test_a_text_that_the_store_cannot_give_waits(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [UnreadableError("damaged"), OSError("away")])
+def test_a_text_that_the_store_cannot_give_waits(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It is asked for again for as long as it takes; what is damaged is named meanwhile."""
     monkeypatch.setattr("recorder.index.intake._LEAST_WAIT", 0.0001)
+    damaged = isinstance(error, UnreadableError)
 
     async def main() -> None:
         async with opened(f"sqlite:{tmp_path}/i.db") as (index, library):
-            bad = library.put(recording(pod="bad"), (1.0, "word"))
-            get, tries = library.get, 0
+            await index.catch_up(library)
+            bad, gone = library.put(recording(pod="bad"), (1.0, "word")), library.put(recording(), (1.0, "word"))
+            get, tries, tried = library.get, 0, asyncio.Event()
 
             async def away(identifier: str) -> Any:
                 nonlocal tries
-                if identifier == bad.id:
-                    tries += 1
-                    raise OSError("away")
+                if identifier in (bad.id, gone.id):
+                    tries += identifier == bad.id
+                    if tries > 6:
+                        tried.set()
+                    raise error
                 return await get(identifier)
 
             library.get = away  # type: ignore[method-assign]  # the store goes away
             library.put(recording(pod="good"), (1.0, "word"))
-            async with index._intake._step:
-                await index._intake._step.wait_for(lambda: index.dropped)
+            await tried.wait()
             await index.settled()
             assert await found(index, "word") == ["good"]
-            assert tries == 5
+            unreadable = tuple(sorted((bad.id, gone.id))) if damaged else ()
+            assert await index.coverage(ALL) == Coverage(False, sessions=3, indexed=1, unreadable=unreadable)
+            assert index.dropped == 2 * damaged
+            library.remove(gone.id)
+            await index.settled()
+            assert (await index.coverage(ALL)).unreadable == ((bad.id,) if damaged else ())
+            library.get = get  # type: ignore[method-assign]  # it comes back, or somebody puts back what was there
+            while not (await index.coverage(ALL)).complete:
+                await asyncio.sleep(0)
+            assert sorted(await found(index, "word")) == ["bad", "good"]
 
     asyncio.run(main())
 

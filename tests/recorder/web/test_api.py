@@ -116,28 +116,49 @@ def test_output_that_a_terminal_does_not_show_is_told(tmp_path: Path) -> None:
 LISTS = ("sessions", "sessions?q=needle", "events", "activity", "facets", "sessions/{id}", "sessions/{id}/events")
 
 
+LOST = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+WHOLE = {
+    "complete": True,
+    "share": 1.0,
+    "indexed": None,
+    "sessions": None,
+    "running": 0,
+    "unreadable": None,
+}
+SHORT = WHOLE | {"complete": False, "share": 0.029}
+
+
 def test_an_answer_that_may_be_short_says_so(tmp_path: Path) -> None:
     async def ask() -> None:
         async with Stage(tmp_path) as stage:
             identifier = await stage.record(cast_header(), EVENTS)
             for path in LISTS:
                 index = (await stage.get(f"{BASE}/{path.format(id=identifier)}")).json()["index"]
-                assert index == {"complete": True, "share": 1.0, "indexed": None, "sessions": None, "running": 0}, path
+                assert index == WHOLE, path
             # As while it is compared with a store of 34.
             stage.index.standing.compared, stage.index.standing.stored = False, 34
             for path in LISTS:
                 index = (await stage.get(f"{BASE}/{path.format(id=identifier)}")).json()["index"]
-                assert index == {"complete": False, "share": 0.029, "indexed": 1, "sessions": 34, "running": 0}, path
+                assert index == SHORT | {"indexed": 1, "sessions": 34, "unreadable": []}, path
             for path in ("/", "/sessions", "/sessions?q=nothing", "/events", f"/sessions/{identifier}"):
                 assert "1 of 34 sessions" in (await stage.get(path)).text, path
             # How many there are outside of what a person may see is not for them.
             stage.peer = person("ana@example.com", {"own": True})
             index = (await stage.get(f"{BASE}/sessions")).json()["index"]
-            assert index == {"complete": False, "share": 0.029, "indexed": None, "sessions": None, "running": 0}
+            assert index == SHORT
             text = (await stage.get("/sessions")).text
             assert "2.9 % of all sessions" in text and "of 34" not in text
             stage.peer = person("root@example.com", EVERYTHING)
-            stage.index.standing.compared = True
+            # One that the store can't give is named, and to nobody who may not see all.
+            stage.index.standing.compared, stage.index.standing.unreadable = True, {LOST}
+            index = (await stage.get(f"{BASE}/sessions")).json()["index"]
+            assert (index["indexed"], index["sessions"], index["unreadable"]) == (1, 2, [LOST])
+            text = (await stage.get("/sessions")).text
+            assert "1 of 2 sessions, so what" in text and f"What can't be read: <code>{LOST}</code>." in text
+            stage.peer = person("ana@example.com", {"own": True})
+            assert LOST not in (await stage.get(f"{BASE}/sessions")).text + (await stage.get("/sessions")).text
+            stage.peer = person("root@example.com", EVERYTHING)
+            stage.index.standing.unreadable = set()
             await stage.record(cast_header(), EVENTS, end=None)
             assert (await stage.get(f"{BASE}/sessions?q=needle")).json()["index"]["running"] == 1
             assert "the last minutes are not searched yet" in (await stage.get("/sessions?q=needle")).text
