@@ -117,6 +117,10 @@ class Hold:
         """Whether it holds this one."""
         return recording.id == self.held if self.match is None else self.match.holds_for(recording)
 
+    def may_hold(self, subject: str) -> bool:
+        """Whether it may hold a recording of which no more than the id can be told, or a day of events like that."""
+        return self.match is not None or subject == self.held or subject.startswith("events ")
+
 
 class Holds:
     """The holds of a store. log: of the acts; None where nothing is signed."""

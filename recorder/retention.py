@@ -40,7 +40,7 @@ from recorder.proof.keys import KeyFault, PublicKeys, Signer
 from recorder.proof.register import Register
 from recorder.proof.removal import Removed, bare, finish, has_bytes, removals, removals_of, take_over, unfinished
 from recorder.rules import Rules
-from recorder.store.errors import StoreError
+from recorder.store.errors import DamagedError, StoreError
 from recorder.store.manifest import folder
 from recorder.store.store import Store
 
@@ -57,8 +57,9 @@ BATCH = 100
 
 @dataclass(frozen=True, slots=True)
 class Doomed:
-    """What is to go, and why. recording: None for a day of events. size: bytes as stored, None where nobody asked.
-    fault: of a day of events that is not as it was sealed, and is to go all the same, in what."""
+    """What is to go, and why. recording: None for a day of events, and for a recording that cannot be read. size: bytes
+    as stored, None where nobody asked. fault: of one that can't be read or is not as it was sealed, and is to go all the
+    same, in what."""
 
     subject: str
     why: str
@@ -195,11 +196,14 @@ class Pruner:
         try:
             if subject.startswith("events "):
                 if removed.fault:
-                    return _held(held[0]) if (held := await self.holds.all()) else None
+                    return _maybe_held(subject, await self.holds.all()) or None
                 hold = await HeldEvents(self._store, await self.holds.all(), evidence).holder(subject[7:])
                 return None if hold is None else _held(hold)
             if removed.fault:
-                recording = await self._store.get(subject)
+                try:
+                    recording = await self._store.get(subject)
+                except DamagedError:
+                    return _maybe_held(subject, await self.holds.all()) or None
             else:
                 recording = await evidence.recording(subject, removed.content)
             if recording.ended is None:
@@ -438,7 +442,7 @@ class Pruner:
             content = await evidence.check_recording(doomed.subject) if evidence is not None else ""
         except KeyError:
             return None
-        except MismatchError as error:
+        except (MismatchError, DamagedError) as error:
             if self._despite and all(hold.match is None for hold in await self.holds.now()):
                 return Subject(doomed.subject, doomed.why, fault=str(error))
             # Whose it was can't be told any more, and it may be just what a hold is of.
@@ -454,7 +458,7 @@ class Pruner:
             return "" if hold is None else _held(hold)
         holds = await self.holds.now()
         if doomed.fault:
-            return _held(holds[0]) if holds else ""  # what it is a hold of can't be told any more
+            return _maybe_held(doomed.subject, holds)
         try:
             hold = await self._event_holder(doomed.subject.removeprefix("events "), holds, evidence)
         except MismatchError as error:
@@ -467,6 +471,11 @@ class Pruner:
 
 def _held(hold: Hold) -> str:
     return f"held by {hold.by} ({hold.id})"
+
+
+def _maybe_held(subject: str, holds: Sequence[Hold]) -> str:
+    """Why what can't be read, or is not as it was sealed, stays; "" where no hold can be of it."""
+    return next((_held(hold) for hold in holds if hold.may_hold(subject)), "")
 
 
 def _told(mismatches: dict[str, str]) -> str | None:

@@ -63,7 +63,8 @@ _MATCH = ("cluster", "namespace", "user", "type")
 @click.option(
     "--despite-faults",
     is_flag=True,
-    help="Remove also while verify finds faults, and sessions ID... that are not as they were sealed; the act says so.",
+    help="Remove also while verify finds faults, and sessions ID... that are not as they were sealed or can't be read; "
+    "the act says so.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -260,6 +261,7 @@ async def _prune(
 
 async def _chosen(store: Store, pruner: Pruner, identifiers: Sequence[str], reason: str) -> Plan:
     from recorder.retention import Doomed, Plan
+    from recorder.store import DamagedError
 
     plan = Plan()
     for identifier in dict.fromkeys(identifiers):
@@ -267,8 +269,12 @@ async def _chosen(store: Store, pruner: Pruner, identifiers: Sequence[str], reas
             recording = await store.get(identifier)
         except KeyError:
             raise Failed(f"there is no session {printable(identifier, 60)}") from None
-        doomed = Doomed(identifier, reason, recording)
-        hold = await pruner.holds.holding(recording)
+        except DamagedError as error:
+            doomed = Doomed(identifier, reason, fault=str(error))
+            hold = next((hold for hold in await pruner.holds.now() if hold.may_hold(identifier)), None)
+        else:
+            doomed = Doomed(identifier, reason, recording)
+            hold = await pruner.holds.holding(recording)
         if hold is not None:
             plan.held.append((doomed, hold))
         else:

@@ -22,7 +22,7 @@ from recorder.model import ApiEvent, End, Observer, Recording, Source, is_id, ne
 from recorder.store.api import Ended, Kept, Registrar
 from recorder.store.blobs import Blobs
 from recorder.store.builder import Builder
-from recorder.store.errors import StoreError
+from recorder.store.errors import DamagedError, StoreError
 from recorder.store.eventlog import EventLog
 from recorder.store.journal import Item, Journal
 from recorder.store.live import Live, Room
@@ -324,7 +324,10 @@ class Store:
         """Remove a recording that is over. Raises KeyError, StoreError."""
         if identifier in self.lives:
             raise StoreError("the recording is not over yet")
-        recording = (await self._manifest(identifier)).recording
+        try:
+            ended = (await self._manifest(identifier)).recording.ended
+        except DamagedError:  # whoever removes it knows
+            ended = None
         if self.journal is None:
             raise StoreError("the store is open to be read only")
         removal = _Removal(identifier)
@@ -333,7 +336,7 @@ class Store:
         # Where this fails the record stays, and the next start goes on with it.
         await self._delete(identifier)
         del self._removing[identifier]
-        if recording.ended is None or time.time() - recording.ended < JOURNALED:
+        if ended is None or time.time() - ended < JOURNALED:
             # Its words may stand in the journal yet, among those of others.
             self.builder.let_go(self.journal.segment)
             self.journal.follow()

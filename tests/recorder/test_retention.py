@@ -697,6 +697,32 @@ def test_whoever_has_looked_may_remove_what_is_not_as_it_was_sealed(tmp_path: Pa
     run(check())
 
 
+def test_a_recorder_removes_what_cannot_be_read_as_somebody_wanted(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "store")
+    one, other = run(two(stage))
+    run(stage.seal())
+    (stage.place(one) / "recording.json").write_text("{")
+
+    async def check() -> None:
+        async with stage.store() as store:
+            doomed = Doomed(one, "a bad disk", fault="it cannot be read")
+            assert not await pruner(stage, store, Rules()).remove(doomed)
+            by_hand = Pruner(store, Rules(), signer=stage.signer, by="ana", despite=True, clock=lambda: stage.clock)
+            assert await by_hand.order(Plan([doomed])) and stage.place(one).exists()
+            # What is placed meanwhile may be of it, and takes the removal back.
+            hold = await by_hand.holds.add(Hold(new_id(), 1.0, "ana", "case 7", Match(users=("ana@*",))))
+            assert await pruner(stage, store, Rules()).repair() == 1
+            assert stage.place(one).exists()
+            await by_hand.holds.release(hold.id)
+            assert await by_hand.order(Plan([doomed]))
+            assert await pruner(stage, store, Rules()).repair() == 1
+            assert not stage.place(one).exists()
+        report = await stage.verify()
+        assert report.well and statuses(report) == {one: "removed", other: "ok"}
+
+    run(check())
+
+
 @pytest.mark.parametrize(
     ("match", "holds"),
     [

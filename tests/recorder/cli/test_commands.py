@@ -313,6 +313,28 @@ def test_what_is_not_as_it_was_sealed_is_not_removed_by_hand(own: Folder, key: s
     assert "it was not as it was sealed, which was known" in result.stdout
 
 
+def test_what_cannot_be_read_is_removed_by_hand(own: Folder, key: str) -> None:
+    one, two, _three = own.ids
+    remove = ("prune", one, "--key", key, "--reason", "a bad disk", "--yes")
+    place = own.stage.place(one) / "recording.json"
+    whole = place.read_bytes()
+    for arguments in (one, "--hold"), ("--hold-matching", "user=bob@*"), (two, "--hold"):
+        (hold,) = own.json("prune", *arguments, "--reason", "case 7", "--key", key)
+        place.write_text("{")
+        own("rebuild")
+        if two in arguments:
+            result = own(*remove, code=1)
+            assert "removed 0" in result.stdout and f"the manifest of {one} cannot be read" in result.stderr
+            own(*remove, "--despite-faults")
+        else:  # a hold may be of whose it was
+            assert "what is held is not removed" in own(*remove, "--despite-faults", code=1).stderr
+            place.write_bytes(whole)
+            own("prune", "--release", hold["id"], "--reason", "x", "--key", key)
+        assert own.stage.place(one).exists() is (two not in arguments)
+    assert own("search", "bytes").stderr == ""
+    assert "it was not as it was sealed, which was known" in own("verify", "--public-key", key).stdout
+
+
 def test_who_did_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from recorder.cli.prune import _me
 
