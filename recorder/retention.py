@@ -58,8 +58,8 @@ BATCH = 100
 @dataclass(frozen=True, slots=True)
 class Doomed:
     """What is to go, and why. recording: None for a day of events, and for a recording that cannot be read. size: bytes
-    as stored, None where nobody asked. fault: of one that can't be read or is not as it was sealed, and is to go all the
-    same, in what."""
+    as stored, None where nobody asked. fault: of one that can't be read or is not as it was sealed, and is to go all
+    the same, in what."""
 
     subject: str
     why: str

@@ -289,8 +289,10 @@ def test_a_text_that_the_store_cannot_give_waits(
             await index.settled()
             assert (await index.coverage(ALL)).unreadable == ((bad.id,) if damaged else ())
             library.get = get  # type: ignore[method-assign]  # it comes back, or somebody puts back what was there
-            while not (await index.coverage(ALL)).complete:
-                await asyncio.sleep(0)
+            async with index._intake._step:
+                await index._intake._step.wait_for(lambda: not index._intake._tries)
+            await index.settled()
+            assert (await index.coverage(ALL)).complete
             assert sorted(await found(index, "word")) == ["bad", "good"]
 
     asyncio.run(main())
