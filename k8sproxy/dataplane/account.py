@@ -4,9 +4,10 @@ Clients have no credentials of their own here: the proxy's account makes each re
 the API server itself answers 401, it means that account, and a client that is passed the 401 reads "you must be logged
 in" and looks for the fault at its own end. But what stands behind the API server may answer 401 as well: a kubelet
 (logs, exec), an aggregated API server, an application behind a proxy subresource. A 401 is a doubt, then, and is
-settled here: the credentials are read again, and the account itself asks the API server for its version, impersonating
-nobody. Any path would do: authentication comes before everything else, and unknown credentials are a 401 even where
-anonymous requests are allowed.
+settled here: files are read again, and the account itself asks the API server for its version, impersonating nobody.
+Only where that is a 401 too a plugin is run, so that whoever can have something behind the API server answer 401 can't
+have the proxy sign in again and again. Any path would do: authentication comes before everything else, and unknown
+credentials are a 401 even where anonymous requests are allowed.
 
     from        an answer other than 401      a 401          no answer
     UNTRIED     ACCEPTED                      REJECTED       UNTRIED
@@ -67,9 +68,11 @@ class Account:
         loop = asyncio.get_running_loop()
         async with self._lock:
             if loop.time() - self._asked >= SETTLED:
-                with contextlib.suppress(CredentialsError):  # said in the log; the ones in use are asked about
-                    await self._credentials.refresh_now()
-                await self._ask()
+                await self._refresh(plugin=False)
+                said = await self._ask()
+                if said is Standing.REJECTED and await self._refresh(plugin=True):
+                    said = await self._ask()
+                self._move(said)
         return self.standing
 
     async def follow(self) -> NoReturn:
@@ -78,7 +81,7 @@ class Account:
         while True:
             seen = credentials.generation
             async with self._lock:
-                await self._ask()
+                self._move(await self._ask())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REJECTED_INTERVAL if self.standing is Standing.REJECTED else INTERVAL):
                     await credentials.wait_changed(seen)
@@ -90,7 +93,15 @@ class Account:
             return f"{NOT_ACCEPTED} (they can't be renewed: {why})" if why else NOT_ACCEPTED
         return f"the API server's certificate is not trusted: {self.untrusted}" if self.untrusted else None
 
-    async def _ask(self) -> None:
+    async def _refresh(self, *, plugin: bool) -> bool:
+        """Whether there are other credentials now. A failure is said in the log; the ones in use are asked about."""
+        try:
+            return await (self._credentials.refresh_now() if plugin else self._credentials.refresh(plugin=False))
+        except CredentialsError:
+            return False
+
+    async def _ask(self) -> Standing | None:
+        """What the API server says of the account; None where it does not answer."""
         credentials = self._credentials
         context = credentials.tls()
         authorization = credentials.authorization()
@@ -115,19 +126,20 @@ class Account:
         except aiohttp.ClientConnectorCertificateError as error:
             self.untrusted = str(getattr(error.certificate_error, "verify_message", "")) or "the handshake failed"
             credentials.suspect()  # its CA may have been replaced
-            return
+            return None
         except (aiohttp.ClientError, OSError, TimeoutError):
-            return
+            return None
         finally:
             self._asked = asyncio.get_running_loop().time()
         self.untrusted = ""
-        self._move(Standing.REJECTED if status == 401 else Standing.ACCEPTED)
+        return Standing.REJECTED if status == 401 else Standing.ACCEPTED
 
-    def _move(self, standing: Standing) -> None:
-        if standing is self.standing:
+    def _move(self, standing: Standing | None) -> None:
+        if standing is None or standing is self.standing:
             return
         before, self.standing = self.standing, standing
         if standing is Standing.REJECTED:
+            self._credentials.suspect()  # have them renewed before a request meets it
             _log.warning("cluster_account_rejected", cluster=self._credentials.name, message=NOT_ACCEPTED)
         elif before is Standing.REJECTED:
             _log.info("cluster_account_accepted", cluster=self._credentials.name)

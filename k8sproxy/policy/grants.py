@@ -178,12 +178,15 @@ def counted_rules(peer: Peer) -> tuple[Rule, ...]:
 
 
 def misspelt_capabilities(peer: Peer, domain: str = DEFAULT_DOMAIN) -> tuple[str, ...]:
-    """Capabilities of a peer that are not read here and look as if they were meant to be, each as a sentence.
+    """Capabilities of a peer that are not read here and look as if they were meant to be, each as a sentence. The old
+    name is one of them where the new one is there too.
 
     Only for who asks about the peer: another program's capability may have a name that is near.
     """
     own = own_capability(domain)
     notes = []
+    if CAPABILITY in peer.capabilities and LEGACY_CAPABILITY in peer.capabilities:
+        notes.append(f"the capability {LEGACY_CAPABILITY} is not read where {CAPABILITY} is there; move its rules")
     for name in peer.capabilities:
         place, _, last = name.rpartition("/")
         if name in (CAPABILITY, LEGACY_CAPABILITY, own) or not place.endswith("/cap"):

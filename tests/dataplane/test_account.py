@@ -7,6 +7,7 @@ import base64
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -15,7 +16,7 @@ from k8sproxy.dataplane import account as module
 from k8sproxy.dataplane.account import NOT_ACCEPTED, Account, Standing
 from k8sproxy.dataplane.credentials import ClusterCredentials
 from tests.dataplane.stage import Raw, Stage, get, post, reply
-from tests.dataplane.test_credentials import Clock, kubeconfig
+from tests.dataplane.test_credentials import Clock, kubeconfig, plugin
 from tests.fakes.pki import Authority
 
 # As kube-apiserver answers where it does not know who asks.
@@ -150,10 +151,11 @@ async def _with_account(
     directory: Path,
     stage: Stage,
     play: Callable[[Account, ClusterCredentials, Path, Callable[[bytes], Awaitable[bytes]]], Awaitable[None]],
+    user: dict[str, Any] | None = None,
 ) -> None:
     """Run play(account, credentials, kubeconfig, answer): answer(response) answers the account's next question."""
     clock = Clock()
-    path = kubeconfig(directory, {"token": "one"}, {"server": f"http://127.0.0.1:{stage.api.port}/base"})
+    path = kubeconfig(directory, user or {"token": "one"}, {"server": f"http://127.0.0.1:{stage.api.port}/base"})
     credentials = await ClusterCredentials.load("prod", kubeconfig=path, now=clock)
     clock.now += 100
     account = Account(credentials)
@@ -217,6 +219,49 @@ async def test_a_doubt_has_the_kubeconfig_read_again(tmp_path: Path) -> None:
         _, head = await asyncio.gather(account.doubt(), answer(reply(b"{}")))
         assert b"Authorization: Bearer two\r\n" in head
         assert credentials.authorization() == b"Bearer two"
+
+    async with Stage() as stage:
+        await _with_account(tmp_path, stage, play)
+
+
+async def test_only_a_401_to_the_account_itself_runs_its_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An aggregated API may answer 401 as often as its owner likes."""
+    monkeypatch.setattr(module, "SETTLED", 0.0)
+
+    async def play(
+        account: Account, credentials: ClusterCredentials, path: Path, answer: Callable[[bytes], Awaitable[bytes]]
+    ) -> None:
+        settled, head = await asyncio.gather(account.doubt(), answer(reply(b"{}")))
+        assert settled is Standing.ACCEPTED and b"Authorization: Bearer token-1\r\n" in head
+        assert credentials.authorization() == b"Bearer token-1" and not credentials._wanted.is_set()
+
+        async def twice() -> bytes:
+            await answer(reply(UNAUTHORIZED, "401 Unauthorized"))
+            return await answer(reply(b"{}"))
+
+        with capture_logs() as logs:
+            settled, head = await asyncio.gather(account.doubt(), twice())
+        assert settled is Standing.ACCEPTED and b"Authorization: Bearer token-2\r\n" in head
+        assert [entry["event"] for entry in logs] == [
+            "cluster_credentials_changed"
+        ]  # it was never in doubt for anybody
+
+    async with Stage() as stage:
+        await _with_account(tmp_path, stage, play, plugin(tmp_path))
+
+
+async def test_an_account_that_is_found_rejected_is_renewed_before_a_request_meets_it(tmp_path: Path) -> None:
+    async def play(
+        account: Account, credentials: ClusterCredentials, path: Path, answer: Callable[[bytes], Awaitable[bytes]]
+    ) -> None:
+        follow = asyncio.create_task(account.follow())
+        await answer(reply(UNAUTHORIZED, "401 Unauthorized"))
+        await stage.until(lambda: account.standing is Standing.REJECTED)
+        assert credentials._wanted.is_set()
+        follow.cancel()
+        await asyncio.gather(follow, return_exceptions=True)
 
     async with Stage() as stage:
         await _with_account(tmp_path, stage, play)

@@ -156,10 +156,16 @@ def test_capabilities_that_look_misspelt() -> None:
         "tailscale.com/cap/k8s-proxy": "tailscale.com/cap/k8sproxy",
     }
     others = ("tailscale.com/cap/recorder", "https://tailscale.com/cap/is-admin", "kubernetes", "tailscale.com/cap/ssh")
-    known = (CAPABILITY, LEGACY_CAPABILITY, "tailscale.com/cap/k8sproxy")
+    known = (CAPABILITY, "tailscale.com/cap/k8sproxy")
     peer = dataclasses.replace(USER, capabilities=dict.fromkeys((*names, *others, *known), ({},)))
     assert misspelt_capabilities(peer) == tuple(
         f"the capability {name} is not read here; did you mean {meant}?" for name, meant in names.items()
+    )
+    old = with_rules({"enforceRecorder": True}, name=LEGACY_CAPABILITY)
+    assert misspelt_capabilities(old) == ()  # its unknown fields are told
+    assert (
+        f"{LEGACY_CAPABILITY} is not read where {CAPABILITY} is there"
+        in misspelt_capabilities(with_rules({}, peer=old))[0]
     )
     assert "example.com" not in "".join(misspelt_capabilities(peer, "example.com")).replace("mean example.com", "")
 
