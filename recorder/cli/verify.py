@@ -22,7 +22,7 @@ from recorder.cli.common import (
 
 if TYPE_CHECKING:
     from recorder.proof.keys import PublicKeys
-    from recorder.proof.verify import Report
+    from recorder.proof.report import Report
     from recorder.proof.witness import Witness
     from recorder.store.blobs import Blobs
 
@@ -147,7 +147,7 @@ def _witnesses(where: Where, path: Path | None, blobs: Blobs) -> list[Witness]:
 
 
 def _print(report: Report, every: bool) -> None:
-    from recorder.proof.verify import WELL, Status
+    from recorder.proof.report import WELL, Status
 
     quiet = () if every else (Status.OK, Status.OPEN, Status.UNSEALED)
     shown = [finding for finding in report.findings if finding.status not in quiet]

@@ -6,9 +6,10 @@ chain       all manifests of a store, in order, checked
 acts        the chain of what was done: holds, releases, removals, reversals
 actlog      who reads that chain, and adds to it
 parts       what is stored of a recording, hashed; whether its chunks hang together
+registers   what the registers say of what has come in; register writes one; found is what they find in the store
 sealer      the task that seals the days that are over
 removal     a removal, written down before the bytes go
-verify      the answer to "is everything there, as it was?"
+verify      the answer to "is everything there, as it was?"; report is its form
 
 docs/recorder-proof.md says all of it in so many words that somebody else could check a store without this program.
 """

@@ -21,7 +21,7 @@ from recorder.proof.chain import Chain
 from recorder.proof.documents import UNSIGNED, Part, Sealed, day_end, day_of
 from recorder.proof.handover import MANIFESTS
 from recorder.proof.parts import hash_of
-from recorder.proof.register import read_both
+from recorder.proof.registers import read_both
 from recorder.proof.removal import old_removals
 from recorder.proof.witness import missing
 from recorder.store.blobs import Blobs

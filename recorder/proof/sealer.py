@@ -45,10 +45,12 @@ from recorder.proof.documents import (
     next_day,
     write_manifest,
 )
+from recorder.proof.found import seal
 from recorder.proof.handover import ACTS, MANIFESTS
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
 from recorder.proof.parts import differs, hash_of, look
-from recorder.proof.register import Register, Registers, read_both, seal
+from recorder.proof.register import Register
+from recorder.proof.registers import Registers, read_both
 from recorder.proof.removal import take_over
 from recorder.proof.witness import missing
 from recorder.store.errors import StoreError

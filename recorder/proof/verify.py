@@ -8,11 +8,8 @@ accidents and proves nothing. Needs no running recorder and, for what is encrypt
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from recorder.crypt import stored
 from recorder.model import id_day, id_time, is_id
@@ -33,10 +30,11 @@ from recorder.proof.documents import (
     is_day,
 )
 from recorder.proof.handover import KeyHistory
-from recorder.proof.keys import Anchor, KeyFault, PublicKeys
+from recorder.proof.keys import KeyFault, PublicKeys
 from recorder.proof.parts import Looked, hash_of, look
-from recorder.proof.register import Registers, holder, read_both
+from recorder.proof.registers import Registers, holder, read_both
 from recorder.proof.removal import Removed, old_removals, removals, removals_of
+from recorder.proof.report import ActsReport, Finding, Progress, Report, Status
 from recorder.proof.sealer import DELAY
 from recorder.proof.witness import Heads, Witness, missing
 from recorder.store.blobs import Blobs
@@ -61,117 +59,6 @@ _ORIGINS = {
     JOURNAL: "its end was signed at a start of the recorder, out of the journal",
     FOUND: "it was there when the recorder began to keep a register, and was signed then",
 }
-
-
-class Status(enum.Enum):
-    """What became of a recording, or of a chunk of events or looks."""
-
-    OK = "ok"
-    OPEN = "open"
-    LATE = "signed late"
-    UNSEALED = "not sealed yet"
-    CHANGED = "changed"
-    CUT = "cut"
-    REMOVED = "removed"
-    MISSING = "missing"
-    UNKNOWN = "unknown"
-
-
-# Those that are as they should be.
-WELL = frozenset({Status.OK, Status.LATE, Status.OPEN, Status.UNSEALED, Status.REMOVED})
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One recording ("events/DAY/NAME" for a chunk of events, "looks/DAY/NAME" for one of looks). detail: which part,
-    or who removed it. day: that of the manifest which lists it, "" if none does."""
-
-    id: str
-    status: Status
-    detail: str = ""
-    day: str = ""
-
-    def values(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"id": self.id, "status": self.status.value, "detail": self.detail, "day": self.day}
-
-
-@dataclass(slots=True)
-class ActsReport:
-    """What the acts are. count: how many; last: the last one. holds: those that are in force and signed; unsigned:
-    those that nobody has signed. releases, removals, reversals: how many things were released, removed, taken back."""
-
-    count: int = 0
-    last: Anchor | None = None
-    holds: int = 0
-    unsigned: int = 0
-    releases: int = 0
-    removals: int = 0
-    reversals: int = 0
-
-    def values(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "count": self.count,
-            "last": {"number": self.last.number, "sha256": self.last.sha256} if self.last else None,
-            "holds": self.holds,
-            "unsignedHolds": self.unsigned,
-            "releases": self.releases,
-            "removals": self.removals,
-            "reversals": self.reversals,
-        }
-
-
-@dataclass(slots=True)
-class Report:
-    """The answer. faults: of the manifests, the registers and the acts, a sentence each. notes: what is not a fault,
-    and whoever checks should know for ever. anchors: with what anchor the store was compared, or was not. manifests:
-    how many are there; last: the last one."""
-
-    findings: list[Finding] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    anchors: list[str] = field(default_factory=list)
-    manifests: int = 0
-    first_day: str = ""
-    last_day: str = ""
-    last: Anchor | None = None
-    acts: ActsReport = field(default_factory=ActsReport)
-
-    @property
-    def well(self) -> bool:
-        """Whether there is nothing to complain of."""
-        return not self.faults and all(finding.status in WELL for finding in self.findings)
-
-    def counts(self) -> dict[str, int]:
-        """How many of each status."""
-        counts = dict.fromkeys((status.value for status in Status), 0)
-        for finding in self.findings:
-            counts[finding.status.value] += 1
-        return counts
-
-    def values(self) -> dict[str, Any]:
-        """As JSON values."""
-        last = {"number": self.last.number, "sha256": self.last.sha256} if self.last else None
-        return {
-            "well": self.well,
-            "faults": self.faults,
-            "notes": self.notes,
-            "anchors": self.anchors,
-            "manifests": {
-                "count": self.manifests,
-                "firstDay": self.first_day,
-                "lastDay": self.last_day,
-                "last": last,
-            },
-            "acts": self.acts.values(),
-            "counts": self.counts(),
-            "findings": [finding.values() for finding in self.findings],
-        }
-
-
-# Told how many of how many are done.
-Progress = Callable[[int, int], None]
 
 
 class Verifier:
@@ -555,4 +442,4 @@ def _removed(removed: Removed, left: bool) -> str:
     return text + "; its bytes are not all gone yet" if left else text
 
 
-__all__ = ["WELL", "Finding", "Progress", "Report", "Status", "Verifier"]
+__all__ = ["Verifier"]

@@ -15,11 +15,13 @@ from recorder.crypt import EncryptedBlobs, EncryptedLog, Keyring
 from recorder.model import End, Source
 from recorder.proof import PublicKeys, Sealer, Signer
 from recorder.proof.documents import NOTHING, Manifest, day_of, digest, manifest_file, write_manifest
+from recorder.proof.found import seal as seal_found
 from recorder.proof.handover import MANIFESTS, hand_over
 from recorder.proof.keys import Anchor
-from recorder.proof.register import Register, all_heads, read_both
-from recorder.proof.register import seal as seal_found
-from recorder.proof.verify import Report, Verifier
+from recorder.proof.register import Register
+from recorder.proof.registers import all_heads, read_both
+from recorder.proof.report import Report
+from recorder.proof.verify import Verifier
 from recorder.proof.witness import MemoryWitness, Witness, Witnesses
 from recorder.store import builder
 from recorder.store.blobs import Blobs, FolderBlobs

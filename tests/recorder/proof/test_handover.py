@@ -24,6 +24,7 @@ from recorder.proof.documents import (
     write_entry,
     write_manifest,
 )
+from recorder.proof.found import seal
 from recorder.proof.handover import (
     ACTS,
     MANIFESTS,
@@ -35,8 +36,9 @@ from recorder.proof.handover import (
     write_handover,
 )
 from recorder.proof.keys import Anchor
-from recorder.proof.register import Register, all_heads, read_both, seal
-from recorder.proof.verify import Report
+from recorder.proof.register import Register
+from recorder.proof.registers import all_heads, read_both
+from recorder.proof.report import Report
 from recorder.proof.witness import Witnesses
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError

@@ -18,7 +18,8 @@ from recorder.proof import PublicKeys, Signer
 from recorder.proof.acts import NONE, Act, Kind, Subject, act_file, write_act
 from recorder.proof.chain import stored_keys
 from recorder.proof.documents import NOTHING, Manifest, write_manifest
-from recorder.proof.verify import Finding, Report, Status, Verifier
+from recorder.proof.report import Finding, Report, Status
+from recorder.proof.verify import Verifier
 from recorder.proof.witness import missing
 from recorder.retention import Doomed, Pruner
 from recorder.rules import Rules
