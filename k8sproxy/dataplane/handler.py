@@ -24,7 +24,7 @@ from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.places import Place
 from k8sproxy.dataplane.relay import Exchange
-from k8sproxy.dataplane.site import LOCAL_PREFIX, Gate, GateState, Route, Site, local_document
+from k8sproxy.dataplane.site import LOCAL_PREFIX, OPEN, Gate, Route, Site, local_document
 from k8sproxy.dataplane.turns import REQUEST
 from k8sproxy.dataplane.upstream import Endpoint, UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
@@ -47,6 +47,7 @@ from k8sproxy.tailnet.whois import ClientKey
 from k8sproxy.telemetry import encode_fields
 
 _log = structlog.get_logger("k8sproxy")
+_NO_SESSION = SessionKind.NONE
 _serial = count(1)
 
 # Seconds for which a running exchange outlives a daemon that can't be asked: a restart of tailscaled, not more.
@@ -201,7 +202,7 @@ class Connection:
         upstream = route.upstream
         endpoint = upstream.endpoint
         authorization = endpoint.authorization()
-        session = None if info.session is SessionKind.NONE else await self._begin_session(head, info, decision, route)
+        session = None if info.session is _NO_SESSION else await self._begin_session(head, info, decision, route)
         upstream_head = rewrite(
             head,
             decision,
@@ -241,7 +242,7 @@ class Connection:
             self._exchange = exchange
             if site.draining:
                 self.drain()  # it may have begun since the head came
-            elif gate.state is not GateState.OPEN:
+            elif gate.state is not OPEN:
                 exchange.closing = True
             exchange.doubts = _is_doubtful(endpoint, info)
             try:
@@ -280,7 +281,7 @@ class Connection:
                     )
                 await session.close()
         self._record(info, exchange, perf_counter() - started)
-        return not (exchange.closing or site.draining or gate.state is not GateState.OPEN)
+        return not (exchange.closing or site.draining or gate.state is not OPEN)
 
     async def _begin_session(
         self, head: RequestHead, info: RequestInfo, decision: Decision, route: Route

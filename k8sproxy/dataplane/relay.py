@@ -192,13 +192,13 @@ class Exchange:
     def detach(self) -> None:
         """Let go of both wires. What the client sends next is kept for the next request."""
         self._client.hold()
-        self._let_go_of_switched()
-        self._drop()
         wire = self._connection.wire
         wire.receiver = wire.end = None
         wire.drained = _nothing
         if not self.finished:
             # Left in the middle (cancelled, for one): what upstream sends next still belongs to this exchange.
+            self._let_go_of_switched()
+            self._drop()
             self.reusable = False
             done = self._done
             # Its exception's traceback holds the frame that holds this exchange: a circle, and the memory of two TLS
@@ -272,10 +272,12 @@ class Exchange:
 
     def _drop(self) -> None:
         """What waits to be read is nobody's any more."""
-        for pace in (self._up, self._down):
-            if pace is not None:
-                pace.drop()
-        self._up = self._down = None
+        if self._up is not None:
+            self._up.drop()
+            self._up = None
+        if self._down is not None:
+            self._down.drop()
+            self._down = None
 
     def _fail_request(self, error: ProtocolError) -> None:
         if self.status:

@@ -30,7 +30,7 @@ from k8sproxy.protocol.remotecommand import (
     Stdin,
 )
 from recorder.screen import CastText, Screen
-from tests.fuzz import hostile
+from tests.fuzz import hostile, watches
 from tests.fuzz.sessions import CLIENT, UPSTREAM, Pieces, corpus
 from tests.protocol.oracles import Other, h11_request, llhttp_requests
 from tests.protocol.streams import heard_spdy, heard_websocket
@@ -444,4 +444,5 @@ TARGETS: dict[str, Target] = {
     "head": Target(head, _head_seeds),
     "screen": Target(screen, _screen_seeds),
     "session": Target(hostile.session, hostile.seeds),
+    "watch": Target(watches.watch, watches.seeds),
 }
