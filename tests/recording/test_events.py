@@ -9,6 +9,7 @@ import json
 import pytest
 
 from k8sproxy.recording.recorders import UploadError, batches
+from k8sproxy.recording.upload import EventsRefused
 from tests.fakes.recorder import FakeRecorder
 from tests.recording.stage import recorders, turns, unused_port
 from tests.tailnet.running import run
@@ -213,5 +214,46 @@ def test_a_recorder_that_announces_the_end_of_the_connection() -> None:
                 await posting
                 await fake.until(lambda: not fake.connections)  # ours to close: nothing may follow there
             assert fake.dials == 2
+
+    run(scene())
+
+
+@pytest.mark.parametrize(("batch", "taken", "size"), [(None, 2, 1), (2, 2, 2), (100, 0, 5)])
+def test_a_refusal_says_which_events_it_may_mean(batch: int | None, taken: int, size: int) -> None:
+    async def scene() -> None:
+        async with FakeRecorder() as fake, recorders() as made:
+            fake.event_batch, fake.dislikes = batch, b"bad"
+            with pytest.raises(EventsRefused, match=r"HTTP 400 to POST /v2/event: I don't like") as caught:
+                await made.post_events(fake.address, [b'"a"', b'"b"', b'"bad"', b'"c"', b'"d"'])
+            assert (caught.value.taken, caught.value.size) == (taken, size)
+
+    run(scene())
+
+
+@pytest.mark.parametrize("when", ["HEAD", "EVENT"])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 408, 413, 422, 425, 429, 500, 503])
+def test_which_answers_tell_of_events(status: int, when: str) -> None:
+    """Those between 400 and 499, save for what says "not you" or "not now"; and none to a probe."""
+
+    async def scene() -> None:
+        async with FakeRecorder() as fake, recorders() as made:
+            fake.statuses = {when: status}
+            with pytest.raises(UploadError, match=f"HTTP {status}") as caught:
+                await made.post_events(fake.address, EVENTS[:1])
+            of_events = when == "EVENT" and status in (400, 403, 404, 413, 422)
+            assert isinstance(caught.value, EventsRefused) is of_events
+
+    run(scene())
+
+
+def test_a_probe_that_is_refused_on_the_second_try_tells_nothing_of_events() -> None:
+    async def scene() -> None:
+        async with FakeRecorder() as fake, recorders() as made:
+            await made.post_events(fake.address, EVENTS[:1])
+            made._recorder(fake.address).event_batch = None
+            fake.statuses = {"HEAD": 404}
+            with pytest.raises(UploadError) as caught:
+                await made.post_events(fake.address, EVENTS[:1])
+            assert not isinstance(caught.value, EventsRefused)
 
     run(scene())
