@@ -38,6 +38,7 @@ from k8sproxy.policy.query import pairs
 from k8sproxy.policy.requestinfo import RequestInfo
 from k8sproxy.protocol.strictjson import no_constant
 from k8sproxy.recording.secretwords import (
+    MARKS,
     POINTERS,
     TEXT_WORDS,
     URL,
@@ -64,6 +65,7 @@ _ANY_WORD = (
     *(b"last-applied-configuration", b"dsn", b"hookurl", b"hook_url", b"hook-url", b"hook.url", b"connstr"),
     *(b"connectionstr", *(b"conn%bstr" % end for end in (b"_", b"-", b".", b"ection_", b"ection-", b"ection."))),
     *(b"-u", b"curl", b"mongo", b"mysql", b"mariadb", b"login", b"redis-cli", b"ldap", b"identified"),
+    *map(str.encode, MARKS),
     *(b"eyj", b"zxlk", b"ls0tls1crudjti", b"\\u00"),
 )
 # Any of these in a body that is of an ordinary resource and in a format that is not read here: it is dropped.

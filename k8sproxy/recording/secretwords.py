@@ -36,6 +36,47 @@ _CODED = re.compile(r"eyJ[A-Za-z0-9+/_-]{8}|ZXlK[A-Za-z0-9+/]{12}|LS0tLS1CRUdJTi
 _LABELLED = re.compile(
     r"(?:token|password|passwd|secret|stringdata)[\\\"']*\s*[:=]|kind[\\\"']*\s*:\s*[\\\"']*secret\b"
 )
+# Tokens whose issuers begin them with a mark of their own, passwords' hashes as crypt(3) and LDAP write them, and lines
+# of a .pgpass. MARKS, in lower case: one of these is in each.
+_MARKED = re.compile(
+    r"(?<![A-Za-z0-9])(?:gh[oprsu]_|github_pat_|glpat-|xox[a-z]-|[rs]k_live_|AIza|hv[bs]\.|npm_|dop_v1_|pypi-)[\w-]{16}"
+    r"|\$(?:1|2[abxy]|5|6|7|y|gy|apr1|argon2id?|scrypt)\$[^\s$]|\{S?(?:SHA(?:256|512)?|MD5|CRYPT)\}\S"
+    r"|:5432:[^\s:]++:[^\s:]++:\S"
+)
+MARKS = (
+    *(
+        "gho_",
+        "ghp_",
+        "ghr_",
+        "ghs_",
+        "ghu_",
+        "github_pat_",
+        "glpat-",
+        "xox",
+        "k_live_",
+        "aiza",
+        "hvb.",
+        "hvs.",
+        "npm_",
+    ),
+    *(
+        "dop_v1_",
+        "pypi-",
+        "$1$",
+        "$2a$",
+        "$2b$",
+        "$2x$",
+        "$2y$",
+        "$5$",
+        "$6$",
+        "$7$",
+        "$y$",
+        "$gy$",
+        "$apr1$",
+        "$argon2",
+    ),
+    *("$scrypt$", "sha}", "sha256}", "sha512}", "md5}", "crypt}", ":5432:"),
+)
 # What a line of a configuration file, a flag or an assignment calls its value, whatever the language.
 _LABEL = re.compile(r"(?<![A-Za-z0-9_.-])([A-Za-z0-9_.-]++)[\\\"']*+\s*+[:=]")
 # A flag with its value behind a blank (mysql --password x), and an element of XML, within a text.
@@ -112,7 +153,7 @@ def is_secret(text: str) -> bool:
         return True
     if "</" in text and any(hides(element[1]) for element in _ELEMENT.finditer(text)):
         return True
-    return ("@" in text and URL.search(text) is not None) or is_coded(text)
+    return ("@" in text and URL.search(text) is not None) or is_coded(text) or _MARKED.search(text) is not None
 
 
 def is_telling_command(line: str) -> bool:
