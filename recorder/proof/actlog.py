@@ -22,6 +22,7 @@ from recorder.proof.documents import digest
 from recorder.proof.handover import ACTS as CHAIN
 from recorder.proof.handover import read_handovers
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
+from recorder.proof.registers import read_both
 from recorder.proof.witness import Witnesses
 from recorder.store.blobs import Blobs
 from recorder.store.errors import StoreError
@@ -50,6 +51,7 @@ class ActLog:
         self._raw = stored(blobs)
         self._clock = clock
         self._acts = Acts()
+        self._in_force = False  # whether the signer was found to be
         self._lock = asyncio.Lock()
 
     @property
@@ -65,7 +67,7 @@ class ActLog:
     async def _read(self) -> Acts:
         # Asked before: an act that is added meanwhile must not be missed.
         remembered = await self.witnesses.known(CHAIN)
-        acts = await read_acts(self._raw, self.keys, self._acts)
+        acts = self._acts = await read_acts(self._raw, self.keys, self._acts)
         if remembered is not None and not acts.has(remembered):
             fault = f"act {remembered.number}, which the anchor remembers, is gone or another"
             if fault not in acts.faults:
@@ -115,6 +117,22 @@ class ActLog:
             raise KeyFault("there are acts or hand-overs by a key that is not among those given, so nothing is signed")
         if not history.may_sign(key, CHAIN, acts.last.number + 1):
             raise KeyFault(f"the key {key} is not in force: give the one that is")
+        if not self._in_force and not history.handovers:
+            await self._see_in_force(key)
+        self._in_force = True
+
+    async def _see_in_force(self, key: str) -> None:
+        """Before the first hand-over all that is signed says which key is in force. Once: from then on another one
+        needs a hand-over. Raises KeyFault, StoreError."""
+        chain, registers = await read_both(self._raw, self.keys)
+        current = chain.keys.current
+        if not current:
+            believed = (await read_acts(self._raw, self.keys.with_own(""))).believed
+            current = believed[-1].key if believed else ""
+        if current not in ("", key):
+            raise KeyFault(f"the key {key} is not in force: {current} is, and it has not handed over")
+        if not current and (chain.strange or registers.strange):
+            raise KeyFault("what is there is signed by a key that is not among those given, so nothing is signed")
 
     async def _remember(self, head: Anchor) -> None:
         """The act counts, whether or not a witness can be told of it."""

@@ -175,8 +175,9 @@ def _check(act: Act) -> None:
 class Acts:
     """All acts of a store, in order, and what they amount to. believed: those that are signed and in their place.
     faults: a sentence each. last: the last file's number and hash. hashes: of all files, by number. strange: one is by
-    a key that was not given. held: holds that were not released, released: the others, by the hold's id, with what ends
-    them. removed: the removal that counts, by subject."""
+    a key that was not given. handovers: the last hand-over by which they were judged. held: holds that were not
+    released, released: the others, by the hold's id, with what ends them. removed: the removal that counts, by
+    subject."""
 
     believed: list[Act] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -186,6 +187,7 @@ class Acts:
     released: dict[str, tuple[Act | None, Act]] = field(default_factory=dict)
     removed: dict[str, tuple[Act, Subject]] = field(default_factory=dict)
     strange: bool = False
+    handovers: Anchor = NONE
     _numbered: dict[int, Act] = field(default_factory=dict)
 
     def has(self, anchor: Anchor) -> bool:
@@ -256,6 +258,9 @@ async def read_acts(
     acts = known if known is not None else Acts()
     if history is None:
         history, _, _ = await read_handovers(raw, keys)
+    before = dict(acts.hashes)
+    if acts.handovers != history.last:  # which may say otherwise of what was read before
+        acts = Acts(handovers=history.last)
     names = [name async for name, _ in raw.names(ACTS)]
     numbers: list[int] = []
     for name in names:
@@ -265,7 +270,7 @@ async def read_acts(
         else:
             _complain(acts, f"{ACTS}/{name!a} is not one of the recorder's files")
     there = set(numbers)
-    for number in acts.hashes:
+    for number in before:
         if number not in there:
             _complain(acts, f"act {number} was there before, and is gone")
     for number in sorted(there):

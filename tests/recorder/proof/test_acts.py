@@ -25,7 +25,7 @@ from recorder.proof.register import Register
 from recorder.proof.witness import MemoryWitness, Witnesses
 from recorder.store.blobs import Blobs, FolderBlobs
 from recorder.store.objects import ObjectBlobs
-from tests.recorder.proof.stage import run
+from tests.recorder.proof.stage import Stage, run
 
 SIGNER = Signer.make()
 KEYS = PublicKeys([SIGNER.public_key])
@@ -378,6 +378,87 @@ def test_a_key_that_has_handed_over_signs_no_more_acts(tmp_path: Path) -> None:
         assert acts.faults == [
             f"act 3 is not to be believed: it is signed with the key {SIGNER.id}, which was not in force then"
         ]
+        await blobs.aclose()
+
+    run(check())
+
+
+def test_acts_behind_a_chain_that_was_cut_do_not_become_the_anchor(tmp_path: Path) -> None:
+    """The memory of what is gone is the evidence of it, also when the new chain has grown longer than the old one."""
+    witness = MemoryWitness()
+
+    async def check() -> None:
+        blobs = FolderBlobs(tmp_path)
+        log = ActLog(blobs, KEYS, SIGNER, witnesses=Witnesses([witness]))
+        for name in (ONE, TWO):
+            await log.add(Kind.REMOVAL, [Subject(name)], by="x")
+        before = dict(witness.heads)
+        (tmp_path / act_file(2)).unlink()
+        log = ActLog(blobs, KEYS, SIGNER, witnesses=Witnesses([witness]))
+        for _ in range(3):
+            await log.add(Kind.REMOVAL, [Subject(THREE)], by="x")
+        assert witness.heads == before
+        assert "act 2, which the anchor remembers, is gone or another" in (await log.read()).faults
+        await blobs.aclose()
+
+    run(check())
+
+
+@pytest.mark.parametrize("signed", ["manifests", "register", "acts"])
+def test_the_next_key_signs_no_act_before_the_hand_over(tmp_path: Path, signed: str) -> None:
+    """The configuration has it already, and the recorder has not started with it or cannot hand over. An act by it
+    would be one of before it was in force, a fault for ever."""
+    stage = Stage(tmp_path / "store")
+
+    async def check() -> None:
+        if signed == "acts":
+            stage.root.mkdir()
+            blobs = stage.blobs()
+            await ActLog(blobs, PublicKeys([stage.signer.public_key]), stage.signer).add(
+                Kind.REMOVAL, [Subject(ONE)], by="x"
+            )
+        else:
+            await stage.fill(1)
+            blobs = stage.blobs()
+        if signed == "manifests":
+            await stage.seal()
+        old, stage.signer = stage.signer, Signer.make()
+        both = PublicKeys([old.public_key, stage.signer.public_key], stage.signer.id)
+        for keys in (both, PublicKeys([stage.signer.public_key], stage.signer.id)):
+            with pytest.raises(KeyFault, match=r"not in force|not among those given"):
+                await ActLog(blobs, keys, stage.signer).add(Kind.REMOVAL, [Subject(TWO)], by="x")
+        async with stage.store(both, previous=old) as store:
+            await stage.record(store)
+            await stage.settled(store)
+        await ActLog(blobs, both, stage.signer).add(Kind.REMOVAL, [Subject(TWO)], by="x")
+        report = await stage.verify(both)
+        assert report.well, report.faults
+        await blobs.aclose()
+
+    run(check())
+
+
+def test_acts_that_were_read_before_the_hand_over_are_judged_anew_after_it(tmp_path: Path) -> None:
+    """A recorder that starts with the next key reads holds while it hands over."""
+    new = Signer.make()
+    keys = PublicKeys([SIGNER.public_key, new.public_key], new.id)
+
+    async def check() -> None:
+        blobs = FolderBlobs(tmp_path)
+        await ActLog(blobs, KEYS, SIGNER).add(Kind.HOLD, [Subject(ONE)], by="x", body=HASH)
+        log = ActLog(blobs, keys, new)
+        assert (await log.read()).faults
+        await Register(blobs, new, keys=keys, previous=SIGNER).open()
+        acts = await log.read()
+        assert acts.faults == [] and list(acts.held) == [ONE]
+        # What was read before is not forgotten for that.
+        third = Signer.make()
+        all_keys = PublicKeys([SIGNER.public_key, new.public_key, third.public_key], third.id)
+        log = ActLog(blobs, all_keys, third)
+        await log.read()
+        await Register(blobs, third, keys=all_keys, previous=new).open()
+        (tmp_path / act_file(1)).unlink()
+        assert "act 1 was there before, and is gone" in (await log.read()).faults
         await blobs.aclose()
 
     run(check())

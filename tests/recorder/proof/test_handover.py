@@ -426,5 +426,7 @@ def test_after_a_change_of_the_key_the_anchor_is_still_there(tmp_path: Path) -> 
             with pytest.raises(KeyFault, match="made away with"):
                 await Sealer(store, stage.signer, keys=three, clock=lambda: stage.clock).seal_due()
         assert faulty(await stage.verify(three), "made away with")
+        # The ends that a hand-over would name are not the ends.
+        assert not (stage.root / handover_file(2)).exists()
 
     run(check())
