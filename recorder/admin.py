@@ -4,10 +4,14 @@ A userspace daemon forwards whatever a peer dials on this node to the same port 
 takes tailnet connections in any mode. So whoever comes from loopback or from a tailnet address is looked up, and a peer
 that WhoIs knows is refused. Where the daemon can't be asked, such a client learns whether the recorder is alive and
 ready, and nothing else.
+
+Nobody is asked about a connection that says nothing: it has the time for a head that all servers here give, and where
+there are many of them the oldest goes, so that a probe always finds a place.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,11 +22,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import is_tailnet
 from k8sproxy.tailnet.whois import WhoIs
+from recorder.heads import Headed, Heads
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Checks = Callable[[], Mapping[str, str | None]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+# Connections without a head at once: kubelet and Prometheus have one or two.
+MAX_SILENT = 64
 _PROBES = frozenset({"/healthz", "/readyz"})
 
 
@@ -46,6 +53,8 @@ class AdminSite:
         self._checks = checks
         self._warnings = warnings
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._heads = Heads(MAX_SILENT)
 
     async def start(self, sock: socket.socket) -> None:
         """Serve on a listening socket."""
@@ -55,16 +64,24 @@ class AdminSite:
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        await web.SockSite(self._runner, sock).start()
+        handler = self._runner.server
+        assert handler is not None  # noqa: S101  (for mypy: it is set up)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Headed(handler(), self._heads), sock=sock)
 
     async def close(self) -> None:
         """Stop serving."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.transport is not None:
+            self._heads.end(request.transport)
         try:
             if await self._is_peer(request):
                 return web.Response(status=403, text="the admin site is not served to the tailnet\n")

@@ -2,7 +2,7 @@
 
 Nobody is turned away at this gate: whoever may see nothing is told so by a page (recorder/web/guard.py), as is one that
 the tailnet does not know. But a connection counts against the share of the peer that it belongs to, one that says
-nothing goes first where places are scarce, and a first head has to come within HEAD_TIMEOUT, for which aiohttp waits
+nothing goes first where places are scarce, and a first head has to come within for which aiohttp waits
 for ever.
 """
 
@@ -17,10 +17,10 @@ from typing import cast
 from aiohttp import web
 
 from k8sproxy.errors import Refusal
+from recorder.heads import Headed, Heads
 from recorder.ingest.admission import Admission, Door
-from recorder.ingest.gate import Gate, Inside, Watched
+from recorder.ingest.gate import Gate, Inside
 from recorder.ingest.shares import Limit
-from recorder.ingest.site import HEAD_TIMEOUT
 from recorder.ingest.turnaway import TurnAway
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -35,7 +35,7 @@ class SiteListener:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         self._admission = admission
         self._doors: dict[asyncio.Transport, Door] = {}
-        self._late: dict[asyncio.Transport, asyncio.TimerHandle] = {}
+        self._heads = Heads(places.most)
         self._gate: Gate | None = None
 
     async def start(self, sockets: list[socket.socket]) -> None:
@@ -61,26 +61,19 @@ class SiteListener:
         server = self._runner.server
         if server is None:
             raise ConnectionAbortedError("the site is not served")
-        return _Seated(server(), self, door)
+        return _Seated(server(), self._heads, self, door)
 
     def came(self, transport: asyncio.Transport, door: Door) -> None:
         """A connection that was let in."""
         self._doors[transport] = door
         self.inside.seat(door, transport)
-        self._late[transport] = asyncio.get_running_loop().call_later(HEAD_TIMEOUT, transport.abort)
 
     def gone(self, transport: asyncio.Transport | None, door: Door) -> None:
         """It has ended."""
         if transport is not None:
             self._doors.pop(transport, None)
-            self._in_time(transport)
         self.inside.leave(door)
         door.close()
-
-    def _in_time(self, transport: asyncio.Transport) -> None:
-        timer = self._late.pop(transport, None)
-        if timer is not None:
-            timer.cancel()
 
     @web.middleware
     async def _count(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
@@ -88,7 +81,7 @@ class SiteListener:
         door = self._doors.get(transport) if transport is not None else None
         if transport is None or door is None:
             raise ConnectionResetError("the connection has ended")
-        self._in_time(transport)
+        self._heads.end(transport)
         door.begin()
         try:
             return await handler(request)
@@ -96,22 +89,20 @@ class SiteListener:
             door.end()
 
 
-class _Seated(Watched):
+class _Seated(Headed):
     """A connection of the site."""
 
-    def __init__(self, inner: asyncio.Protocol, listener: SiteListener, door: Door) -> None:
-        super().__init__(inner, self._ended)
+    def __init__(self, inner: asyncio.Protocol, heads: Heads, listener: SiteListener, door: Door) -> None:
+        super().__init__(inner, heads)
         self._listener = listener
         self._door = door
-        self._transport: asyncio.Transport | None = None
-        self.connection_made = self._made  # type: ignore[method-assign]  # not straight through
 
     def _made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._listener.came(self._transport, self._door)
-        self._inner.connection_made(transport)
+        self._listener.came(cast(asyncio.Transport, transport), self._door)
+        super()._made(transport)
 
     def _ended(self) -> None:
+        super()._ended()
         self._listener.gone(self._transport, self._door)
 
 

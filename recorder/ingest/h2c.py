@@ -43,9 +43,10 @@ import structlog
 
 from k8sproxy.errors import Refusal
 from k8sproxy.protocol.recorderapi import DECLINES_FIELD, ERROR_FIELD, USER_FIELD
+from recorder.heads import HEAD_TIMEOUT
 from recorder.ingest.admission import Door
 from recorder.ingest.intake import Intake
-from recorder.ingest.site import EVENT_CODES, HEAD_TIMEOUT, IDLE_TIMEOUT, MAX_HEAD, IngestSite, declines
+from recorder.ingest.site import EVENT_CODES, IDLE_TIMEOUT, MAX_HEAD, IngestSite, declines
 from recorder.ingest.turnaway import field_value
 
 _log = structlog.get_logger(__name__)
@@ -68,8 +69,8 @@ MAX_FRAME = 128 << 10
 MAX_STREAMS = 1000
 # What a connection may spend on frames other than a session's bytes: a frame costs 1 and a request REQUEST more, which
 # is 1,000 requests at once, as many as there may be streams. Honest senders send a window update for 16 KiB of acks,
-# and a request comes with a KiB of header line at least. 666 requests that are reset at once (CVE-2023-44487) take
-# 0.1 s of CPU, and 66 a second 1 %.
+# and a request comes with a KiB of header line at least. 666 requests that are reset at once (CVE-2023-44487) were
+# measured to take 0.06 to 0.15 s of CPU (docs/benchmarks.md), so 66 a second are 1 % or so.
 FRAMES = 2000
 FRAMES_A_SECOND = 200
 REQUEST = 1
@@ -79,7 +80,8 @@ EARN = 1024
 # it is told, known or not (700 bytes each, of 65,536).
 MAX_SETTINGS = 32
 MAX_SETTINGS_SIZE = 16 * 6
-# What a connection may do in one turn of the loop: 1 is a plain frame of a body (2 us), and DEAR is any other (100 us).
+# What a connection may do in one turn of the loop: 1 is a plain frame of a body (measured: 5 us with one
+# event in it), and DEAR is any other (7 us for a window update, 10 for a ping, 125 for a request with its session).
 TURN = 1000
 DEAR = 50
 # Bytes that a sender may leave unread: acks wait while it does not read, so these are answers to a flood of frames.

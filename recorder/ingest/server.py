@@ -1,7 +1,7 @@
 """The port: whoever may come in (see `gate`) says by the first bytes which protocol it speaks, and gets that.
 
 A connection whose first bytes are the preface of HTTP/2 (RFC 9113, 3.4) is h2c, any other is HTTP/1.1. One that sends
-no whole head within HEAD_TIMEOUT is closed.
+no whole head in time (see `heads`) is closed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from collections.abc import Callable
 from typing import cast
 
 from k8sproxy.errors import Refusal
+from recorder.heads import Heads, Watched
 from recorder.ingest.admission import Door
-from recorder.ingest.gate import Gate, Inside, Watched, connections
+from recorder.ingest.gate import Gate, Inside, connections
 from recorder.ingest.h2c import H2Protocol
 from recorder.ingest.http1 import Http1
 from recorder.ingest.shares import Limit
-from recorder.ingest.site import HEAD_TIMEOUT, IngestSite
+from recorder.ingest.site import IngestSite
 from recorder.ingest.turnaway import PREFACE, TurnAway
 
 
@@ -29,9 +30,9 @@ class IngestServer:
         self.site = site
         self.inside = Inside(places or connections())
         self._doors: dict[asyncio.Transport, Door] = {}
-        self._pending: dict[asyncio.Transport, asyncio.TimerHandle] = {}
+        self._heads = Heads(self.inside.shares.limit.most)
         self._h2: set[H2Protocol] = set()
-        self._http1 = Http1(site, door=self._doors.get, begun=self._begun)
+        self._http1 = Http1(site, door=self._doors.get, begun=self._heads.end)
         self._none = asyncio.Event()
         self._none.set()
         self.gate = Gate(
@@ -58,17 +59,11 @@ class IngestServer:
         self._doors[transport] = door
         self.inside.seat(door, transport)
         self.site.counts.connections = len(self._doors)
-        loop = asyncio.get_running_loop()
-        self._pending[transport] = loop.call_later(HEAD_TIMEOUT, transport.abort)
-
-    def _begun(self, transport: asyncio.Transport) -> None:
-        timer = self._pending.pop(transport, None)
-        if timer is not None:
-            timer.cancel()
+        self._heads.came(transport)
 
     def gone(self, transport: asyncio.Transport) -> None:
         """A connection has ended."""
-        self._begun(transport)
+        self._heads.end(transport)
         door = self._doors.pop(transport, None)
         if door is not None:
             self.inside.leave(door)
@@ -81,7 +76,7 @@ class IngestServer:
         """Its first bytes have said what it speaks."""
         protocol: asyncio.Protocol
         if first.startswith(PREFACE):
-            self._begun(transport)
+            self._heads.end(transport)
             h2 = H2Protocol(self.site, door, self._h2_closed(transport))
             self._h2.add(h2)
             protocol = h2

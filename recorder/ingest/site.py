@@ -36,8 +36,6 @@ REPEATED = 60.0
 _MAX_TOLD = 1024
 # The cause of a refusal for a user's share of the sessions.
 _USER_SESSIONS = "user_sessions"
-# Seconds for a connection's first bytes, and for its first whole head.
-HEAD_TIMEOUT = 10.0
 # Seconds that a connection may do nothing between requests. A session may be silent for as long as it likes.
 IDLE_TIMEOUT = 120.0
 
