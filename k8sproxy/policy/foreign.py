@@ -26,28 +26,25 @@ GUARD_FIELDS = (
     b"Content-Security-Policy: sandbox " + _MAY + b"; frame-ancestors 'none'\r\nX-Content-Type-Options: nosniff\r\n"
 )
 
-# What a browser keeps for a whole origin, or for more than it: whichever path said so. Alt-Svc never goes on (http1).
+# What a browser keeps for a whole origin, or for more than it, whichever path said so; and what whole families of
+# fields do so. Alt-Svc never goes on (http1).
 _ORIGIN_WIDE = frozenset(
     (
         b"accept-ch",  # which hints every later request carries; Critical-CH makes it send them at once
+        b"accept-ch-lifetime",
         b"critical-ch",
         b"activate-storage-access",  # asks for the cookies that the browser keeps from a frame
-        b"attribution-reporting-register-source",  # what the browser tells of the origin's visitors, and to whom
-        b"attribution-reporting-register-trigger",
         b"observe-browsing-topics",
         b"shared-storage-write",
         b"clear-site-data",  # logs people out, and unregisters service workers
         b"expect-ct",
         b"nel",  # has every failed request of the origin, and of names below it, told to a collector
         b"origin-agent-cluster",
+        b"origin-isolation",  # what it was called before
         b"origin-trial",
-        b"public-key-pins",
         b"refresh",  # leads the page on, past what a sandbox says of navigation
         b"report-to",
         b"reporting-endpoints",
-        b"sec-session-registration",  # device-bound sessions are the site's
-        b"secure-session-registration",
-        b"secure-session-skipped",
         b"service-worker-allowed",  # lets a service worker answer for paths above its own
         b"set-cookie2",
         b"set-login",
@@ -59,8 +56,14 @@ _ORIGIN_WIDE = frozenset(
         b"x-content-type-options",  # ours stands for it
     )
 )
-# CORS: who else may read the answers. The API server takes these off as well (apimachinery, upgradeaware.go).
-_CORS = b"access-control-"
+_FAMILIES = (
+    b"access-control-",  # who else may read the answers; the API server takes these off as well (upgradeaware.go)
+    b"ad-auction-",  # what the browser tells of the origin's visitors, and to whom
+    b"attribution-reporting-",
+    b"public-key-pins",
+    b"sec-session-",  # device-bound sessions are the site's
+    b"secure-session-",
+)
 # RFC 6265 and the browsers' additions, but Path, which is set, and Domain, which would reach other hosts.
 _COOKIE_ATTRIBUTES = frozenset(
     (b"expires", b"max-age", b"secure", b"httponly", b"samesite", b"partitioned", b"priority")
@@ -110,7 +113,7 @@ def _harmless(block: bytes, cookie_path: bytes) -> bytes:
     lines = []
     for match in _LINE.finditer(block):
         name = match[1].lower()
-        if name in _ORIGIN_WIDE or name.startswith(_CORS):
+        if name in _ORIGIN_WIDE or name.startswith(_FAMILIES):
             continue
         if name == b"set-cookie":
             if cookie_path:

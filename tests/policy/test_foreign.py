@@ -87,6 +87,9 @@ def test_what_a_browser_keeps_for_the_origin_goes_no_further() -> None:
             "Activate-Storage-Access: load",
         ),
         *("Attribution-Reporting-Register-Source: {}", "Observe-Browsing-Topics: ?1", "Shared-Storage-Write: clear"),
+        *("Attribution-Reporting-Register-OS-Source: x", "Attribution-Reporting-Register-OS-Trigger: x"),
+        *("Ad-Auction-Signals: []", "Ad-Auction-Additional-Bid: x", "Accept-CH-Lifetime: 9", "Origin-Isolation: ?1"),
+        *("Public-Key-Pins-Report-Only: x", "Secure-Session-Challenge: x", "Sec-Session-Challenge: x"),
         *("Origin-Trial: x", "Timing: kept", "Location: /kept", "Link: <kept>", "Content-Disposition: attachment"),
     ]
     block = "".join(f"{line}\r\n" for line in lines).encode()
