@@ -19,19 +19,19 @@ from time import perf_counter
 
 import structlog
 
-from k8sproxy.dataplane.account import NOT_ACCEPTED, Standing
 from k8sproxy.dataplane.client import Client
+from k8sproxy.dataplane.doubt import is_doubtful, settle
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.places import Place
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.site import LOCAL_PREFIX, OPEN, Gate, Route, Site, local_document
 from k8sproxy.dataplane.turns import REQUEST
-from k8sproxy.dataplane.upstream import Endpoint, UpstreamConnection
+from k8sproxy.dataplane.upstream import UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.policy.browsers import opens_document
 from k8sproxy.policy.classify import STREAMING, SessionKind
-from k8sproxy.policy.decision import Authority, Decision, authorize, decide
+from k8sproxy.policy.decision import Authority, Decision, authorize, covers, decide
 from k8sproxy.policy.foreign import DOCUMENT, guard_of
 from k8sproxy.policy.grants import DEFAULT_SETTINGS
 from k8sproxy.policy.requestinfo import RequestInfo, request_info
@@ -244,7 +244,7 @@ class Connection:
                 self.drain()  # it may have begun since the head came
             elif gate.state is not OPEN:
                 exchange.closing = True
-            exchange.doubts = _is_doubtful(endpoint, info)
+            exchange.doubts = is_doubtful(endpoint, info)
             try:
                 try:
                     await exchange.start(connection, started)
@@ -255,7 +255,7 @@ class Connection:
                     connection = await upstream.dial()
                     await exchange.start(connection, perf_counter())
             except Doubtful:
-                await _settle(endpoint, authorization, connection)
+                await settle(endpoint, authorization, connection)
                 await exchange.pass_on()
         except (Cut, ClientGone) as end:
             if isinstance(end, Cut) and end.reset:
@@ -491,7 +491,7 @@ class Connection:
         if self._exchange is not exchange:
             return
         self._last_known = perf_counter()
-        if now is not None and _covers(now, decision):
+        if now is not None and covers(now, decision):
             self._vetted, self._judged = now.peer, settings
         else:
             self._end_running("grant_withdrawn", "the tailnet's policy does not allow this any more")
@@ -527,21 +527,6 @@ class Connection:
             self._exchange.end_at_boundary()
 
 
-def _covers(now: Decision, before: Decision) -> bool:
-    """Whether a request that runs by `before` could run by `now`: the same user, at least the groups, no recording
-    demanded that it has not got."""
-    if now.recording is not None and (
-        # A session keeps the recorder that it has, also where the grant's list of them has changed.
-        before.recording is None or not before.recording.level.holds(now.recording.level)
-    ):
-        return False
-    if now.impersonation is None or before.impersonation is None:
-        return now.impersonation is before.impersonation
-    return now.impersonation.user == before.impersonation.user and set(now.impersonation.groups) >= set(
-        before.impersonation.groups
-    )
-
-
 def _end_untold(exchange: Exchange, session: Session | None, message: str) -> None:
     """End a request that runs, whose event must be told and is refused by the recorder."""
     if session is not None and exchange.upgraded:
@@ -557,29 +542,6 @@ def _revoked() -> Refusal:
 def _resource(info: RequestInfo) -> str:
     """The resource as metrics name it: pods, pods/exec."""
     return f"{info.resource}/{info.subresource}" if info.subresource else info.resource
-
-
-def _is_doubtful(endpoint: Endpoint, info: RequestInfo) -> bool:
-    """Whether a 401 to this request may mean the proxy's own account. One of an application behind a proxy subresource
-    does not, unless the account is known to be rejected."""
-    account = endpoint.account
-    return account is not None and (not info.foreign or account.standing is Standing.REJECTED)
-
-
-async def _settle(endpoint: Endpoint, authorization: bytes | None, connection: UpstreamConnection | None) -> None:
-    """Upstream answered 401: return where the answer is the client's. Raises Refusal where the account is meant: 502
-    where it is rejected, 503 where the request met credentials that have been renewed since, and will be sent again."""
-    account = endpoint.account
-    if account is not None and await account.doubt() is not Standing.ACCEPTED:
-        raise Refusal(502, "upstream_unauthorized", NOT_ACCEPTED, close=True)
-    if endpoint.authorization() != authorization or (connection and connection.context is not endpoint.tls()):
-        raise Refusal(
-            503,
-            "upstream_renewed",
-            "the API server did not accept the proxy's credentials, which have been renewed now; try again",
-            retry_after=1,
-            close=True,
-        )
 
 
 def _is_discovery(target: str) -> bool:

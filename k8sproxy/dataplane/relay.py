@@ -25,6 +25,7 @@ from time import perf_counter
 
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
+from k8sproxy.dataplane.heldanswer import HeldAnswer, too_long
 from k8sproxy.dataplane.switched import Switched
 from k8sproxy.dataplane.turns import STEP, Pace
 from k8sproxy.dataplane.upstream import UpstreamConnection
@@ -66,7 +67,7 @@ class Exchange:
     _pending = b""
     _interim = 0
     _interim_size = 0
-    _answer: _HeldAnswer | None = None
+    _answer: HeldAnswer | None = None
     _body_down: Body | None = None
     _end_at_boundary = False
     _switched: Switched | None = None
@@ -315,7 +316,7 @@ class Exchange:
                 if self._tap is not NO_TAP:
                     most = self._tap.unswitched(head.status)
                     if most is not None and self._interim_size > most:
-                        raise _too_long(most)
+                        raise too_long(most)
                 fields = head.fields if self.guard is None else self.guard.interim(head.fields)
                 self._client.wire.write(b"HTTP/1.1" + head.status_line[8:] + fields + b"\r\n")
                 data = data[end:]
@@ -339,7 +340,7 @@ class Exchange:
         if self._tap is not NO_TAP and self._answer is None:
             most = self._tap.unswitched(head.status)
             if most is not None:
-                self._answer = _HeldAnswer(
+                self._answer = HeldAnswer(
                     head, response_body(self._head.method, head.status, head.content_length, head.chunked), most
                 )
                 self._connection.wire.receiver = self._hold_answer
@@ -539,37 +540,6 @@ def _take(body: Body, view: memoryview, units: int) -> int:
     while taken < size and not body.done and (body.run >= size or body.work - begun < units):
         taken += body.take(view[taken : taken + body.run + STEP])
     return taken
-
-
-class _HeldAnswer:
-    """An answer that goes on only once it is whole, if it has `most` bytes at most."""
-
-    __slots__ = ("body", "head", "held", "most")
-
-    def __init__(self, head: ResponseHead, body: Body, most: int) -> None:
-        self.head = head
-        self.body = body
-        self.most = most
-        self.held = bytearray()
-
-    def take(self, view: memoryview) -> bool:
-        """Whether it is whole. Raises Refusal where it is too long, ProtocolError where its body is malformed."""
-        if len(self.head.fields) + max(len(self.held) + len(view), self.head.content_length or 0) > self.most:
-            raise _too_long(self.most)
-        self.held += view
-        if not self.body.done:
-            self.body.take(view)
-        return self.body.done
-
-
-def _too_long(most: int) -> Refusal:
-    return Refusal(
-        403,
-        "unrecordable_session",
-        "this session must be recorded, and can't be: it was answered without a switch of protocols, and the "
-        f"answer has more than {most} bytes",
-        close=True,
-    )
 
 
 def _nothing() -> None:

@@ -2,6 +2,7 @@
 
     authorize(peer)             once a WhoIs answer: the grants, whom to impersonate, the Decision of ordinary requests
     decide(authority, info)     once a request: that same Decision, or one that demands recording, or a Refusal
+    covers(now, before)         once an answer of WhoIs while it runs: whether it would still be allowed
 
 A Decision can only come from decide(), and rewrite and upstream take nothing else: what was not decided can't be sent.
 
@@ -150,3 +151,18 @@ def _decision(peer: Peer, grants: Grants, identity: Impersonation | None, demand
     for name, value in values.items():
         object.__setattr__(decision, name, value)
     return decision
+
+
+def covers(now: Decision, before: Decision) -> bool:
+    """Whether a request that runs by `before` could run by `now`: the same user, at least the groups, no recording
+    demanded that it has not got."""
+    if now.recording is not None and (
+        # A session keeps the recorder that it has, also where the grant's list of them has changed.
+        before.recording is None or not before.recording.level.holds(now.recording.level)
+    ):
+        return False
+    if now.impersonation is None or before.impersonation is None:
+        return now.impersonation is before.impersonation
+    return now.impersonation.user == before.impersonation.user and set(now.impersonation.groups) >= set(
+        before.impersonation.groups
+    )

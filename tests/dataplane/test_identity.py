@@ -15,7 +15,7 @@ from k8sproxy.dataplane.site import Gate, Route
 from k8sproxy.dataplane.upstream import Upstream
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
-from k8sproxy.policy.decision import Decision, authorize, decide
+from k8sproxy.policy.decision import Decision, authorize, covers, decide
 from k8sproxy.policy.grants import GrantSettings
 from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.policy.requestinfo import request_info
@@ -369,7 +369,7 @@ def test_a_session_goes_on_where_its_recording_is_what_is_demanded(
         return decide(authorize(who), request_info("GET", "/api/v1/namespaces/a/pods/web/exec", "websocket"))
 
     levels = [None, *RecordingLevel]
-    assert handler._covers(decided(now), decided(before)) is (levels.index(before) >= levels.index(now))
+    assert covers(decided(now), decided(before)) is (levels.index(before) >= levels.index(now))
 
 
 @pytest.mark.parametrize(
