@@ -1,5 +1,5 @@
-"""What others wait while one peer floods: python -m bench.floods [--seconds S] [--rounds N] [--only NAME ..]
-    [--priority N] [--json FILE] [--markdown FILE]
+"""What others wait while one peer floods: python -m bench.floods [--seconds S] [--rounds N] [--connections N]
+    [--only NAME ..] [--priority N] [--json FILE] [--markdown FILE]
 
 Two peers behind one k8sproxy, each with a stand-in API server of its own so that they share the proxy and nothing else.
 Bob asks for a small object a hundred times a second, on one connection. Alice floods on CONNECTIONS connections with
@@ -170,6 +170,10 @@ def _query() -> bytes:
     return head("GET", f"/api/v1/pods?{words}"[: 63 * 1024])
 
 
+def _fields() -> bytes:
+    return head("GET", f"{_PODS}/a", *(f"X-{index}: {'v' * 480}" for index in range(120)))
+
+
 def _body(kind: str) -> bytes:
     items = ",".join(f'{{"name":"DB_PASSWORD_{index}","value":"token: {index}"}}' for index in range(1200))
     body = f'{{"kind":"{kind}","spec":{{"env":[{items}]}}}}'.encode()
@@ -195,6 +199,8 @@ FLOODS: dict[str, tuple[bytes, Callable[[], bytes]]] = {
     "output of a byte": (_EXEC.replace(b"command=a", b"command=flood") + _streams(), lambda: b""),
     "response chunks of a byte": (head("GET", f"{_PODS}/a/proxy/flood"), lambda: b""),
     "queries of 63 KiB, told": (b"", _query),
+    "queries of 2 KiB that Go refuses": (b"", lambda: head("GET", f"{_PODS}?{'%zz&' * 500}")),
+    "heads of 60 KiB": (b"", _fields),
     "bodies of 64 KiB, told": (b"", lambda: _body("Pod")),
     "bodies of Secrets, told": (b"", lambda: _body("Secret")),
 }
@@ -254,7 +260,7 @@ def proxied(source: str, port: int) -> socket.socket:
     return sock
 
 
-async def flood(name: str, port: int, seconds: float) -> int:
+async def flood(name: str, port: int, seconds: float, connections: int) -> int:
     """Flood for so long; bytes that the proxy took, or sent."""
     first, make = FLOODS[name]
     piece = make()
@@ -285,7 +291,7 @@ async def flood(name: str, port: int, seconds: float) -> int:
         finally:
             writer.close()
 
-    tasks = [asyncio.ensure_future(one()) for _ in range(CONNECTIONS)]
+    tasks = [asyncio.ensure_future(one()) for _ in range(connections)]
     await asyncio.sleep(seconds)
     for task in tasks:
         task.cancel()
@@ -355,13 +361,14 @@ def start(stack: ExitStack, directory: Path) -> int:
     return alice << 16 | bob
 
 
-def measure(name: str, ports: int, seconds: float) -> dict[str, float]:
+def measure(name: str, ports: int, seconds: float, connections: int) -> dict[str, float]:
     """One round of one flood."""
     alice, bob = ports >> 16, ports & 0xFFFF
     with proxied(BOB, bob) as sock:
         ask(sock, 0.3)
         quiet = ask(sock, seconds)
         command = python("-m", "bench.floods", "--flood", name, "--port", str(alice), "--seconds", str(seconds + 1.0))
+        command += ["--connections", str(connections)]
         with subprocess.Popen(["nice", "-n", "20", *command], stdout=subprocess.PIPE, cwd=ROOT, text=True) as flooding:
             assert flooding.stdout is not None
             flooding.stdout.readline()
@@ -389,6 +396,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.floods", description="what others wait during a flood")
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=CONNECTIONS, help="of the flood")
     parser.add_argument("--only", nargs="*", choices=FLOODS, default=list(FLOODS))
     parser.add_argument("--priority", type=int, default=0, help="nice value of proxy, Bob and his API server")
     parser.add_argument("--json", type=Path, help="write every sample to a file")
@@ -398,18 +406,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.flood:
         print("flooding", flush=True)
-        print(asyncio.run(flood(options.flood, options.port, options.seconds)), flush=True)
+        print(asyncio.run(flood(options.flood, options.port, options.seconds, options.connections)), flush=True)
         return
     os.setpriority(os.PRIO_PROCESS, 0, options.priority)  # what is started inherits it
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
-    title = f"{describe()}; {CONNECTIONS} flooding connections, load average {os.getloadavg()[0]:.1f} before"
+    title = f"{describe()}; {options.connections} flooding connections, load average {os.getloadavg()[0]:.1f} before"
     others = Others()
     others.share()
     for turn in range(options.rounds):
         for name in options.only:
             # A proxy of its own for each: what one flood leaves in a queue is not the next one's.
             with tempfile.TemporaryDirectory(prefix="k8sproxy-floods-") as directory, ExitStack() as stack:
-                sample = measure(name, start(stack, Path(directory)), options.seconds)
+                sample = measure(name, start(stack, Path(directory)), options.seconds, options.connections)
                 stack.close()
                 turns = json.loads((Path(directory) / "turns.json").read_text())
                 sample["turn"] = max((ms for at, ms in turns if sample["began"] < at < sample["ended"]), default=0.0)

@@ -15,7 +15,7 @@ import contextlib
 from http import HTTPStatus
 
 from k8sproxy.dataplane.limits import Limits
-from k8sproxy.dataplane.turns import Turns
+from k8sproxy.dataplane.turns import HEAD_BYTES, Turns
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.policy.foreign import GUARD_FIELDS
@@ -31,7 +31,7 @@ _LINGER_SECONDS = 5.0
 class Client:
     """One client connection. `buffer`: bytes received and not yet used. `task`: cancelled when the client ends while
     nobody looks at the wire (a question to the daemon, a dial). `turns`: what reading its bytes may cost; `owner`: in
-    whose row they wait, once it is known who it is."""
+    whose row they wait: the tailnet address's, where it has one, and its owner's once it is known who it is."""
 
     __slots__ = (
         "_answered",
@@ -50,10 +50,12 @@ class Client:
         "wire",
     )
 
-    def __init__(self, wire: Wire, limits: Limits, task: asyncio.Task[None] | None, turns: Turns) -> None:
+    def __init__(
+        self, wire: Wire, limits: Limits, task: asyncio.Task[None] | None, turns: Turns, owner: str = ""
+    ) -> None:
         self.wire = wire
         self.turns = turns
-        self.owner = ""
+        self.owner = owner
         self.buffer = b""
         self.deadline: float | None = None
         self.task = task
@@ -97,6 +99,9 @@ class Client:
             if not end:
                 return None
         self._first = False
+        # Before it is parsed: a thousand connections may each have a large head at the same moment.
+        if not self.turns.begin(end // HEAD_BYTES):
+            await self.turns.turn(self.owner, end // HEAD_BYTES)
         buffer = self.buffer
         if end == len(buffer):
             self.buffer = b""

@@ -25,7 +25,7 @@ from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.places import Place
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.site import LOCAL_PREFIX, OPEN, Gate, Route, Site, local_document
-from k8sproxy.dataplane.turns import REQUEST
+from k8sproxy.dataplane.turns import REQUEST, TARGET_CHARACTERS
 from k8sproxy.dataplane.upstream import UpstreamConnection
 from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.peer import Peer
@@ -183,10 +183,11 @@ class Connection:
         authority = self._authority
         if authority is None or authority.peer is not peer or self._route is not route:
             authority = self._authorize(peer, route)
-        client = self.client
-        if not client.turns.begin(REQUEST):
-            await client.turns.turn(client.owner, REQUEST)
-        if len(head.target) > LONG:
+        client, long = self.client, len(head.target) > LONG
+        price = REQUEST if long else REQUEST + len(head.target) // TARGET_CHARACTERS
+        if not client.turns.begin(price):
+            await client.turns.turn(client.owner, price)
+        if long:
             info = await site.longwork.run(peer.owner, request_info, head.method, head.target, fields.upgrade)
             if gate.is_revoked():
                 raise _revoked()

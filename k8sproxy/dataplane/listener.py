@@ -218,7 +218,7 @@ class Server:
                     if entry.tls is not None:
                         if await _speaks_http(self._loop, sock):
                             raise _PlainHTTP
-                        await self._turns.turn(key.address if key.shared else "", HANDSHAKE)
+                        await self._turns.turn(held, HANDSHAKE)
                         sock = await handshake(self._loop, sock, entry.tls(), server_name=None)
             except _PlainHTTP:
                 await self._refuse_plain(sock, ip, port)
@@ -229,7 +229,7 @@ class Server:
             if entry.gate.state is GateState.REVOKED:
                 return  # within its handshake: a client that dials anew meets what is so now
             wire = Wire(self._loop, sock, self.buffer)
-            client = Client(wire, self.site.limits, asyncio.current_task(), self._turns)
+            client = Client(wire, self.site.limits, asyncio.current_task(), self._turns, held)
             connection = Connection(self.site, client, key, entry.gate, place)
             self._connections.add(connection)
             try:

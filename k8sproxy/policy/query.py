@@ -97,4 +97,9 @@ def _decoded(text: str, errors: str) -> str:
 
 
 def _decoded_somehow(text: str, errors: str) -> str:
-    return unquote_to_bytes(text.replace("+", " ")).decode(errors=errors)
+    """Any text: a percent sign without two digits behind it stands for itself."""
+    if "%" not in text:
+        return text.replace("+", " ")
+    if "\n" in text or "\r" in text:
+        return unquote_to_bytes(text.replace("+", " ")).decode(errors=errors)
+    return _decoded(_BROKEN_ESCAPE.sub("%25", text), errors)

@@ -61,7 +61,8 @@ BATCH_BYTES = 1024 * 1024
 BATCH_DELAY = 0.05
 # Events encoded before other tasks have their turn: about 0.2 ms.
 _TURN = 10
-# Bytes of a body from which on one event is enough for a turn: ten of 8 KiB would be 15 ms of nobody's keystrokes.
+# Bytes of a body from which on one event is enough for a turn: ten of 8 KiB would be 15 ms of nobody's keystrokes. So
+# is one with a line that is longer than most.
 _LIGHT = 512
 # Seconds from a recorder's last answer for which it counts as alive.
 LIVE_FOR = 10.0
@@ -323,7 +324,7 @@ class ApiEvents:
                 continue
             batch.append(Parcel(event, event_id, enforced, document))
             size += len(document)
-            if len(batch) % _TURN == 0 or (event.body is not None and event.body.size > _LIGHT):
+            if len(batch) % _TURN == 0 or event.weight.line or event.weight.body > _LIGHT:
                 await asyncio.sleep(0)
         return batch
 

@@ -10,6 +10,7 @@ import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -37,7 +38,7 @@ class Sessions:
         self._places: Counter[str] = Counter()  # sessions by owner, from their recorder's choice to their end
         self._entered: set[str] = set()
         self._running: dict[str, Session] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # recordings that are brought to their end, by session
         self._begun: dict[tuple[str, str], int] = {}
         self._failures: dict[tuple[str, str], int] = {}
 
@@ -131,7 +132,7 @@ class Sessions:
     async def aclose(self) -> None:
         """Wait for recordings that are being brought to their end, and let go of the recorders."""
         if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+            await asyncio.wait(tuple(self._tasks.values()))
         await self.recorders.aclose()
 
     # -- what sessions ask (session.Registry)
@@ -148,8 +149,11 @@ class Sessions:
         self._begun[key] = self._begun.get(key, 0) + 1
 
     def over(self, session: Session) -> None:
-        """A session has ended."""
+        """A session has ended. Its place is free once its recording has come to its end: a client that goes leaves that
+        behind, and another place for it would let anybody have recordings without number wait for a slow recorder."""
         self._running.pop(session.facts.id, None)
+        if session.facts.id in self._tasks:
+            return  # until _settled
         if session.facts.id in self._entered:
             self._entered.discard(session.facts.id)
             owner = session.facts.peer.owner
@@ -165,12 +169,14 @@ class Sessions:
     def run(self, session: Session) -> asyncio.Task[None]:
         """Bring a session's recording to its end, whatever becomes of the session."""
         task = asyncio.create_task(session.settle(), name=f"last ack of session {session.facts.id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        self._tasks[session.facts.id] = task
+        task.add_done_callback(partial(self._settled, session))
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+    def _settled(self, session: Session, task: asyncio.Task[None]) -> None:
+        del self._tasks[session.facts.id]
+        if session.facts.id not in self._running:
+            self.over(session)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("task_failed", task=task.get_name(), exc_info=error)
 

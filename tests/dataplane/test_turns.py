@@ -15,9 +15,24 @@ from typing import cast
 
 import pytest
 
-from k8sproxy.dataplane.turns import GRANT, HANDSHAKE, REQUEST, ROW, STEP, TURN, Pace, Turns
+from k8sproxy.dataplane import client as client_module
+from k8sproxy.dataplane.client import Client
+from k8sproxy.dataplane.limits import Limits
+from k8sproxy.dataplane.turns import (
+    GRANT,
+    HANDSHAKE,
+    HEAD_BYTES,
+    REQUEST,
+    ROW,
+    STEP,
+    TARGET_CHARACTERS,
+    TURN,
+    Pace,
+    Turns,
+)
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.policy.ownrules import RecordingLevel
+from k8sproxy.protocol.http1 import Fields, parse_fields
 from k8sproxy.protocol.spdy import DICTIONARY
 from tests.dataplane.stage import CHUNKED, Stage, get, request
 from tests.protocol.streams import MASK, SpdyWriter, data, ping, typed, websocket
@@ -413,6 +428,53 @@ async def test_requests_wait_for_their_turn() -> None:
         seen = len(done)
     await asyncio.gather(*flood)
     assert not turns.waiting
+
+
+async def test_large_heads_are_parsed_within_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty connections, each with a head of 60 KiB at the same moment, would be 35 ms."""
+    turns = Turns(asyncio.get_running_loop())
+    head = get("/api", *(f"X-{number}: {'v' * 480}" for number in range(120)))
+    parsed = 0
+
+    def parse(block: bytes, *, max_count: int) -> Fields:
+        nonlocal parsed
+        parsed += 1
+        return parse_fields(block, max_count=max_count)
+
+    monkeypatch.setattr(client_module, "parse_fields", parse)
+    wires = [FakeWire(paused=False) for _ in range(50)]
+    clients = [Client(cast(Wire, wire), Limits(), None, turns, "flooding") for wire in wires]
+    for wire in wires:
+        vars(wire)["ended"] = False
+    waiting = [asyncio.ensure_future(client.next_head()) for client in clients]
+    await asyncio.sleep(0)
+    for wire in wires:
+        wire.arrive(head)
+    seen = 0
+    while seen < 50:
+        await asyncio.sleep(0)
+        assert parsed - seen <= 2 + (TURN + ROW) * HEAD_BYTES // len(head)
+        seen = parsed
+    assert {found.target for found in await asyncio.gather(*waiting) if found is not None} == {"/api"}
+    assert not turns.waiting
+
+
+@pytest.mark.parametrize(("size", "units"), [(1600, 1600 // TARGET_CHARACTERS), (8000, 0)])
+async def test_a_target_has_its_price(size: int, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read in a thread costs the loop nothing."""
+    paid: list[int] = []
+    spend = Turns.spend
+
+    def counted(turns: Turns, units: int) -> None:
+        paid.append(units)
+        spend(turns, units)
+
+    monkeypatch.setattr(Turns, "spend", counted)
+    async with Stage() as stage:
+        client = await stage.client()
+        await client.send(get("/.well-known/k8sproxy/whoami?".ljust(size, "x")))
+        assert (await client.response()).status == 200
+    assert REQUEST + units in paid
 
 
 async def test_who_leaves_its_row_takes_no_units() -> None:

@@ -398,7 +398,9 @@ def test_bodies_without_room_are_left_out() -> None:
     run(scene)
 
 
-def test_others_have_their_turn_between_two_events_with_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dear", ["body", "line"])
+def test_others_have_their_turn_between_two_dear_events(dear: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 bytes of a body or of a line; ten lines of 2 KiB of broken escapes would be 15 ms."""
     turns = 0
     written: list[int] = []
     write = RequestEvent.document
@@ -411,7 +413,10 @@ def test_others_have_their_turn_between_two_events_with_bodies(monkeypatch: pyte
         nonlocal turns
         events = recorders.events()
         for number in range(5):
-            events.add(ONE, event(number, b"x" * 1000), enforced=False)
+            told = event(number, b"x" * 1000 if dear == "body" else b"")
+            if dear == "line":
+                told.info = request_info("GET", f"/x/{number}?{'%zz&' * 250}")
+            events.add(ONE, told, enforced=False)
         while len(recorders.taken) < 5:
             turns += 1
             await asyncio.sleep(0)

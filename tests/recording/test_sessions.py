@@ -6,8 +6,10 @@ import asyncio
 import json
 import socket
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from k8sproxy.errors import Refusal
 from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.recording.sessions import Sessions
@@ -87,3 +89,30 @@ async def test_closing_waits_for_the_last_ack() -> None:
     await closing
     assert task.done() and not sessions._tasks
     await played.session.close()
+
+
+@scene
+async def test_a_place_is_free_once_the_recording_has_come_to_its_end() -> None:
+    """A client that opens sessions and goes, while their recorder is slow, has no more of them than its places."""
+    sessions = Sessions(Recorders(_dial))
+    sessions.limit = 1
+    played = Scene(WebSocket(), CLOSED, acks=False)
+    await played.begin()
+    session = played.session
+    sessions.enter(session)
+    sessions.begun(session)
+    task = sessions.run(session)
+    sessions.over(session)  # its client has gone
+    assert sessions.listed() == []
+    with pytest.raises(Refusal) as caught:
+        sessions.enter(session)
+    assert (caught.value.status, caught.value.cause) == (429, "too_many_sessions")
+    assert played.recorder is not None
+    played.recorder.open()
+    await task
+    await asyncio.sleep(0)
+    sessions.enter(session)
+    sessions.over(session)
+    assert not sessions._places and not sessions._entered
+    await sessions.aclose()
+    await session.close()
