@@ -124,7 +124,7 @@ class FolderLog:
     async def begin(self, segment: int) -> None:
         """See Log."""
 
-        def start() -> int:
+        def start() -> None:
             path = self._path(segment)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
@@ -138,13 +138,14 @@ class FolderLog:
                 with contextlib.suppress(OSError):
                     path.unlink()
                 raise
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-            return descriptor
+            # Here and not by whoever waits for it, and may be cancelled: no descriptor is lost, or closed twice.
+            before, self._descriptor = self._descriptor, descriptor
+            self._size = 0
+            self.broken = False
+            if before >= 0:
+                os.close(before)
 
-        self._descriptor = await self._run(start)
-        self._size = 0
-        self.broken = False
+        await self._run(start)
 
     async def append(self, make: Callable[[], bytes | bytearray]) -> None:
         """See Log."""
@@ -172,12 +173,12 @@ class FolderLog:
 
     async def aclose(self) -> None:
         """See Log."""
+        await asyncio.to_thread(self._pool.shutdown)  # what was begun is done, whoever waited for it
         for descriptor in (self._descriptor, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)
         self._descriptor = self._lock = -1
         self.broken = True
-        await asyncio.to_thread(self._pool.shutdown)
 
     def _path(self, segment: int) -> Path:
         return self._folder / f"{segment:010d}.log"

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import errno
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,45 @@ def test_a_crash_while_the_disk_is_full(tmp_path: Path) -> None:
             assert (await text_of(store, live.id)).startswith(HEADER + lines(100))
 
     run(main())
+
+
+def test_a_journal_that_is_closed_while_a_segment_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each descriptor is closed once, and the lock last: a thread goes on when nobody waits for it any more."""
+    begins, go_on, sync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        begins.set()
+        go_on.wait()
+        sync(descriptor)
+
+    async def main() -> None:
+        log = FolderLog(tmp_path)
+        await log.open()
+        await log.begin(1)
+        monkeypatch.setattr(os, "fsync", slow)
+        beginning = asyncio.create_task(log.begin(2))
+        await asyncio.to_thread(begins.wait)
+        beginning.cancel()
+        closing = asyncio.create_task(log.aclose())
+        await asyncio.sleep(0)
+        other = FolderLog(tmp_path)
+        with pytest.raises(StoreError, match="another recorder"):
+            await other.open()
+        go_on.set()
+        await closing
+        await other.open()
+        await other.aclose()
+        assert [file for file in _open_files() if file.startswith(str(tmp_path))] == []
+
+    run(main())
+
+
+def _open_files() -> list[str]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return found
 
 
 def test_chunks_that_cannot_be_put_are_put_later(tmp_path: Path) -> None:
