@@ -166,9 +166,11 @@ def test_a_journal_that_is_closed_while_a_segment_begins(tmp_path: Path, monkeyp
         closing = asyncio.create_task(log.aclose())
         await asyncio.sleep(0)
         other = FolderLog(tmp_path)
-        with pytest.raises(StoreError, match="another recorder"):
-            await other.open()
-        go_on.set()
+        try:
+            with pytest.raises(StoreError, match="another recorder"):
+                await other.open()
+        finally:
+            go_on.set()
         await closing
         await other.open()
         await other.aclose()
