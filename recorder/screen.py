@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from k8sproxy.protocol.asciicast import event_of
-from recorder.unseen import INVISIBLE, Ink, Unseen, of_characters, of_string
+from recorder.unseen import INVISIBLE, Colours, Ink, Unseen, of_characters, of_string
 
 MARK = "\x1f"  # see unseen_segments
 SEGMENT_CHARACTERS = 8192  # about two full screens: small enough to be looked through for a snippet at once
@@ -143,6 +143,7 @@ class Screen:
         self._unseen_seen: set[tuple[str, str]] = set()
         self._ink = Ink()
         self._saved = Ink()
+        self._own = Colours()
         self._hides = ""  # what the ink does
         self._veiled: dict[str, str] = {}  # what hides -> the text, until text that it does not hide, or a line feed
         self._lost: list[Unseen] = []  # erased at once
@@ -258,6 +259,7 @@ class Screen:
                 self._keep_ink(restore=character == "8")
             elif character == "c":
                 self._wipe()
+                self._own = Colours()
                 self._set_ink(Ink())
                 self._drawing = [False, False]
             elif character < " ":
@@ -361,11 +363,11 @@ class Screen:
 
     def _colour(self, parameters: str) -> None:
         self._ink.set(parameters)
-        self._hides = self._ink.hides
+        self._hides = self._ink.hides(self._own)
 
     def _set_ink(self, ink: Ink) -> None:
         self._ink = ink
-        self._hides = ink.hides
+        self._hides = ink.hides(self._own)
 
     def _keep_ink(self, *, restore: bool) -> None:
         """Colours are saved and restored with the cursor (DECSC, DECRC)."""
@@ -474,8 +476,12 @@ class Screen:
         self.unseen.append(Unseen(self._now if time is None else time, kind, text))
 
     def _end_string(self) -> None:
-        if told := of_string(self._string_of, "".join(self._string_body)):
+        body = "".join(self._string_body)
+        if told := of_string(self._string_of, body):
             self._see_nothing(*told)
+        if self._string_of == "\x9d":
+            self._own.take(body)
+            self._set_ink(self._ink)
         self._string_body = []
 
     def _veil(self, run: str) -> None:

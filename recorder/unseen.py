@@ -81,6 +81,9 @@ def of_characters(run: str) -> str:
 Rgb = tuple[int, int, int]
 # Of each part of a colour: how far apart two may be for an eye not to tell them apart.
 _NEAR = 8
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+_DIGITS = "([0-9a-fA-F]{1,4})"
+_SPEC = re.compile(rf"#((?:[0-9a-fA-F]{{3}}){{1,4}})|rgb:{_DIGITS}/{_DIGITS}/{_DIGITS}")
 _CUBE = (0, 95, 135, 175, 215, 255)
 
 
@@ -108,32 +111,76 @@ class Ink:
             else:
                 self.back = value
 
-    @property
-    def hides(self) -> str:
-        """What keeps it from being seen, "" where nothing does."""
+    def hides(self, own: Colours) -> str:
+        """What keeps it from being seen, "" where nothing does. own: what the terminal draws with. Whether the two are
+        swapped makes no difference."""
         if self.concealed:
             return "concealed"
         fore, back = self.fore, self.back
-        if fore is None or back is None:
-            return ""
-        if isinstance(fore, int) and isinstance(back, int):
-            # Bold text in one of the first eight colours is drawn in the bright one.
-            same = (fore + 8 if self.bold and fore < 8 else fore) == back
-        else:
-            one, other = _rgb(fore), _rgb(back)
-            same = (
-                one is not None
-                and other is not None
-                and all(abs(a - b) <= _NEAR for a, b in zip(one, other, strict=True))
-            )
-        return "same colour" if same else ""
+        if isinstance(fore, int) and self.bold and fore < 8:
+            fore += 8  # bold text in one of the first eight colours is drawn in the bright one
+        if isinstance(fore, int) and fore == back:
+            return "same colour"
+        ink, paper = own.of(fore, Colours.FORE), own.of(back, Colours.BACK)
+        if ink is not None and paper is not None:
+            return "same colour" if _near(ink, paper) else ""
+        return "black without a background" if ink is not None and back is None and _near(ink, _BLACK) else ""
 
 
-def _rgb(colour: int | Rgb) -> Rgb | None:
-    """A colour; of the palette only black and white are the same everywhere."""
-    if isinstance(colour, tuple):
-        return colour
-    return {0: (0, 0, 0), 15: (255, 255, 255)}.get(colour)
+class Colours:
+    """The colours that a terminal has for its palette and for what is drawn without a colour, as far as they are known:
+    output may set them (OSC 4, 10, 11), and of the palette black and white are the same everywhere."""
+
+    FORE, BACK = -1, -2
+    __slots__ = ("_set",)
+
+    def __init__(self) -> None:
+        self._set: dict[int, Rgb] = {}
+
+    def of(self, colour: int | Rgb | None, own: int) -> Rgb | None:
+        """A colour of an Ink; None where it can't be told. own: FORE or BACK."""
+        if isinstance(colour, tuple):
+            return colour
+        index = own if colour is None else colour
+        return self._set.get(index) or {0: _BLACK, 15: _WHITE}.get(index)
+
+    def take(self, body: str) -> None:
+        """The body of an OSC."""
+        number, *told = body.split(";")
+        if number == "4":
+            for index, spec in zip(told[::2], told[1::2], strict=False):
+                if index.isascii() and index.isdigit() and len(index) < 4 and int(index) < 16:
+                    self._take(int(index), spec)
+        elif number in ("10", "11"):  # a second value is the next number's
+            for place, spec in zip((self.FORE, self.BACK)[number == "11" :], told, strict=False):
+                self._take(place, spec)
+        elif number == "104":
+            for place in [_number(one) for one in told] or list(range(16)):
+                self._set.pop(place, None)
+        elif number in ("110", "111"):
+            self._set.pop(self.FORE if number == "110" else self.BACK, None)
+
+    def _take(self, place: int, spec: str) -> None:
+        if (colour := _specified(spec)) is not None:
+            self._set[place] = colour
+
+
+def _near(one: Rgb, other: Rgb) -> bool:
+    return all(abs(a - b) <= _NEAR for a, b in zip(one, other, strict=True))
+
+
+def _specified(spec: str) -> Rgb | None:
+    """A colour as X11 writes it: rgb:R/G/B with one to four digits each, or # and three to twelve digits."""
+    match = _SPEC.fullmatch(spec.strip())
+    if match is None:
+        return None
+    digits = match[1]
+    parts = match.groups()[1:] if digits is None else re.findall(f".{{{len(digits) // 3}}}", digits)
+    if digits is not None:  # its digits are the first ones
+        red, green, blue = (int(f"{part}0"[:2], 16) for part in parts)
+    else:
+        red, green, blue = (int(part, 16) * 255 // (16 ** len(part) - 1) for part in parts)
+    return red, green, blue
 
 
 def _indexed(index: int) -> int | Rgb | None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recorder.screen import MARK, CastText, Screen
-from recorder.unseen import Ink, Unseen
+from recorder.unseen import Colours, Ink, Unseen
 
 
 def unseen(*output: str | tuple[float, str], columns: int = 80) -> list[tuple[str, str]]:
@@ -62,6 +62,17 @@ def apart(*output: str, by: float = 0.001) -> list[tuple[float, str]]:
         ("\x1b[38:2::9:9:9;48:2:9:9:9mstolen secret\x1b[0m", "same colour", "stolen secret"),
         ("\x1b[30;48;2;3;3;3mstolen secret\x1b[0m", "same colour", "stolen secret"),
         ("\x1b[38;5;240m\x1b[48;5;240mstolen secret\x1b[0m", "same colour", "stolen secret"),
+        ("\x1b[7;38;2;90;80;70;48;2;90;80;70mstolen secret\x1b[0m", "same colour", "stolen secret"),
+        # The terminal's own colours are as the output has set them.
+        ("\x1b]11;#102030\x07\x1b[38;2;16;32;48mstolen secret\x1b[0m", "same colour", "stolen secret"),
+        ("\x1b]11;rgb:ff/80/0\x1b\\\x1b[38;2;255;128;0mstolen secret\x1b[0m", "same colour", "stolen secret"),
+        ("\x1b]10;#123\x07\x1b]11;#102030\x07stolen secret\x1b]110\x07", "same colour", "stolen secret"),
+        ("\x1b]10;#000;rgb:0000/0000/0000\x07stolen secret\x1b]111\x07", "same colour", "stolen secret"),
+        ("\x1b]4;1;#222;2;#222\x07\x1b[31;42mstolen secret\x1b[0m", "same colour", "stolen secret"),
+        ("\x1b]10;#ffffff\x07\x1b[107mstolen secret\x1b[0m", "same colour", "stolen secret"),
+        ("\x1b[30mstolen secret\x1b[0m", "black without a background", "stolen secret"),
+        ("\x1b[38;5;16mstolen secret\x1b[0m", "black without a background", "stolen secret"),
+        ("\x1b[7;1;38;2;1;1;1mstolen secret\x1b[0m", "black without a background", "stolen secret"),
         ("stolen secret\r             \r", "erased at once", "stolen secret"),
         ("stolen secret\r\x1b[K", "erased at once", "stolen secret"),
         ("stolen secret\x1b[2K\r", "erased at once", "stolen secret"),
@@ -95,6 +106,12 @@ def test_it_is_found(output: str, kind: str, text: str) -> None:
         "plain text\r\nof two lines\r\n",
         "\x1b[1;31mred\x1b[0m and \x1b[7minverse\x1b[27m and \x1b[30;47mblack on white\x1b[0m\r\n",
         "\x1b[38;5;8mgrey\x1b[38;2;1;2;3;48;2;200;200;200mother\x1b[0m",
+        "\x1b[1;30mbright black\x1b[0;97mwhite\x1b[37mgrey\x1b[0m",
+        "\x1b]11;#fff\x07\x1b[30mblack on white\x1b[0m\x1b]10;#000\x07and so\x1b]10;?\x07",
+        "\x1b]11;#102030\x07\x1b]111\x07\x1b[38;2;16;32;48mset back\x1b[0m",
+        "\x1b]4;1;#222;2;#222\x07\x1b]104;1\x07\x1b[31;42mset back\x1b[0m",
+        "\x1b]4;1;#222;2;#222\x07\x1b]104\x07\x1b[31;42mset back\x1b[0m",
+        "\x1b]11;#000\x07\x1bc\x1b[38;2;9;9;9mreset\x1b[0m",
         "\x1b[31;41m   \x1b[0m a bar of colour",
         "\x1b[8m   \x1b[28m",
         "\x1b7\x1b[8m\x1b8seen again \x1b[8m\x1b[!pand again",
@@ -188,4 +205,4 @@ def test_it_is_bounded() -> None:
 def test_any_colours(parameters: str) -> None:
     ink = Ink()
     ink.set(parameters)
-    assert ink.hides in ("", "concealed", "same colour")
+    assert ink.hides(Colours()) in ("", "concealed", "same colour", "black without a background")
