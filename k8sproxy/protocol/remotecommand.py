@@ -162,16 +162,24 @@ class RemoteCommand:
         to say a farewell there keeps them back: servers write a SPDY frame's header apart from what it heads."""
         return self._transport.undecided
 
-    def farewell(self, status: bytes, message: str, *, held: bool = False, early: bool = False) -> bytes | None:
+    def farewell(
+        self, status: bytes, message: str, *, held: bool = False, early: bool = False, rest: int = 0
+    ) -> bytes | None:
         """The bytes that end the session for the client, behind exactly the upstream bytes given so far.
 
         status: a Kubernetes Status in JSON; message: the same for protocols before v4. First an unfinished frame is
-        filled up with NUL (at most MAX_FILLING bytes), then the error channel says why, then all of it is closed.
+        filled up with NUL, then the error channel says why, then all of it is closed.
         held: upstream's bytes from the `start` of an ErrorData or Closing on, the first of them, were not passed on.
-        early: nor were messages before that, and what was passed on ends between two messages.
+        early: nor were messages before that, and what was passed on ends between two messages, or so many bytes (rest)
+        before the end of a payload.
 
-        None where it can't be said: upstream's bytes could not be read, or end within a frame that can't be filled,
-        or have closed the session; or the client has no error stream yet.
+        None where it can't be said: the last of upstream's bytes that were passed on could not be read, or end within
+        a frame that can't be filled, or have closed the session; or the client has no error stream yet. kubectl takes
+        a reset for a failure on WebSocket and for success on SPDY, so a SPDY payload is filled up however long it is
+        (under 16 MiB); WebSocket's up to MAX_FILLING, and where rest is 0.
         """
+        transport = self._transport
         text = status if self._with_status else message.encode()
-        return None if self._transport.unreadable else self._transport.farewell(text, held or early, early)
+        if transport.unreadable and not (held or early):
+            return None
+        return transport.farewell(text, held or early, early, rest)

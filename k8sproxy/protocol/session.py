@@ -14,8 +14,8 @@ CLOSE = 255
 # Of Output: upstream wrote on a stream or channel of which nobody knows what it is for.
 UNKNOWN = -1
 
-# What farewell() fills an unfinished frame up with, bytes. Go's servers send frames of 32 KiB; a terminal or a file
-# should not get more than a moment's worth of NUL.
+# What farewell() fills an unfinished frame of WebSocket up with, bytes. Go's servers send frames of 32 KiB; a terminal
+# or a file should not get more than a moment's worth of NUL.
 MAX_FILLING = 1024 * 1024
 # Bytes that the error channel may carry in all: a Status with the exit code has 200, the words of a container runtime
 # that can't start a command a few KiB. They are not in the recording, so they are bounded.
@@ -54,7 +54,8 @@ class Ping(NamedTuple):
 
 
 class ErrorData(NamedTuple):
-    """Upstream says how the command ended (a Status, or a plain sentence before v4), or a part of that."""
+    """Upstream says how the command ended (a Status, or a plain sentence before v4), or a part of that. Without data:
+    the error stream has ended, and nothing was said on it."""
 
     data: memoryview
     start: int

@@ -16,7 +16,6 @@ from k8sproxy.protocol import spdy
 from k8sproxy.protocol.session import (
     ERROR,
     MAX_ERROR,
-    MAX_FILLING,
     RESIZE,
     STDERR,
     STDIN,
@@ -57,11 +56,9 @@ class SpdySession:
         "_errors",
         "_ids",
         "_last",
-        "_mute",
         "_ping",
         "_pings",
         "_sizes",
-        "_told",
         "_types",
         "_upstream",
         "_version",
@@ -82,11 +79,9 @@ class SpdySession:
         self._client_closed = False
         self._clean = True  # whether those ended by FIN, or were cancelled
         self._closed = False
-        self._told = False  # an ErrorData or a Closing
         self._errors = 0  # bytes on the error stream
         self._pings: deque[int] = deque(maxlen=_MAX_PINGS)  # the client's, that upstream has not answered
         self._ping = 0  # upstream's last: spdystream counts 2, 4, 6
-        self._mute = False  # the error stream has ended before that: what is said on it is not heard
         self.client_unreadable = False
         self.unreadable = False
 
@@ -179,7 +174,6 @@ class SpdySession:
                         events.append(Output(kind, view, start))
                     elif kind == ERROR and self._errors + len(view) <= MAX_ERROR:
                         self._errors += len(view)
-                        self._told = True
                         events.append(ErrorData(view, start))
                     else:
                         events.append(Output(UNKNOWN, view, start))
@@ -237,26 +231,28 @@ class SpdySession:
         """Upstream sends no more on a stream; the session is over with the last of those that it writes to."""
         if kind not in _WRITTEN:
             return
+        if kind == ERROR and kind not in self._ended and not self._errors:
+            # Before v4 no word is what success says, and kubectl takes it so of v4 too.
+            events.append(ErrorData(memoryview(b""), start))
         self._ended.add(kind)
         self._clean = self._clean and clean
         if ERROR in self._ended and all(kind in self._ended for kind in _WRITTEN if kind in self._ids):
             self._close(self._clean, start, events)
-        self._mute = self._mute or (kind == ERROR and not self._told)
 
     def _close(self, clean: bool, start: int, events: list[Event]) -> None:
         if not self._closed:
-            self._closed = self._told = True
+            self._closed = True
             events.append(Closing(clean, start))
 
-    def farewell(self, text: bytes, held: bool, early: bool) -> bytes | None:
+    def farewell(self, text: bytes, held: bool, early: bool, rest: int) -> bytes | None:
         error = self._ids.get(ERROR)
-        if error is None or ERROR not in self._accepted or self._mute:
+        if error is None or ERROR not in self._accepted:
             return None
         if not held and (self._closed or ERROR in self._ended or self._upstream.ending == error):
             return None
         streams = [self._ids[kind] for kind in (STDOUT, STDERR, ERROR) if kind in self._ids]
         accepted = [self._ids[kind] for kind in (STDOUT, STDERR, ERROR) if kind in self._accepted]
-        completion = b"" if held else self._upstream.completion(accepted, limit=MAX_FILLING)
+        completion = bytes(rest) if held else self._upstream.completion(accepted)
         if completion is None:
             return None
         # Until a stream is accepted, a client waits for that (30 s) before it reads the error.

@@ -36,7 +36,7 @@ from k8sproxy.protocol.session import (
 )
 from k8sproxy.protocol.sizes import Sizes
 
-# Pings of the client that upstream may still answer: kubectl sends one every five seconds.
+# Payloads of the client's pings that upstream may still answer: kubectl sends one every five seconds.
 _MAX_PINGS = 64
 # A channel that has not come yet: no byte less 0x30 is that.
 _NONE = -256
@@ -116,7 +116,8 @@ class WebSocketSession:
         self._sizes64: _Sizes64 | None = None  # of the message that is open
         self._client_channel = _NONE  # of the frame that is open
         self._closing = b""  # of a client's message that closes a channel: what has come of it
-        self._pings: deque[bytes] = deque(maxlen=_MAX_PINGS)  # the client's, that upstream has not answered
+        # The client's, that upstream has not answered: payloads, and how many there are of each in a row.
+        self._pings: deque[tuple[bytes, int]] = deque(maxlen=_MAX_PINGS)
         self._upstream_channel = _NONE  # of the message that is open
         self._given = 0  # upstream's bytes
         self._message_at: int | None = None  # where in them the message begins that is open
@@ -165,7 +166,7 @@ class WebSocketSession:
         for piece in self._client.receive_data(data):
             if isinstance(piece, websocket.Control):
                 if piece.opcode == websocket.PING:
-                    self._pings.append(piece.payload)
+                    self._pinged(piece.payload)
                     events.append(Ping(websocket.frame(websocket.PONG, piece.payload)))
                 elif piece.opcode == websocket.CLOSE:
                     self._client_closed = True
@@ -269,12 +270,25 @@ class WebSocketSession:
                 self._closed = True
                 self._mark(self._upstream.message_open)
                 events.append(Closing(_is_clean(payload), frame.start))
-        elif frame.opcode == websocket.PONG and payload in self._pings:
-            # It answers all that came before, too (RFC 6455, 5.5.3).
-            while self._pings.popleft() != payload:
-                pass
-        elif payload:
+        elif payload and not (frame.opcode == websocket.PONG and self._answered(payload)):
             events.append(Hidden(payload, frame.start))
+
+    def _pinged(self, payload: bytes) -> None:
+        pings = self._pings
+        count = pings.pop()[1] if pings and pings[-1][0] == payload else 0
+        pings.append((payload, count + 1))
+
+    def _answered(self, payload: bytes) -> bool:
+        """Whether upstream answers a ping; all that came before that are answered, too (RFC 6455, 5.5.3)."""
+        pings = self._pings
+        if not any(payload == sent for sent, _ in pings):
+            return False
+        while True:
+            sent, count = pings.popleft()
+            if sent == payload:
+                if count > 1:
+                    pings.appendleft((sent, count - 1))
+                return True
 
     def _mark(self, in_message: bool) -> None:
         if self._held_in_message is None:
@@ -289,8 +303,8 @@ class WebSocketSession:
         self._padded = self._padded or text[:whole].endswith(b"=")
         return memoryview(_decoded(text[:whole]))
 
-    def farewell(self, text: bytes, held: bool, early: bool) -> bytes | None:
-        if self._closed and not held:
+    def farewell(self, text: bytes, held: bool, early: bool, rest: int) -> bytes | None:
+        if rest or (self._closed and not held):
             return None
         opening = bytes((self._base_channel + STDOUT,))
         if held:

@@ -340,14 +340,14 @@ class FrameReader:
             raise ProtocolError("a SPDY header block that ends its direction's compression")
         return plain
 
-    def completion(self, streams: list[int], *, limit: int) -> bytes | None:
+    def completion(self, streams: list[int]) -> bytes | None:
         """The bytes that bring this direction to the end of its frame; DATA is filled up with NUL.
 
-        streams: ids that an unfinished one may still become. limit: of what is missing of a DATA frame, bytes. None
-        where it is more, and for a control frame of which more is missing than an innocent PING could be made of.
+        streams: ids that an unfinished one may still become. None for one of another stream, and for a control frame
+        of which more is missing than an innocent PING could be made of.
         """
         if self._left:
-            return bytes(self._left) if self._left <= limit else None
+            return bytes(self._left)
         held = bytes(self._held)
         if not held:
             return b""
@@ -358,8 +358,7 @@ class FrameReader:
         for stream in streams:
             header = held + _WORDS.pack(stream, 0)[len(held) :]
             if header[:4] == _WORD.pack(stream):
-                size = int.from_bytes(header[5:], "big")
-                return header[len(held) :] + bytes(size) if size <= limit else None
+                return header[len(held) :] + bytes(int.from_bytes(header[5:], "big"))
         return None
 
 

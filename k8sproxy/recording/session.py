@@ -307,13 +307,17 @@ class Session(Tap):
 
     def farewell(self, message: str) -> bytes | None:
         passage = self._passage
-        if self._streams is None or (passage.held and not passage.stands):
+        held = passage.held > 0
+        if self._streams is None or (held and not passage.stands and not passage.rest):
             return None
         status = Refusal(500, "session_ended", message).body().rstrip()
-        held = passage.held > 0
         try:
             return self._streams.farewell(
-                status, f"k8sproxy: {message}", held=held, early=held and passage.passed != passage.end
+                status,
+                f"k8sproxy: {message}",
+                held=held,
+                early=held and passage.passed != passage.end,
+                rest=passage.rest if held else 0,
             )
         except Exception:
             self._say_fault()
@@ -325,26 +329,26 @@ class Session(Tap):
         """Keep what upstream has said."""
         streams, passage, size = self._streams, self._passage, len(view)
         if streams is None:
-            passage.show(size, 0)
+            passage.show(size, 0, 0)
             return
         try:
             streams.from_upstream(view)
         except ProtocolError as error:
-            passage.show(size, 0)
+            passage.show(size, 0, 0)
             self._upstream_unreadable(error.message)
             return
         except Exception:
             self._say_fault()
-            passage.show(size, 0)
+            passage.show(size, 0, 0)
             self._upstream_unreadable(_OURS)
             return
         if self._recording is not None:
             if why := self._unkept(streams, self._recording):
-                passage.show(size, streams.unfinished)
+                passage.show(size, streams.unfinished, streams.left)
                 self._unrecordable(why)
                 return
             self._keep(streams, self._recording)
-        passage.show(size, streams.unfinished)
+        passage.show(size, streams.unfinished, streams.left)
         if self._acknowledged:
             self._promise()
 
@@ -476,14 +480,14 @@ class Session(Tap):
 
     def _upstream_unreadable(self, why: str) -> None:
         """Upstream's bytes are not what they should be: nobody can say what is output, or where the client stands."""
-        streams, self._streams = self._streams, None
-        if isinstance(streams, ForwardedPorts):
+        if isinstance(self._streams, ForwardedPorts):
             self._warn("ports_unreadable", why=why)
         elif self._recording is not None and self._unreadable("upstream", why):
             self.recorded = False
             self._recording.note(f"what the API server sends can't be read from here on and is not recorded: {why}")
             if self._settling is None:
                 self._settling = self._registry.run(self)
+        self._streams = None
 
     def _unreadable(self, side: str, why: str) -> bool:
         """A side of a recorded session can't be read. Whether it goes on."""

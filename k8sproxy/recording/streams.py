@@ -110,6 +110,11 @@ class Streams:
         """Bytes at their end of a frame that may turn out to end the session: remotecommand.RemoteCommand.undecided."""
         return self._session.undecided
 
+    @property
+    def left(self) -> int:
+        """Bytes still to come of the payload that upstream's bytes so far end in."""
+        return self._session.upstream_run
+
     def from_client(self, view: memoryview) -> Said | None:
         """What the client has said, None where nothing of interest."""
         said: Said | None = None
@@ -153,9 +158,9 @@ class Streams:
             if self.first_at is None:
                 self.first_at = event.start
 
-    def farewell(self, status: bytes, message: str, *, held: bool, early: bool) -> bytes | None:
+    def farewell(self, status: bytes, message: str, *, held: bool, early: bool, rest: int) -> bytes | None:
         """What ends the session for its client with an error: remotecommand.RemoteCommand.farewell."""
-        return self._session.farewell(status, message, held=held, early=early)
+        return self._session.farewell(status, message, held=held, early=early, rest=rest)
 
 
 class ForwardedPorts:
@@ -173,6 +178,7 @@ class ForwardedPorts:
     end_at: int | None = None
     unfinished = 0
     undecided = 0
+    left = 0
 
     def __init__(self, upgrade: str, subprotocol: str) -> None:
         self.connections: dict[int, int] = {}
@@ -209,7 +215,7 @@ class ForwardedPorts:
     def give_up_client(self, why: str) -> None:
         """Nothing depends on it."""
 
-    def farewell(self, status: bytes, message: str, *, held: bool, early: bool) -> bytes | None:
+    def farewell(self, status: bytes, message: str, *, held: bool, early: bool, rest: int) -> bytes | None:
         """A port-forward has no channel on which its user could be told anything."""
         return None
 

@@ -638,7 +638,13 @@ def test_ends() -> None:
         assert [event.clean for event in events if isinstance(event, Closing)] == [clean]
     session = Spdy()
     assert session.say(reset(3, 1) + reset(9, 1) + reset(5) + reset(7)) == []
-    assert session.say(session.upstream.syn_reply(1, fin=True)) == [Closing(True, 0)]
+    ended, closing = session.say(session.upstream.syn_reply(1, fin=True))
+    assert isinstance(ended, ErrorData) and not ended.data and closing == Closing(True, 0)
+    # That nothing was said on the error stream is known with its end, whatever else is open.
+    session = Spdy()
+    (ended,) = session.say(data(1, b"", fin=True))
+    assert isinstance(ended, ErrorData) and not ended.data
+    assert session.say(reset(1)) == [] and Spdy().say(data(1, STATUS) + reset(1))[1:] == []
 
 
 def hello(subprotocol: str) -> bytes:
@@ -726,11 +732,11 @@ def test_farewells_that_cannot_be_said() -> None:
     assert session.command.farewell(STATUS, MESSAGE) is None
     session.say(session.accepting)
     assert session.command.farewell(STATUS, MESSAGE) is not None
-    # Too much would have to be filled up.
+    # Too much would have to be filled up, of WebSocket, whose reset is a failure as well.
     for size, possible in ((MAX_FILLING, True), (MAX_FILLING + 1, False)):
         session = Spdy()
         session.say(data(5, bytes(size))[:8])
-        assert (session.command.farewell(STATUS, MESSAGE) is not None) == possible
+        assert session.command.farewell(STATUS, MESSAGE) is not None
         command = ws()
         command.from_upstream(memoryview(websocket(2, bytes(size))[:10]))
         assert (command.farewell(STATUS, MESSAGE) is not None) == possible
