@@ -144,6 +144,15 @@ def test_what_is_not_an_object_a_line_is_lost(text: str) -> None:
         assert not reader.at_boundary or _is_json(data)
 
 
+def test_what_goes_on_behind_a_line_with_something_else_is_lost() -> None:
+    for text in b'{"a":{"b":{}\n,"c":{}\n', b"{}\n}\n", b'{}\n"{}\n', b"{}\n {}\n":
+        for step in 1, len(text):
+            reader = JsonEvents()
+            for at in range(0, len(text), step):
+                reader.take(memoryview(text)[at : at + step])
+            assert not reader.at_boundary, text
+
+
 def _is_json(data: bytes) -> bool:
     try:
         json.loads(data)
