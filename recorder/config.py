@@ -51,6 +51,26 @@ _OBJECT = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
 _STAMPER = re.compile(r"https?://[A-Za-z0-9.\[\]:-]+(?:/[!-~]*)?\Z", re.ASCII)
 _SERVER = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?/?\Z", re.ASCII)
 _SCHEMES = ("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss", "memory", "http", "https")
+# What each kind of store takes for a name at the most, old ones included: S3 had capitals and underscores once. The
+# rule, and what to tell whoever breaks it.
+_S3_NAME = (
+    re.compile(r"(?!\d+\.\d+\.\d+\.\d+\Z)(?!.*\.\.)[A-Za-z0-9._-]{3,255}"),
+    "bucket: 3 or more letters, digits, dots, dashes and underscores, not two dots in a row, not an IP address",
+)
+_AZURE_NAME = (
+    re.compile(r"\$(?:root|web|logs)|(?!.*--)[a-z0-9](?:[a-z0-9-]{1,61}[a-z0-9])"),
+    "container: 3 to 63 lower-case letters, digits and single dashes between them",
+)
+_BUCKETS = {
+    "s3": _S3_NAME,
+    "s3a": _S3_NAME,
+    "gs": (
+        re.compile(r"(?!\d+\.\d+\.\d+\.\d+\Z)(?!.*\.\.)[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"),
+        "bucket: 3 or more lower-case letters, digits, dots, dashes and underscores, a letter or digit at both ends",
+    ),
+    "az": _AZURE_NAME,
+    "azure": _AZURE_NAME,
+}
 
 Place = tuple[int, int]
 Key = tuple[str | int, ...]
@@ -178,6 +198,9 @@ def _url(value: object) -> str:
         raise ValueError('must be the URL of an object store, such as "s3://bucket/prefix", "gs://.." or "az://.."')
     if "@" in rest.partition("/")[0] and not scheme.startswith("abfs"):
         raise ValueError("must hold no credentials")
+    rule = _BUCKETS.get(scheme)
+    if rule is not None and not rule[0].fullmatch(rest.partition("/")[0]):
+        raise ValueError(f"{scheme}:// is followed by the name of a {rule[1]}")
     return str(value)
 
 

@@ -78,7 +78,7 @@ admin:
         ("store: {folder: x}\n", ["1:1: apiVersion: is required"]),
         ("apiVersion: k8sproxy/v1\nstore: {folder: x}\n", ["1:1: apiVersion: must be recorder/v1alpha1"]),
         ("apiVersion: recorder/v1alpha1\nstore: {}\n", ["2:1: store: needs exactly one of folder and url"]),
-        (SMALL + "  url: s3://b\n", ["2:1: store: needs exactly one of folder and url"]),
+        (SMALL + "  url: s3://casts\n", ["2:1: store: needs exactly one of folder and url"]),
         (
             SMALL + "  minFree: lots\n",
             ['4:3: store.minFree: must be a size, such as "64KiB", "1GiB" or a number of bytes'],
@@ -166,3 +166,31 @@ def test_units() -> None:
     for value in ("", "80", ":80", "host:80", "1.2.3.4", "1.2.3.4:99999", "::1:80", "[1.2.3.4]:80", "[::1%x]:80", 80):
         with pytest.raises(ValueError):
             parse_address(value)
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("s3://ab", "bucket"), ("s3://a b c/p", "bucket"), ("s3://casts!/p", "bucket"), ("s3://a..b", "bucket"),
+        ("s3a://10.0.0.1/p", "bucket"), ("s3://casts:9000/p", "bucket"), ("s3://" + "a" * 256, "bucket"),
+        ("s3:///p", "bucket"), ("gs://Casts", "bucket"), ("gs://-casts", "bucket"), ("az://Casts", "container"),
+        ("az://a--b", "container"), ("azure://my_casts", "container"), ("s3://k\u00e4sten", "bucket"),
+        ("s3://casts?x=1", "bucket"), ("az://casts-", "container"),
+    ],
+)  # fmt: skip
+def test_names_of_buckets_that_every_store_refuses(tmp_path: Path, url: str, what: str) -> None:
+    (fault,) = faults(tmp_path, SMALL.replace("folder: data", "url: " + json.dumps(url)))
+    assert (
+        fault.startswith("3:") and f"store.url: {url.partition(':')[0]}:// is followed by the name of a {what}" in fault
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://casts", "s3://my.casts-1/p/q", "s3://Old_Casts/p", "s3a://abc", "gs://a_b.example.com/p", "az://a-b/p",
+        "az://$root", "abfss://c@account.dfs.core.windows.net/p", "https://account.blob.core.windows.net/c", "memory://",
+    ],
+)  # fmt: skip
+def test_names_of_buckets_that_some_store_has(tmp_path: Path, url: str) -> None:
+    assert read(tmp_path, SMALL.replace("folder: data", "url: " + json.dumps(url))).store.url == url
