@@ -23,8 +23,9 @@ TUNNEL_PROTOCOLS = frozenset(("SPDY/3.1+portforward.k8s.io",))
 CHANNEL_PROTOCOLS = frozenset(("v4.channel.k8s.io", "v4.base64.channel.k8s.io", ""))
 WEBSOCKET_PROTOCOLS = TUNNEL_PROTOCOLS | CHANNEL_PROTOCOLS
 
-# Forwarded connections that are open at once: 100 bytes each are held. A browser opens some dozens.
-MAX_OPEN = 10_000
+# Forwarded connections that are open at once: 150 bytes each are held, which a user may have 256 sessions of. A browser
+# opens some dozens, a test of load a thousand.
+MAX_OPEN = 2000
 # Ports in one session: each is kept, and told, to its end. kubectl forwards those that somebody has typed.
 MAX_PORTS = 1024
 # A request id's characters that are told; kubectl counts from 0.

@@ -24,7 +24,9 @@ object, so that whatever the caller derived from it holds on.
 A question about a port is a slow one where the daemon does not know it: it looks for 180 ms, with the lock held that
 every other question needs. So these are put a few at a time, and wait in lanes of their own: SLOW questions whether a
 PROXY listener's direct peer is known, which are nearly always slow, and PORTS questions about connections from
-loopback. A storm of them makes its own connections wait, and no others.
+loopback. A storm of them makes its own connections wait, and no others. Once a connection's peer is known, what is
+asked about it again (after every change on the tailnet, and of all that runs) waits in its owner's row, and the rows
+take turns: a user with a thousand watches keeps nobody else waiting.
 
 One question per key is in flight; all who want to know wait for it, and it goes on if they leave. A question from
 before a change is no answer to who asks after it: they wait for its end and put their own.
@@ -34,6 +36,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv6Address, ip_address
@@ -69,10 +72,10 @@ class ClientKey:
     """What one connection's answers are kept under; made by `WhoIs.open`, used up by `WhoIs.close`.
 
     text: the key itself. shared: whether other connections have it too. address: what the daemon is asked. node: the
-    stable id that the first answer pinned, where the key is not shared; empty once another came.
+    stable id that the first answer pinned, where the key is not shared; empty once another came. owner: of that answer.
     """
 
-    __slots__ = ("address", "closed", "destination", "node", "service", "shared", "text")
+    __slots__ = ("address", "closed", "destination", "node", "owner", "service", "shared", "text")
 
     def __init__(
         self, text: str, address: str, *, shared: bool, service: str | None = None, destination: str | None = None
@@ -83,6 +86,7 @@ class ClientKey:
         self.service = service
         self.destination = destination
         self.node: str | None = None
+        self.owner = ""
         self.closed = False
 
 
@@ -101,6 +105,42 @@ class _Question:
     def __init__(self, generation: int, task: asyncio.Task[Peer | Refusal]) -> None:
         self.generation = generation
         self.task = task
+
+
+class _Lane:
+    """So many places, for which owners wait in rows of their own that take turns."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._rows: dict[str, deque[asyncio.Future[None]]] = {}  # the next one is in front
+
+    async def acquire(self, owner: str) -> None:
+        """Take a place, in the owner's turn."""
+        if self._free:
+            self._free -= 1
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._rows.setdefault(owner, deque()).append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                self.release()  # the place had been given already
+            raise
+
+    def release(self) -> None:
+        """Give a place back: to the first who waits in the row whose turn it is."""
+        rows = self._rows
+        while rows:
+            owner = next(iter(rows))
+            row = rows.pop(owner)
+            future = row.popleft()
+            if row:
+                rows[owner] = row  # behind the others
+            if not future.done():
+                future.set_result(None)
+                return
+        self._free += 1
 
 
 class WhoIs:
@@ -133,7 +173,7 @@ class WhoIs:
         self._questions: dict[str, _Question] = {}
         self._tasks: set[asyncio.Task[Peer | Refusal]] = set()  # the loop itself keeps tasks by weak references only
         self._slow = asyncio.Semaphore(SLOW)
-        self._ports = asyncio.Semaphore(PORTS)
+        self._ports = _Lane(PORTS)
 
     def open(self, ip: str, port: int, *, service: str | None = None, destination: str | None = None) -> ClientKey:
         """The key of a new connection from (ip, port), to be given to `close` when the connection is gone.
@@ -263,7 +303,7 @@ class WhoIs:
             if key.shared:
                 peer = await self._localapi.whois(key.address, service=key.service, destination=key.destination)
             else:
-                async with self._port_lane():
+                async with self._port_lane(key.owner):
                     asked = self._clock()
                     peer = await self._localapi.whois(key.address, service=key.service, destination=key.destination)
                 _pin(key, peer)
@@ -287,11 +327,11 @@ class WhoIs:
         return peer
 
     @asynccontextmanager
-    async def _port_lane(self) -> AsyncIterator[None]:
+    async def _port_lane(self, owner: str) -> AsyncIterator[None]:
         """A place among the questions about ports. Raises Refusal where none comes free in the time of an answer."""
         try:
             async with asyncio.timeout(self._localapi.timeout):
-                await self._ports.acquire()
+                await self._ports.acquire(owner)
         except TimeoutError:
             raise Refusal(
                 503, "whois_timeout", "too many connections from loopback wait for tailscaled's answer", retry_after=1
@@ -307,7 +347,7 @@ class WhoIs:
 
 def _pin(key: ClientKey, peer: Peer) -> None:
     if key.node is None:
-        key.node = peer.stable_id
+        key.node, key.owner = peer.stable_id, peer.owner
     elif key.node != peer.stable_id:
         key.node = ""  # no node's: from here on nobody is believed to be at the other end
         raise Refusal(403, "peer_changed", "tailscaled names another node for this connection than before", close=True)

@@ -463,13 +463,13 @@ async def test_large_heads_are_parsed_within_the_turns(monkeypatch: pytest.Monke
 async def test_a_target_has_its_price(size: int, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read in a thread costs the loop nothing."""
     paid: list[int] = []
-    spend = Turns.spend
+    begin = Turns.begin
 
-    def counted(turns: Turns, units: int) -> None:
+    def counted(turns: Turns, units: int) -> bool:
         paid.append(units)
-        spend(turns, units)
+        return begin(turns, units)
 
-    monkeypatch.setattr(Turns, "spend", counted)
+    monkeypatch.setattr(Turns, "begin", counted)
     async with Stage() as stage:
         client = await stage.client()
         await client.send(get("/.well-known/k8sproxy/whoami?".ljust(size, "x")))

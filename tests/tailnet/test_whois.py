@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from k8sproxy.errors import Refusal
 from k8sproxy.peer import Peer
 from k8sproxy.tailnet.localapi import LocalAPI
-from k8sproxy.tailnet.whois import PORTS, SLOW, ClientKey, WhoIs
+from k8sproxy.tailnet.whois import PORTS, SLOW, ClientKey, WhoIs, _Lane
 from tests.fakes.tailscaled import FakeTailscaled, user_whois
 from tests.tailnet.running import run
 
@@ -745,5 +745,53 @@ def test_a_question_that_gets_no_place_is_refused() -> None:
             daemon.answer(ANA)
             await asyncio.sleep(0)
         assert await asyncio.gather(*asking[:-1]) == [ANA] * PORTS
+
+    play(script)
+
+
+def test_what_is_asked_again_waits_in_its_owners_row() -> None:
+    """A user has a hundred connections behind a userspace daemon, and something changes on the tailnet."""
+
+    async def script(daemon: Daemon, whois: WhoIs, clock: Clock) -> None:
+        daemon.now = ANA
+        many = [whois.open(LOOPBACK, 20000 + number) for number in range(100)]
+        await asyncio.gather(*map(whois.ask, many))
+        daemon.now = BEN
+        one = whois.open(LOOPBACK, 30000)
+        assert await whois.ask(one) == BEN
+        daemon.now = None
+        whois.invalidate()
+        first = len(daemon.asked)
+        asking = [start(whois, key) for key in many]
+        await settle()
+        other = start(whois, one)
+        await settle()
+        answered = 0
+        while daemon.open:
+            daemon.answer(BEN if daemon.asked[first + answered] == one.address else ANA)
+            answered += 1
+            await settle()
+        assert daemon.asked[first:].index(one.address) <= PORTS + 1, "not behind the hundred"
+        assert await other == BEN and await asyncio.gather(*asking) == [ANA] * 100
+        assert whois._ports._free == PORTS and not whois._ports._rows
+
+    play(script)
+
+
+def test_who_leaves_an_owners_row_gives_its_place_on() -> None:
+    async def script(daemon: Daemon, whois: WhoIs, clock: Clock) -> None:
+        lane = _Lane(1)
+        await lane.acquire("a")
+        waiting = [asyncio.ensure_future(lane.acquire(owner)) for owner in ("a", "a", "b")]
+        await settle()
+        lane.release()
+        waiting[0].cancel()  # it has been given the place, and has not woken
+        waiting[1].cancel()
+        await settle()
+        assert [task.cancelled() for task in waiting] == [True, True, False] and waiting[2].done()
+        lane.release()
+        await lane.acquire("a")
+        lane.release()
+        assert not lane._rows
 
     play(script)
