@@ -149,6 +149,10 @@ class ConfigMapWitness:
     def _context(self) -> ssl.SSLContext:
         # Read each time, as kubelet may renew it; a request is rare.
         try:
-            return ssl.create_default_context(cafile=str(self._account / "ca.crt"))
+            context = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
+            # As client-go checks it: no common name in place of an alternative name, and any authority in the file.
+            context.hostname_checks_common_name = False
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            return context
         except (OSError, ssl.SSLError) as error:
             raise KeyFault(f"{self.name}: {self._account / 'ca.crt'}: {error.strerror or 'no certificate'}") from None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,19 @@ async def test_a_request_that_met_old_credentials_is_to_be_sent_again() -> None:
         response = await client.response()
         assert (response.status, response.fields["retry-after"]) == (503, "1")
         assert "have been renewed" in response.refusal()[1]
+
+
+async def test_a_request_that_met_an_old_client_certificate_is_to_be_sent_again() -> None:
+    """The certificate is the connection's."""
+    async with Stage(tls=True) as stage:
+        upstream, context = stage.upstream, stage.upstream.endpoint.tls()
+        now = [context]
+        upstream.endpoint = dataclasses.replace(upstream.endpoint, tls=lambda: now[0])
+        client, peer, _ = await stage.exchange(get())
+        now[0] = ssl.create_default_context()
+        await peer.send(reply(UNAUTHORIZED, "401 Unauthorized"))
+        response = await client.response()
+        assert response.status == 503 and "have been renewed" in response.refusal()[1]
 
 
 async def test_credentials_of_clients_are_their_own() -> None:

@@ -129,6 +129,7 @@ def test_an_invalid_account_at_the_start_shows_before_anybody_asks(
     try:
         proxy.start(ready=False)
         proxy.wait_event("cluster_account_rejected")
+        proxy.wait_event("started")  # its admin site is there
         wait_until(lambda: f"[-]cluster bed {NOT_ACCEPTED}" in readiness(proxy), "readiness that says so")
     finally:
         proxy.kill()

@@ -166,9 +166,9 @@ def test_the_same_requests_without_enforcement(
 def test_kubectl_is_told_why(enforced: None, alice: Kubectl, web: str, tmp_path: Path, protocol: str) -> None:
     alice = alice.speaking(STREAMING[protocol])
     mark = tmp_path / "mark"
-    assert "enforceRecorder" in alice.fails("exec", web, "--", "touch", str(mark))
-    assert "enforceRecorder" in alice.fails("attach", web)
-    assert "enforceRecorder" in alice.fails("cp", str(Path(__file__)), f"{web}:{mark}")
+    assert "(recording: closed)" in alice.fails("exec", web, "--", "touch", str(mark))
+    assert "(recording: closed)" in alice.fails("attach", web)
+    assert "(recording: closed)" in alice.fails("cp", str(Path(__file__)), f"{web}:{mark}")
     assert not mark.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from k8sproxy.dataplane.certificates import server_context
 from recorder.proof import KeyFault
 from recorder.proof.configmap import ConfigMapWitness
 from recorder.proof.keys import Anchor
+from tests.fakes.pki import Authority
 from tests.fakes.tailscaled import make_certificate
 from tests.recorder.proof.stage import run
 
@@ -57,16 +60,23 @@ def account(folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[tuple[Api, ConfigMapWitness]]:
+async def serving(
+    folder: Path, pair: tuple[bytes, bytes] | None = None, ca: bytes = b""
+) -> AsyncIterator[tuple[Api, ConfigMapWitness]]:
+    """pair, ca: a certificate for https, and what the account has for its authority."""
     api = Api()
     app = web.Application()
     app.router.add_route("*", "/{rest:.*}", api.handle)
     runner = web.AppRunner(app)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server_context(*pair) if pair else None)
     await site.start()
     host, port = runner.addresses[0][:2]
-    witness = ConfigMapWitness("anchor", account=account(folder), server=f"http://{host}:{port}")
+    files = account(folder)
+    if pair is not None:
+        host = "localhost"
+        (files / "ca.crt").write_bytes(ca)
+    witness = ConfigMapWitness("anchor", account=files, server=f"{'https' if pair else 'http'}://{host}:{port}")
     try:
         yield api, witness
     finally:
@@ -159,3 +169,22 @@ def test_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         await witness.aclose()
 
     run(check())
+
+
+@pytest.mark.parametrize("alternatives", [("localhost",), ()], ids=["by an alternative name", "by its common name"])
+def test_an_api_server_is_known_by_its_alternative_names_alone(tmp_path: Path, alternatives: tuple[str, ...]) -> None:
+    """As client-go has it; the token is sent to nobody else."""
+
+    async def scene() -> None:
+        authority = Authority()
+        pair = authority.issue("localhost", alternatives=alternatives)
+        async with serving(tmp_path / "account", pair, authority.pem) as (api, witness):
+            if alternatives:
+                assert await witness.recall() == {}
+            else:
+                with pytest.raises(KeyFault, match="ConfigMap anchor"):
+                    await witness.recall()
+            assert bool(api.asked) is bool(alternatives)
+        await asyncio.sleep(0)  # the server sees that nobody is there
+
+    run(scene())
