@@ -255,6 +255,8 @@ class Screen:
             self._state = self._ground
             if self._intermediate in "()" and self._intermediate:
                 self._drawing["()".index(self._intermediate)] = character == "0"
+            elif character == "8" and self._intermediate == "#":  # all of the screen becomes E
+                self._wipe()
             elif character in "78" and not self._intermediate:
                 self._keep_ink(restore=character == "8")
             elif character == "c":
@@ -350,6 +352,10 @@ class Screen:
             self._erase_in_display(first)
         elif final in "P@X":
             self._edit(final, min(count, _LINE))
+        elif (final in "LMST" and count >= self._height) or (final in "z{" and parameters.endswith("$")):
+            self._wipe_in_place()  # all of it is moved out of sight; a rectangle is erased
+        elif final == "M":
+            self._delete_line()
 
     def _mode(self, modes: list[str], on: bool) -> None:
         if any(mode in ("47", "1047", "1049") for mode in modes):
@@ -396,9 +402,19 @@ class Screen:
             for number in sorted(number for number in self._aside if number > self._number):
                 self._out(self._aside.pop(number))
         else:
-            number, column = self._number, self._column
-            self._wipe()
-            self._number, self._column = number, column
+            self._wipe_in_place()
+
+    def _wipe_in_place(self) -> None:
+        number, column = self._number, self._column
+        self._wipe()
+        self._number, self._column = number, column
+
+    def _delete_line(self) -> None:
+        row = self._row
+        if self._now - row.touched >= _STOOD:
+            self._out(row)
+        self._lose(row, 0, len(row.text))
+        row.text = ""
 
     def _edit(self, final: str, count: int) -> None:
         row, column = self._row, self._column

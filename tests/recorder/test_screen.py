@@ -61,7 +61,7 @@ def show(*output: str | tuple[float, str], columns: int = 80, rows: int = 24) ->
         ("\x1b[3\x18ok", ["ok"]),
         ("\x1b\x1b[1mok", ["ok"]),
         ("a\x1b[1\nb", ["a", "b"]),
-        ("a\x1b7b\x1b8c\x1b=d\x1b#8e\x1b%Gf", ["abcdef"]),
+        ("a\x1b7b\x1b8c\x1b=d\x1b#5e\x1b%Gf", ["abcdef"]),
         ("zero\u200bwidth soft\xadhyphen", ["zerowidth softhyphen"]),
         ("raw\U0010feffbyte \ud800", ["raw\ufffdbyte \ufffd"]),
         ("NUL\0BEL\x07DEL\x7fEND", ["NULBELDELEND"]),

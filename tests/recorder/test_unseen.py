@@ -84,6 +84,14 @@ def apart(*output: str, by: float = 0.001) -> list[tuple[float, str]]:
         ("stolen secret\x1b[2J\x1b[H", "erased at once", "stolen secret"),
         ("stolen secret\r\nmore\r\n\x1b[H\x1b[2J", "erased at once", "stolen secret"),
         ("stolen secret\r\n\x1bc", "erased at once", "stolen secret"),
+        ("stolen secret\x1b#8", "erased at once", "stolen secret"),
+        ("stolen secret\x1b[M\r", "erased at once", "stolen secret"),
+        ("stolen secret\x1b[24M", "erased at once", "stolen secret"),
+        ("\x1b[5Hstolen secret\x1b[H\x1b[99L", "erased at once", "stolen secret"),
+        ("\x1b[5Hstolen secret\x1b[24S", "erased at once", "stolen secret"),
+        ("\x1b[5Hstolen secret\x1b[24T", "erased at once", "stolen secret"),
+        ("stolen secret\x1b[1;1;24;80$z", "erased at once", "stolen secret"),
+        ("stolen secret\x1b[1;1;24;80${", "erased at once", "stolen secret"),
         ("\x1b[?1049hstolen secret\x1b[?1049l", "erased at once", "stolen secret"),
         ("\x1b[?25lstolen secret\rnothing to see.\x1b[?25h", "erased at once", "stolen secret"),
         ("".join(chr(0xE0000 + ord(c)) for c in "stolen secret"), "characters without a shape", "stolen secret"),
@@ -206,3 +214,12 @@ def test_any_colours(parameters: str) -> None:
     ink = Ink()
     ink.set(parameters)
     assert ink.hides(Colours()) in ("", "concealed", "same colour", "black without a background")
+
+
+def test_a_line_that_is_deleted_after_it_was_seen_is_a_line() -> None:
+    terminal = Screen(columns=80, rows=24)
+    terminal.feed(0.0, "stood for long")
+    terminal.feed(5.0, "\x1b[M\rnext\x1b[24S")
+    terminal.finish()
+    assert "stood for long" in terminal.segments[0].text
+    assert [(piece.kind, piece.text) for piece in terminal.unseen] == [("erased at once", "next")]
