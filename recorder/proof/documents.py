@@ -35,6 +35,9 @@ KEYS = "proof/keys"
 REGISTER = "proof/register"
 # What is kept in chunks of days, TOP/DAY/FIRST-ID.chunk: API events, and the book of looks.
 CHUNKS = ("events", "looks")
+# Days after a day's seal that something which ended on it, and which nobody signed, may still be listed. More than that
+# is not late but new: it was not there for all that time.
+LATE = 7
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d\Z", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")

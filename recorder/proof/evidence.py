@@ -18,7 +18,7 @@ from recorder.model import Recording, id_day
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Acts, compare
 from recorder.proof.chain import Chain
-from recorder.proof.documents import UNSIGNED, Part, Sealed, day_end, day_of
+from recorder.proof.documents import LATE, UNSIGNED, Part, Sealed, day_end, day_of
 from recorder.proof.handover import MANIFESTS
 from recorder.proof.parts import hash_of
 from recorder.proof.registers import read_both
@@ -39,10 +39,6 @@ class MissingError(MismatchError):
 
 class NotSealedYetError(Exception):
     """It is not sealed, and will be: nothing is wrong."""
-
-
-# Days after a day's seal that something which ended on it may still be listed: as the sealer has it.
-LATE = 7
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ from recorder.proof.chain import Chain
 from recorder.proof.documents import (
     CHUNKS,
     DAYS,
+    LATE,
     NOTHING,
     REGISTER,
     UNSIGNED,
@@ -65,9 +66,6 @@ DELAY = 3600.0
 LOOK = 300.0
 # Days that one pass makes up for at most; more than ten years are a clock that was wrong.
 _MOST_DAYS = 3700
-# Days after a day's seal that something which ended on it, and which nobody signed, may still be listed. More than that
-# is not late but new: it was not there for all that time.
-LATE = 7
 
 
 @dataclass(slots=True)
@@ -302,7 +300,7 @@ class Sealer:
         for fault in acts.faults:
             _log.error("proof_fault", fault=fault)
         remembered = await self._register.witnesses.known(ACTS)
-        if remembered is not None and acts.last.number < remembered.number:
+        if remembered is not None and not acts.has(remembered):
             # A manifest that names an earlier one would make the end of the chain look as if it had never been.
             raise KeyFault(missing(ACTS, remembered))
         return acts.last

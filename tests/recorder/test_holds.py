@@ -52,7 +52,7 @@ def hold_on(recording: str) -> Hold:
 
 
 @pytest.mark.parametrize("keyring", [None, Keyring([b"k" * 32])])
-@pytest.mark.parametrize("tamper", ["gone", "changed", "exchanged", "act", "cut"])
+@pytest.mark.parametrize("tamper", ["gone", "changed", "turned", "exchanged", "act", "cut"])
 def test_a_signed_hold_cannot_be_taken_away(tmp_path: Path, tamper: str, keyring: Keyring | None) -> None:
     """By whoever can write to the store and has no key: nothing goes any more, and verify says why."""
     stage = Stage(tmp_path / "store", keyring=keyring)
@@ -67,6 +67,8 @@ def test_a_signed_hold_cannot_be_taken_away(tmp_path: Path, tamper: str, keyring
         file.unlink()
     elif tamper == "changed":
         file.write_bytes(file.read_bytes()[:-1] + b" ")
+    elif tamper == "turned":  # to another session; what is in an envelope can't be
+        file.write_bytes(file.read_bytes().replace(one.encode(), new_id().encode()) + b" ")
     elif tamper == "exchanged":
         file.write_bytes((stage.root / f"holds/{second.id}.json").read_bytes())
     else:

@@ -459,6 +459,32 @@ def test_a_manifest_names_the_last_act_and_is_not_sealed_over_a_cut_chain(tmp_pa
     run(check())
 
 
+@pytest.mark.parametrize("longer", [False, True])
+def test_acts_that_are_cut_off_while_a_recorder_runs_are_not_sealed_over(tmp_path: Path, longer: bool) -> None:
+    """Its register has compared all at the start. longer: somebody with a copy of the store's past goes on with it."""
+    stage = Stage(tmp_path / "store")
+    keys = PublicKeys([stage.signer.public_key])
+
+    async def check() -> None:
+        async with stage.store() as store:
+            await stage.record(store)
+            await stage.settled(store)
+            own = store.registrar
+            assert isinstance(own, Register)
+            log = ActLog(store.blobs, keys, stage.signer, witnesses=own.witnesses)
+            await log.add(Kind.HOLD, [Subject(new_id())], by="ana", body="1" * 64)
+            (stage.root / act_file(1)).unlink()
+            if longer:
+                other = ActLog(store.blobs, keys, stage.signer)
+                for _ in range(2):
+                    await other.add(Kind.REMOVAL, [Subject(new_id())], by="x")
+            with pytest.raises(KeyFault, match="no number 1 of the acts"):
+                await Sealer(store, stage.signer, clock=lambda: stage.clock).seal_due()
+        assert not (stage.root / "proof/days").exists()
+
+    run(check())
+
+
 def test_run_goes_on_after_failures_and_ends_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(tmp_path / "store")
     monkeypatch.setattr(sealer_module, "LOOK", 0.001)
