@@ -793,3 +793,28 @@ def test_what_one_recorder_refuses_another_may_take() -> None:
         await events.aclose()
 
     run(scene)
+
+
+def test_a_recorder_that_refuses_probes_too_refuses_whatever_it_is_sent() -> None:
+    async def scene(_: Recorders) -> None:
+        recorder = Choosy()
+
+        async def probe(address: str) -> None:
+            await recorder.probe(address)
+            if recorder.ill:
+                raise ConnectionError("HTTP 403 to HEAD /v2/event")
+
+        events = ApiEvents(recorder.post, probe, batch_delay=0, clock=lambda: recorder.now)
+        await tell(events, asked("/before"), asked("/x", "ben"))
+        await idle(events)
+        assert events.admit(ONE, True, Weight("ana"))
+        recorder.ill = True
+        events.add(ONE, asked("/kept"), enforced=True)
+        await until(lambda: recorder.posts >= 5)
+        assert (events.refused, events.queued) == (0, 1) and not events.admit(ONE, True, Weight("ben"))
+        recorder.ill = False
+        await idle(events)
+        assert recorder.taken[-1]["request"]["path"] == "/kept"
+        await events.aclose()
+
+    run(scene)
