@@ -188,12 +188,12 @@ class Session(Tap):
 
     def _not_accepted(self, error: NoRecorder) -> None:
         """No recorder takes it."""
-        self._registry.failed("not_accepted", self._level)
         if error.declined:
             # At every level: who has too many sessions must not get unrecorded ones by it.
             raise Refusal(
                 429, "too_many_sessions", f"this session is to be recorded, and no recorder takes it: {error}"
             )
+        self._registry.failed("not_accepted", self._level)
         if self._enforced:
             raise unavailable(self._level, error.attempts)
         self._warn("session_unrecorded", why=str(error))

@@ -984,4 +984,5 @@ async def test_who_has_too_many_sessions_gets_no_unrecorded_one(mode: RecordingL
     assert (raised.value.status, raised.value.cause) == (429, "too_many_sessions")
     assert "100.64.0.8:80: it said 500" in raised.value.message
     assert played.registry.user == played.session.facts.peer.owner
+    assert not played.registry.failures, "a user's excess sets off no alarm about recordings"
     await played.close()
