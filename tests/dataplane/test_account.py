@@ -64,6 +64,16 @@ async def test_a_401_from_behind_the_api_server_passes_whole() -> None:
         assert (await client.response()).body == b"next"
 
 
+@pytest.mark.parametrize(
+    "status", ["400 Bad Request", "403 Forbidden", "407 Proxy Authentication Required", "503 Busy"]
+)
+async def test_other_refusals_are_no_doubt_of_the_account(status: str) -> None:
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get())
+        await upstream.send(reply(b"no", status))
+        assert (await client.response()).body == b"no" and stage.account.doubted == 0
+
+
 async def test_a_401_without_a_length_passes_to_its_end() -> None:
     async with Stage() as stage:
         client, upstream, _ = await stage.exchange(get())
