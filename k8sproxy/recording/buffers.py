@@ -1,7 +1,8 @@
 """How much of recordings may wait for slow recorders, of all sessions and of one owner's together.
 
-Every session may hold `recording.buffer` bytes that the wire has not taken, which is nothing for one and a lot for a
-hundred whose recorder has stalled. So what all of them hold is counted, and what each owner's hold (peer.owner):
+Every session may hold `recording.buffer` bytes that the wire has not taken, and of one that is acknowledged the output
+that is not confirmed yet. That is nothing for one and a lot for a hundred whose recorder has stalled. So what all of
+them hold is counted, and what each owner's hold (peer.owner):
 
     total, share    bytes. Once they are used up, a session is blocked as if its own buffer were full: in CLOSED mode
                     its output waits, in OPEN mode it is left out and the recording says so.

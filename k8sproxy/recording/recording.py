@@ -183,6 +183,11 @@ class Recording:
         """Whether so much waits for the recorder that upstream has to wait wherever it stands."""
         return self._upload.full
 
+    def hold(self, size: int) -> bool:
+        """So many bytes of upstream's wait for the recorder. Whether more may."""
+        self._upload.hold(size)
+        return not self._upload.crowded
+
     @property
     def pending(self) -> bool:
         """Whether something was given that is in no written line yet, parts of characters left aside."""

@@ -58,7 +58,7 @@ from k8sproxy.recording.upload import NoRecorder, Upload, UploadError
 
 _log = structlog.get_logger("k8sproxy")
 # Bytes of upstream's output that may wait for the recorder's confirmation (ACKNOWLEDGED): what a disk that takes 10 ms
-# for a commit lets through is 50 MB/s.
+# for a commit lets through is 50 MB/s. Less where the owner's share of the buffers is used up (buffers).
 WINDOW = 512 * 1024
 # Bytes of an answer that is no session, head and body: a Status has some hundred, the words of an admission webhook a
 # few thousand. Nobody records it.
@@ -412,7 +412,12 @@ class Session(Tap):
             return True
         if recording.state is State.SLOW and (passage.stands or recording.full):
             return True
-        return self._acknowledged and passage.held >= WINDOW
+        return not self._has_window(passage, recording) and self._acknowledged
+
+    @staticmethod
+    def _has_window(passage: Passage, recording: Recording) -> bool:
+        """Whether more of upstream's bytes may wait for the recorder."""
+        return recording.hold(passage.held) and passage.held < WINDOW
 
     @property
     def _pongs_wait(self) -> bool:
@@ -429,7 +434,7 @@ class Session(Tap):
         if recording.pending:
             return
         place = passage.border
-        if place <= passage.passed and passage.held >= WINDOW:
+        if place <= passage.passed and not self._has_window(passage, recording):
             place = passage.read  # one message as large as all that may wait
         self._fronts = {stderr: front for stderr, front in self._fronts.items() if recording.torn(stderr)}
         passage.promise(min((place, *self._fronts.values())), recording.written)

@@ -106,6 +106,7 @@ class Upload:
         "ending",
         "event_codes",
         "failure",
+        "held",
         "limit",
         "moved",
         "owner",
@@ -130,6 +131,7 @@ class Upload:
         self.event_codes = DEFAULT_EVENT_CODES
         self.limit = limits.buffer
         self.buffered = 0
+        self.held = 0  # bytes of the session that wait elsewhere until the recorder has more
         self.written = 0
         self.acked = 0
         self.ending = False  # the row's end is the body's
@@ -178,6 +180,17 @@ class Upload:
         """Whether nothing more should be written whatever is in its middle: twice what blocks it is in the row."""
         buffered = self.buffered
         return buffered >= 2 * self.limit or (buffered >= 4 * FLOOR and not self._buffers.room(self.owner, buffered))
+
+    def hold(self, size: int) -> None:
+        """So many bytes of the session wait elsewhere until the recorder has more; they count as the row's do."""
+        if self._carrier is not None:
+            self._buffers.add(self.owner, size - self.held)
+            self.held = size
+
+    @property
+    def crowded(self) -> bool:
+        """Whether no more should wait elsewhere, since the buffers are used up."""
+        return self.held >= FLOOR and not self._buffers.room(self.owner, self.held)
 
     @property
     def unacked(self) -> int:
@@ -346,8 +359,8 @@ class Upload:
             self._timer.cancel()
             self._timer = None
         self._row.clear()
-        self._buffers.add(self.owner, -self.buffered)
-        self.buffered = 0
+        self._buffers.add(self.owner, -self.buffered - self.held)
+        self.buffered = self.held = 0
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
         if carrier is not None and why is not None:

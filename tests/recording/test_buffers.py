@@ -142,3 +142,36 @@ def test_room() -> None:
     assert buffers.used == 0 and not buffers._owners and buffers.of("ana") == 0
     buffers.add("ana", 0)
     assert not buffers._owners
+
+
+@pytest.mark.parametrize("size", [16 << 10, 300 << 10], ids=["small messages", "messages larger than the floor"])
+def test_what_waits_for_its_confirmation_counts(size: int) -> None:
+    """40 acknowledged sessions held 512 KiB each, of which nobody knew."""
+
+    @scene
+    async def play() -> None:
+        buffers = Buffers(total=64 * MIB, share=1 * MIB)
+        played = [
+            stalled(buffers, "ana@example.com", RecordingLevel.ACKNOWLEDGED, Spdy, flowing=True) for _ in range(12)
+        ]
+        for one in played:
+            await one.begin()
+            assert one.recorder is not None
+            one.recorder.acks = False
+        frame = played[0].speech.out(b"x" * size)
+        for number in range(40):
+            for one in played:
+                if not one.upstream.paused and not one.switched._down.waiting:
+                    one.down(frame[number * 16_000 % len(frame) :][:16_000])
+            await turns(3)
+        assert all(one.session.blocked for one in played)
+        held = sum(len(piece) for one in played for piece in one.switched._held)
+        assert held <= buffers.used == buffers.of("ana@example.com") < 1 * MIB + len(played) * (FLOOR + 32_000)
+        for one in played:
+            assert one.recorder is not None
+            one.recorder.open()
+        await until(lambda: not any(one.session.blocked or one.upstream.paused for one in played))
+        await the_end(played)
+        assert buffers.used == 0
+
+    play()

@@ -72,7 +72,7 @@ def test_no_websocket_without_a_recorder(
         with connect() as connection:
             client = WebSocket(connection, f"{EXEC}?stdout=1&{in_query('mkdir', str(mark))}", offered)
     assert client.status == 403
-    assert "enforce" in json.loads(client.body)["message"]
+    assert "must be recorded" in json.loads(client.body)["message"]
     assert not mark.exists()
 
 
