@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,15 @@ from recorder.proof import KeyFault, der
 from recorder.proof.documents import Manifest, day_of, digest, next_day, write_manifest
 from recorder.proof.handover import MANIFESTS
 from recorder.proof.keys import Anchor
-from recorder.proof.timestamps import StampError, TimeStampWitness, question, read_answer, read_certificates
+from recorder.proof.timestamps import (
+    StampError,
+    TimeStampWitness,
+    _check_chain,
+    _check_usage,
+    question,
+    read_answer,
+    read_certificates,
+)
 from recorder.proof.witness import Witnesses
 from recorder.store.blobs import FolderBlobs
 from tests.recorder.proof.stage import DAY, Stage, run
@@ -138,6 +147,14 @@ def test_what_is_not_believed(authority: Authority) -> None:
             read_answer(answer, ca)
     with pytest.raises(StampError, match="none of those that are configured"):
         read_answer(good, read_certificates(authority.folder / "ec.pem"))
+    # A certificate for time stamps that is configured vouches for itself alone, and not for one that it has issued.
+    authority.openssl(
+        "x509", "-req", "-in", "ec.csr", "-CA", "rsa.pem", "-CAkey", "rsa.key", "-CAcreateserial", "-out", "below.pem",
+        "-extfile", "ts.cnf", "-extensions", "v3_tsa",
+    )  # fmt: skip
+    (authority.folder / "below.key").write_bytes((authority.folder / "ec.key").read_bytes())
+    with pytest.raises(StampError, match="none of those that are configured"):
+        read_answer(authority.reply(question("ab" * 32, 77), "below"), read_certificates(authority.folder / "rsa.pem"))
     refused = der.write(der.SEQUENCE, [der.write(der.SEQUENCE, [der.write_whole(2)])])
     with pytest.raises(StampError, match="refuses to stamp"):
         read_answer(refused, ca)
@@ -145,6 +162,25 @@ def test_what_is_not_believed(authority: Authority) -> None:
         read_certificates(authority.folder / "serial")
     with pytest.raises(KeyFault, match="can't be read"):
         read_certificates(authority.folder / "nothing")
+
+
+def test_certificates_that_openssl_does_not_sign_with(authority: Authority) -> None:
+    """Another program would."""
+    ca = read_certificates(authority.folder / "ca.pem")
+    for name, fault in (
+        ("wide", "not for time stamps alone"),
+        ("lax", "not for time stamps alone"),
+        ("none", "not for"),
+    ):
+        (certificate,) = read_certificates(authority.folder / f"{name}.pem")
+        with pytest.raises(StampError, match=fault):
+            _check_usage(certificate)
+    (certificate,) = read_certificates(authority.folder / "rsa.pem")
+    _check_usage(certificate)
+    _check_chain(certificate, ca, ca, certificate.not_valid_after_utc)
+    for at in (certificate.not_valid_after_utc + timedelta(1), certificate.not_valid_before_utc - timedelta(1)):
+        with pytest.raises(StampError, match="was not valid then"):
+            _check_chain(certificate, ca, ca, at)
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")  # of a certificate, which was changed
@@ -255,6 +291,7 @@ def test_each_day_is_stamped_and_openssl_says_so_too(authority: Authority, tmp_p
             for answer, fault in (
                 (old, "something else than was asked"),
                 (authority.reply(question("cd" * 32, 1)), "something else than was asked"),
+                (authority.reply(question("ee" * 32, 1)), "something else than was asked"),  # an older one of the same
                 (b"nonsense", "not a time stamp"),
                 (b"", "answers 500"),
                 (b"x" * 200_000, "not a time stamp"),
