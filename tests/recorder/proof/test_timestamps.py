@@ -177,7 +177,7 @@ def test_certificates_that_openssl_does_not_sign_with(authority: Authority) -> N
             _check_usage(certificate)
     (certificate,) = read_certificates(authority.folder / "rsa.pem")
     _check_usage(certificate)
-    _check_chain(certificate, ca, ca, certificate.not_valid_after_utc)
+    _check_chain(certificate, ca, ca, certificate.not_valid_before_utc + timedelta(1))
     for at in (certificate.not_valid_after_utc + timedelta(1), certificate.not_valid_before_utc - timedelta(1)):
         with pytest.raises(StampError, match="was not valid then"):
             _check_chain(certificate, ca, ca, at)
