@@ -1,7 +1,7 @@
 """The client's side of a connection: heads in, answers of the proxy itself out, and an orderly end.
 
 Between exchanges the client's bytes are held in `buffer` until a head is whole. Within an exchange what is sent ahead
-(pipelined requests) is held there too, up to one head's size; then reading stops until it is that request's turn.
+(pipelined requests) is held there too; past AHEAD reading stops until it is that request's turn.
 Reading goes on meanwhile for another reason as well: it is how the end of a client is noticed.
 
 `deadline` is looked at by the listener's clock once a second: a timer a request would cost more than the request's
@@ -21,6 +21,9 @@ from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.policy.foreign import GUARD_FIELDS
 from k8sproxy.protocol.http1 import Fields, RequestHead, head_end, origin_form, parse_fields, parse_request_line
 
+# Bytes that are sent ahead after which no more is read: a head or two. What one read brings comes on top, 64 KiB at the
+# most, of each connection of a client that sends and never takes its answers.
+AHEAD = 4 * 1024
 # Bytes of an unfinished upload that are read and thrown away after a refusal, so that the client reads the refusal
 # and not a reset (RFC 9112, 9.6).
 _LINGER_BYTES = 1024 * 1024
@@ -103,10 +106,9 @@ class Client:
         if not self.turns.begin(end // HEAD_BYTES):
             await self.turns.turn(self.owner, end // HEAD_BYTES)
         buffer = self.buffer
-        if end == len(buffer):
-            self.buffer = b""
-            return self._parse(buffer)
         self.buffer = buffer[end:]
+        if wire.paused:
+            self.resume()
         return self._parse(buffer[:end])
 
     async def _let_others(self) -> None:
@@ -136,14 +138,14 @@ class Client:
             self._waiter.set_result(0)
 
     def resume(self) -> None:
-        """Read on, unless more than enough is here for the next head already."""
+        """Read on, unless enough has been sent ahead already."""
         if not self.full:
             self.wire.resume()
 
     @property
     def full(self) -> bool:
-        """Whether more than enough is here for the next head."""
-        return len(self.buffer) > self._limits.head_bytes
+        """Whether enough has been sent ahead."""
+        return len(self.buffer) > AHEAD
 
     def _look(self) -> int:
         """Where the head at the front of the buffer ends, 0 while it is not whole. Raises ProtocolError."""
@@ -195,23 +197,26 @@ class Client:
         waiter = self._waiter
         first = not self.buffer
         self.buffer = bytes(view) if first else self.buffer + view
-        if waiter is None:
-            if len(self.buffer) > self._limits.head_bytes:
-                self.wire.pause()
-        elif not waiter.done():
-            if first and self.buffer.endswith(b"\r\n\r\n") and len(self.buffer) <= self._limits.head_bytes:
-                # A head in one piece, or several: where the first one ends is next_head's to find.
-                waiter.set_result(head_end(self.buffer))
-                return
-            try:
-                end = self._look()
-            except ProtocolError as error:
-                waiter.set_exception(error)
-                return
-            if end:
-                waiter.set_result(end)
-            elif first:
-                self.deadline = self.loop.time() + self._limits.head_timeout
+        if waiter is not None and not waiter.done():
+            self._tell_whole(waiter, first=first)
+        if (waiter is None or waiter.done()) and self.full:
+            self.wire.pause()
+
+    def _tell_whole(self, waiter: asyncio.Future[int], *, first: bool) -> None:
+        """Say where the head ends, if it is whole. first: what has come is all that there is."""
+        if first and self.buffer.endswith(b"\r\n\r\n") and len(self.buffer) <= self._limits.head_bytes:
+            # A head in one piece, or several: where the first one ends is next_head's to find.
+            waiter.set_result(head_end(self.buffer))
+            return
+        try:
+            end = self._look()
+        except ProtocolError as error:
+            waiter.set_exception(error)
+            return
+        if end:
+            waiter.set_result(end)
+        elif first:
+            self.deadline = self.loop.time() + self._limits.head_timeout
 
     def _ended(self, error: Exception | None) -> None:
         if self._waiter is None:
