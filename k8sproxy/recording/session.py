@@ -294,8 +294,13 @@ class Session(Tap):
         if view:
             self._read(view)
         size = self._passage.go(self._limit())
-        self.sent += size
         self.blocked = self._waits()
+        if self.blocked and self._acknowledged:
+            # What waits now may be one message alone, and all of its output confirmed: no ack would tell of it.
+            self._promise()
+            size += self._passage.go(self._limit())
+            self.blocked = self._waits()
+        self.sent += size
         return size
 
     def upstream_ended(self) -> bool:

@@ -158,15 +158,18 @@ def test_what_waits_for_its_confirmation_counts(size: int) -> None:
             await one.begin()
             assert one.recorder is not None
             one.recorder.acks = False
-        frame = played[0].speech.out(b"x" * size)
-        for number in range(40):
-            for one in played:
-                if not one.upstream.paused and not one.switched._down.waiting:
-                    one.down(frame[number * 16_000 % len(frame) :][:16_000])
-            await turns(3)
+        frames = played[0].speech.out(b"x" * size) * (900_000 // size)
+        for one in played:
+            pieces = iter(range(0, len(frames), 16_000))
+            while not one.session.blocked:
+                await until(lambda one=one: one.session.blocked or not one.switched._down.waiting)  # type: ignore[misc]
+                if not one.session.blocked:
+                    at = next(pieces)
+                    one.down(frames[at : at + 16_000])
         assert all(one.session.blocked for one in played)
         held = sum(len(piece) for one in played for piece in one.switched._held)
-        assert held <= buffers.used == buffers.of("ana@example.com") < 1 * MIB + len(played) * (FLOOR + 32_000)
+        # The floor of its row, that of what waits beside it, and what came last.
+        assert held <= buffers.used == buffers.of("ana@example.com") < 1 * MIB + len(played) * 3 * FLOOR
         for one in played:
             assert one.recorder is not None
             one.recorder.open()
