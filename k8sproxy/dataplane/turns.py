@@ -11,8 +11,10 @@ count their work (a unit is about a microsecond), and whoever feeds them does it
     Pace    one direction of one connection. While bytes of it wait, its wire is not read; so a connection holds what
             one turn of its wire brings; that is SMALL bytes from then on, and twice as much whenever it was read.
 
-So a turn of the loop takes a bounded time however many connections there are, and a peer that sends what is dear waits
-in its own row. Nothing is refused and nothing is measured: a slow machine takes longer for a unit of everybody's.
+So what is dear takes a bounded part of a turn of the loop however many connections there are, and a peer that sends it
+waits in its own row. What is cheap has no price: where some hundred connections send bulk data in the same turn, the
+turn takes as long as reading up to 64 KiB of each does. Nothing is refused and nothing is measured: a slow machine
+takes longer for a unit of everybody's.
 """
 
 from __future__ import annotations
