@@ -38,6 +38,8 @@ from k8sproxy.protocol.sizes import Sizes
 
 # Payloads of the client's pings that upstream may still answer: kubectl sends one every five seconds.
 _MAX_PINGS = 64
+# Sizes that are held of one message of base64, which may be of any length: its last ones, as all come at one moment.
+_MAX_SIZES = 64
 # A channel that has not come yet: no byte less 0x30 is that.
 _NONE = -256
 _QUADS = re.compile(rb"[A-Za-z0-9+/]*+(={0,2})")
@@ -73,6 +75,7 @@ class _Sizes64:
             return
         self._ended = match[1] != b""
         self._told += self._sizes.feed(binascii.a2b_base64(text))
+        del self._told[:-_MAX_SIZES]
 
     def end(self) -> tuple[Sizes, list[tuple[int, int]]] | None:
         """The stream behind the message, and its sizes; None where it is dropped."""

@@ -396,6 +396,13 @@ def test_base64_as_go_decodes_it(text: bytes, sizes: int) -> None:
         assert len([event for part in parts for event in command.from_client(memoryview(part))]) == sizes
 
 
+def test_sizes_of_an_endless_base64_message_are_not_all_held() -> None:
+    command = ws(BASE64)
+    text = b"".join(b'{"Width":%d,"Height":9}' % number for number in range(1, 2001))
+    told = command.from_client(memoryview(typed64(4, text)))
+    assert told == [Resize(number, 9) for number in range(1937, 2001)]
+
+
 def test_sizes_end_with_their_stream() -> None:
     for ending in (data(9, b"", fin=True), reset(9)):
         session = Spdy()
