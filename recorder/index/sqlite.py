@@ -20,6 +20,7 @@ import fcntl
 import os
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,11 +119,6 @@ class _Connection:
                 connection.set_progress_handler(lambda: time.monotonic() > self._deadline, _STEPS)
             self._connection = connection
         return self._connection
-
-    def interrupt(self) -> None:
-        """Give up what it is doing."""
-        if self._connection is not None:
-            self._connection.interrupt()
 
     def disconnect(self) -> None:
         """In the thread only."""
@@ -243,10 +239,12 @@ class Sqlite:
             pages = _MERGED
             await rest(loop.time() - began)
         began = loop.time()
+        # Looked at by the statement itself: sqlite3_interrupt() is lost where the thread has not begun it yet.
+        stopped = threading.Event()
         try:
-            await self._writer.run(_vacuum)
+            await self._writer.run(lambda connection: _vacuum_unless(stopped, connection))
         except asyncio.CancelledError:  # the recorder stops, and the next start begins anew
-            self._writer.interrupt()
+            stopped.set()
             raise
         spent = loop.time() - began
         await self.write([Statement("DELETE FROM leftovers WHERE number = $1", numbers)])
@@ -341,6 +339,15 @@ def _merge(connection: sqlite3.Connection, pages: int) -> bool:
     before = connection.total_changes
     connection.execute("INSERT INTO found (found, rank) VALUES ('merge', ?)", (pages,))
     return connection.total_changes - before > 1  # the statement itself is one
+
+
+def _vacuum_unless(stopped: threading.Event, connection: sqlite3.Connection) -> None:
+    """`_vacuum`, given up as soon as `stopped` is set."""
+    connection.set_progress_handler(stopped.is_set, _STEPS)
+    try:
+        _vacuum(connection)
+    finally:
+        connection.set_progress_handler(None, _STEPS)
 
 
 def _vacuum(connection: sqlite3.Connection) -> None:

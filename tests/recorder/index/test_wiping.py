@@ -142,11 +142,16 @@ def test_a_wipe_that_fails_is_tried_again_and_keeps_nothing_from_being_written(
     asyncio.run(main())
 
 
-def test_a_recorder_that_stops_does_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = threading.Event()
+@pytest.mark.parametrize("late", [False, True])
+def test_a_recorder_that_stops_does_not_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    begun, stopping = threading.Event(), threading.Event()
 
     def endless(connection: sqlite3.Connection) -> None:
         begun.set()
+        if late:  # it is stopped between the thread's beginning and the statement's
+            stopping.wait()
         connection.execute("WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c")
 
     async def main() -> None:
@@ -154,6 +159,8 @@ def test_a_recorder_that_stops_does_not_wait_for_it(tmp_path: Path, monkeypatch:
             patched.setattr(sqlite, "_vacuum", endless)
             async with opened(f"sqlite:{tmp_path}/index.db"):
                 await asyncio.to_thread(begun.wait)
+                if late:
+                    asyncio.get_running_loop().call_later(0.05, stopping.set)
         async with opened(f"sqlite:{tmp_path}/index.db") as (index, _):
             await index.wiped()  # it was not forgotten
             assert await index.database.fetch("SELECT * FROM leftovers") == []
