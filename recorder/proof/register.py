@@ -20,6 +20,7 @@ and says that it came out of the journal. A register that is new signs what it f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from recorder.proof.documents import (
     JOURNAL,
     KEYS,
     NOTHING,
+    REGISTER,
     Accepted,
     Entry,
     Part,
@@ -109,6 +111,7 @@ class Register:
         self._lock = asyncio.Lock()
         self._waiting: list[_Item] = []
         self._found: list[str] = []
+        self._before: frozenset[str] | None = None  # recordings of before the first register; None: not known
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._told = asyncio.Event()
@@ -118,6 +121,12 @@ class Register:
         self._closing = False
 
     # -- what the store tells
+
+    async def look_before(self) -> None:
+        """See Registrar."""
+        with contextlib.suppress(StoreError):
+            if not [name async for name, _ in self._raw.names(REGISTER)]:
+                self._before = frozenset([identifier async for identifier in recordings_of(self._raw)])
 
     async def ended(self, ended: Ended) -> None:
         """See Registrar."""
@@ -343,6 +352,8 @@ class Register:
         async for identifier in recordings_of(self._raw):
             if identifier in known or identifier in waiting:
                 continue
+            if self._before is not None and identifier not in self._before:
+                continue  # of this process: it is signed as what has ended just now
             if (sealed := await seal(self._blobs, identifier, FOUND)) is not None:
                 recordings.append(sealed)
                 if len(recordings) >= MOST:

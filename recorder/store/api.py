@@ -35,6 +35,9 @@ class Ended:
 class Registrar(Protocol):
     """Who signs what has come into the store (recorder/proof/register.py)."""
 
+    async def look_before(self) -> None:
+        """Note what is in the store before this process puts anything there. Called once, first. Raises nothing."""
+
     def ended(self, ended: Ended) -> Coroutine[Any, Any, None]:
         """A recording; returns when that is signed, or when there is no use in waiting. Raises nothing."""
 

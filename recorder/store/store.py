@@ -123,6 +123,8 @@ class Store:
             raise
 
     async def _open(self, log: Log) -> None:
+        if self.registrar is not None:
+            await self.registrar.look_before()
         self.journal = Journal(log, running=self._running, pins=self._pins, seconds=self._commit_seconds)
         journal, room = self.journal, self._room
         room.fault = lambda: journal.fault
