@@ -30,7 +30,7 @@ DIALS = 3
 DIAL_PAUSE = 0.3
 # Seconds in which all daemons have taken a new packet filter (20 ms are usual). kubectl's own dial that meets it on its
 # way is refused, and no daemon tells when it goes by it.
-SETTLED = 0.25
+SETTLED = 0.4
 
 # Daemons would otherwise upload their logs, look for a way out through the
 # router and for a captive portal.

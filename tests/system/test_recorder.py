@@ -163,7 +163,11 @@ def test_what_was_seen_is_found_by_a_word_of_it(
     assert [part["text"] for hit in found["hits"] for part in hit["snippet"] if part["match"]] == [word]
     cast = read_cast(keeper.cast(auditor, found["id"]))
     assert (cast.output("o"), cast.output("e")) == (done.stdout, "grün\n".encode())
-    (started,) = [line for line in proxy.events("session_started") if line["session"] == found["sessionId"]]
+    # The log is written in batches.
+    (started,) = wait_until(
+        lambda: [line for line in proxy.events("session_started") if line["session"] == found["sessionId"]],
+        "line of the session",
+    )
     assert started["recorder"] in (f"{nodes['recorder'].tailnet_ip}:{keeper.port}",)
     wanted = {
         "type": "exec", "user": "alice@example.com", "node": nodes["alice"].dns_name, "tags": [], "cluster": "bed",
