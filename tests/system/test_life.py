@@ -177,6 +177,7 @@ def test_another_service_ends_what_was_let_in_by_the_old_one(
     assert not streams.go_on.exists()
     with pytest.raises((OSError, http.client.IncompleteRead)):
         streams.watch.read()
+    assert proxy.wait_event("response_cut")["cause"] == "listener_changed"
     assert {line["cause"] for line in proxy.events("response_cut")} == {"listener_changed"}
     with Connection.open(proxy.node.dns_name, proxy.port, through=alice_node, ca=proxy.ca) as fresh:
         assert fresh.ask("GET", "/.well-known/k8sproxy/whoami").status == 200
