@@ -19,7 +19,7 @@ _WHOIS = {"alice@example.com": ["system:masters"]}
 _STAND_IN = """
 import asyncio, sys
 from pathlib import Path
-from tests.fakes.tailscaled import FakeTailscaled, user_whois
+from standins.tailscaled import FakeTailscaled, user_whois
 async def main():
     path = Path(sys.argv[1])
     caps = {"tailscale.com/cap/kubernetes": [{"impersonate": {"groups": ["system:masters"]}}]}

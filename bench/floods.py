@@ -48,8 +48,8 @@ _PODS = "/api/v1/namespaces/default/pods"
 _STAND_IN = """
 import asyncio, sys
 from pathlib import Path
-from tests.fakes.recorder import FakeRecorder
-from tests.fakes.tailscaled import FakeTailscaled, user_whois
+from standins.recorder import FakeRecorder
+from standins.tailscaled import FakeTailscaled, user_whois
 async def main():
     async with FakeRecorder() as recorder:
         def grant(**more):

@@ -37,7 +37,7 @@ from typing import Any
 from bench.cluster import TAILSCALE_PORT, Sample, Samples, port_taken, programs, say, start_tailscale, within
 from bench.machine import Others, describe
 from bench.processes import Measured, python
-from bench.recorder.stage import Served
+from bench.recorder.served import Served
 from bench.report import Goal, goals_table, number, row, table_head, write_section
 from tests.bed import Bed, Grant, free_port, kubernetes_grant
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from demo.bed import real_bed
 from demo.proxy import NotReady
+from demo.scenery import Stage
 from demo.show import Paper, Step, command_line, show
-from demo.stage import Stage
 from demo.standin import standin
 from demo.tailnet import PEOPLE
 from demo.workspace import Busy, Workspace, workspace

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import proxy
-from demo.stage import Stage
+from demo.scenery import Stage
 from demo.tailnet import PEOPLE
 from demo.workspace import Workspace, kubeconfig
 from tests import bed as real

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from demo import proxy
-from demo.apiserver import ApiServer
 from demo.ca import Authority
-from demo.stage import Stage
+from demo.scenery import Stage
 from demo.tailnet import ADDRESS, HOST, PEOPLE, Tailnet
 from demo.workspace import Workspace, kubeconfig
-from tests.fakes.tailscaled import FakeTailscaled
+from standins.apiserver import ApiServer
+from standins.tailscaled import FakeTailscaled
 
 
 @contextlib.asynccontextmanager

@@ -22,7 +22,7 @@ import socket
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
-from tests.fakes.tailscaled import TAILNET, Answer, groups, tagged_whois, user_whois
+from standins.tailscaled import TAILNET, Answer, groups, tagged_whois, user_whois
 
 HOST = f"k8s.{TAILNET}"
 """The proxy's name on the stand-in tailnet."""

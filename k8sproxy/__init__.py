@@ -5,9 +5,12 @@ The flow, one way:
     bytes -> listener -> Connection -> whois -> Peer -> decide() -> Decision -> rewrite() -> UpstreamHead
                                                                               -> upstream -> relay -> bytes
 
-    protocol/   what the bytes mean (pure)              tailnet/    who is calling (LocalAPI, WhoIs, certificates)
-    policy/     what the caller may do (pure)           dataplane/  moving the bytes (listener, handler, relay)
-    recording/  what is kept of a session               config/     the file; cli, app, assembly, admin, telemetry
+    common/     what both programs stand on             protocol/   what the bytes mean (pure)
+    request/    what is asked (pure)                    access/     what the caller may do (pure)
+    clusters/   how a cluster is reached                tls/        certificates and the listener's own CA
+    dataplane/  moving the bytes                        sessions/   sessions while they run
+    recording/  what is kept of a session               audit/      what is told about requests
+    config/     the file; cli, app, assembly, admin, telemetry: the program around them
 """
 
 __version__ = "0.1.0"

@@ -25,10 +25,10 @@ from pathlib import Path
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.sockets import bind, join_address
+from k8sproxy.common.tailnet.peer import Peer, is_named, is_tailnet
 from k8sproxy.dataplane.site import Site
-from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer, is_named, is_tailnet
-from k8sproxy.sockets import bind, join_address
 
 Checks = Callable[[], Awaitable[Mapping[str, str | None]]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -30,17 +30,17 @@ from k8sproxy.assembly import (
     set_event_settings,
     set_recording_limits,
 )
+from k8sproxy.audit.apievents import ApiEvents
+from k8sproxy.audit.events import Events, EventSettings
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.logs import LOG, configure_logging
+from k8sproxy.common.longwork import LongWork
+from k8sproxy.common.sockets import raise_file_limit
 from k8sproxy.config import Config, ConfigError, dotted, load, warnings_of
 from k8sproxy.dataplane.listener import Server
 from k8sproxy.dataplane.site import Site
-from k8sproxy.errors import Refusal
-from k8sproxy.logs import LOG, configure_logging
-from k8sproxy.recording.apievents import ApiEvents
-from k8sproxy.recording.events import Events, EventSettings
-from k8sproxy.recording.longwork import LongWork
 from k8sproxy.recording.recorders import Recorders
-from k8sproxy.recording.sessions import Sessions
-from k8sproxy.sockets import raise_file_limit
+from k8sproxy.sessions.registry import Sessions
 from k8sproxy.telemetry import RequestLog, Telemetry
 
 _log = structlog.get_logger("k8sproxy")

@@ -18,24 +18,24 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from k8sproxy.audit.events import Events
+from k8sproxy.clusters.account import Account, Standing
+from k8sproxy.clusters.credentials import ClusterCredentials, CredentialsError
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.sockets import join_address
+from k8sproxy.common.tailnet.localapi import LocalAPI
+from k8sproxy.common.tailnet.node import TailnetAddresses, TailnetCertificate
+from k8sproxy.common.tailnet.peer import is_tailnet
+from k8sproxy.common.tailnet.whois import WhoIs
 from k8sproxy.config import Cluster, Config, Listen, warnings_of
-from k8sproxy.dataplane.account import Account, Standing
-from k8sproxy.dataplane.certificates import CertificateError, FileCertificate, ServerCertificate
-from k8sproxy.dataplane.credentials import ClusterCredentials, CredentialsError
+from k8sproxy.dataplane.dial import Dialer
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.listener import Entry, Listener, Server, Trust
-from k8sproxy.dataplane.localca import GeneratedCertificate
 from k8sproxy.dataplane.site import Gate, Route
 from k8sproxy.dataplane.upstream import Endpoint, Upstream
-from k8sproxy.errors import Refusal
-from k8sproxy.peer import is_tailnet
-from k8sproxy.recording.events import Events
 from k8sproxy.recording.recorders import Recorders
-from k8sproxy.sockets import join_address
-from k8sproxy.tailnet.dial import Dialer
-from k8sproxy.tailnet.localapi import LocalAPI
-from k8sproxy.tailnet.node import TailnetAddresses, TailnetCertificate
-from k8sproxy.tailnet.whois import WhoIs
+from k8sproxy.tls.certificates import CertificateError, FileCertificate, ServerCertificate
+from k8sproxy.tls.localca import GeneratedCertificate
 
 _log = structlog.get_logger("k8sproxy")
 

@@ -21,7 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from k8sproxy.logs import LOG
+from k8sproxy.common.logs import LOG
 
 # Series of k8sproxy_requests_total. A cluster has some hundred pairs of verb and resource, a few codes each.
 MAX_SERIES = 2000

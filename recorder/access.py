@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer, Repeated
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.peer import Peer, Repeated
 from recorder.model import Recording
 
 # Of one peer. Every row of a query is asked about every one of them; more is a policy that generates itself.

@@ -19,9 +19,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from k8sproxy.errors import Refusal
-from k8sproxy.peer import is_tailnet
-from k8sproxy.tailnet.whois import WhoIs
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.peer import is_tailnet
+from k8sproxy.common.tailnet.whois import WhoIs
 from recorder.heads import Headed, Heads
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -24,11 +24,11 @@ from typing import TypeVar
 import structlog
 from prometheus_client.metrics_core import Metric
 
-from k8sproxy.errors import Refusal
-from k8sproxy.logs import LOG, configure_logging
-from k8sproxy.sockets import bind, join_address, raise_file_limit
-from k8sproxy.tailnet.localapi import LocalAPI
-from k8sproxy.tailnet.whois import WhoIs
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.logs import LOG, configure_logging
+from k8sproxy.common.sockets import bind, join_address, raise_file_limit
+from k8sproxy.common.tailnet.localapi import LocalAPI
+from k8sproxy.common.tailnet.whois import WhoIs
 from recorder import __version__
 from recorder.admin import AdminSite
 from recorder.assembly import Finding, WebServer, index_url
@@ -41,8 +41,8 @@ from recorder.ingest.gate import connections
 from recorder.ingest.server import IngestServer
 from recorder.ingest.shares import Limit, Shares
 from recorder.ingest.site import Counts, IngestSite, body_limit, session_limit, user_limit
-from recorder.keeping import Keeping, KeepingError, first_key, keyring
 from recorder.memory import give_back
+from recorder.retention.service import Keeping, KeepingError, first_key, keyring
 from recorder.store import Store, StoreError
 from recorder.store.blobs import Blobs, FolderBlobs, make_folder
 from recorder.store.logs import FolderLog, Log, ObjectLog

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import structlog
 from aiohttp import web
 
-from k8sproxy.peer import Peer
-from k8sproxy.tailnet.whois import WhoIs
+from k8sproxy.common.tailnet.peer import Peer
+from k8sproxy.common.tailnet.whois import WhoIs
 from recorder.book import Book
 from recorder.config import Config, Network
 from recorder.index import Index, IndexFailure

@@ -30,8 +30,8 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from k8sproxy.peer import is_tailnet, read_name
-from k8sproxy.sockets import join_address
+from k8sproxy.common.sockets import join_address
+from k8sproxy.common.tailnet.peer import is_tailnet, read_name
 from recorder.proof.places import is_inside, read_mounts
 
 # Bytes: a bound on what a wrong path can make the parser read.

@@ -11,8 +11,8 @@ import asyncio
 import secrets
 from collections.abc import Awaitable
 
-from k8sproxy.errors import Refusal
-from k8sproxy.tailnet.localapi import LocalAPI
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.localapi import LocalAPI
 from recorder.app import StartError, open_store
 from recorder.config import Config
 from recorder.store import StoreError

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Protocol
 
-from k8sproxy.protocol.strictjson import finite, no_constant
+from k8sproxy.common.formats.strictjson import finite, no_constant
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _MEMBER = re.compile(r"[A-Za-z][A-Za-z.]{0,63}\Z")
@@ -327,5 +327,5 @@ def _texts(value: object) -> tuple[str, ...]:
 
 def spender(header: Mapping[str, Any], source: Source) -> str:
     """Whose share a session takes: the user's that its header names, else its node's (as the proxy has it: see
-    k8sproxy.peer.Peer.owner); "" where it names neither."""
+    k8sproxy.common.tailnet.peer.Peer.owner); "" where it names neither."""
     return _text(header, "srcNodeUser") or _text(header, "srcNodeID") or _text(header, "srcNode").removesuffix(".")

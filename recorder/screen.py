@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from k8sproxy.protocol.asciicast import event_of
+from k8sproxy.common.formats.asciicast import event_of
 from recorder.unseen import INVISIBLE, Colours, Ink, Unseen, of_characters, of_string
 
 MARK = "\x1f"  # see unseen_segments
@@ -64,7 +64,7 @@ _CSI_BODY = re.compile("[ -?]*")
 _STRING_END = re.compile("[\x07\x18\x1a\x1b\x9c]")
 _GAPS = re.compile(" {3,}")
 # Line drawing (DEC special graphics) stands where ` to ~ stand; bytes that were not UTF-8 (see
-# k8sproxy.protocol.asciicast), lone surrogates and characters without width must neither hide nor break a word.
+# k8sproxy.common.formats.asciicast), lone surrogates and characters without width must neither hide nor break a word.
 _DRAWING = dict.fromkeys(range(0x60, 0x7F), " ")
 # Words of letters that no frame is drawn with.
 _DRAWN = re.compile("[a-z]*(?:[b-ioprsyz][a-z]*){3}")

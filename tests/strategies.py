@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from k8sproxy.peer import Peer
+from k8sproxy.common.tailnet.peer import Peer
 
 METHODS = st.sampled_from(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "get", "TRACE"])
 UPGRADES = st.sampled_from(["", "", "websocket", "SPDY/3.1", "WebSocket", "h2c"])

@@ -12,13 +12,13 @@ from typing import Any, ParamSpec, cast
 import aiohttp
 import pytest
 
+from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.admin import REASON, AdminSite
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.dataplane.site import Site
-from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer
-from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.recording.recorders import Recorders
-from k8sproxy.recording.sessions import Sessions
+from k8sproxy.sessions.registry import Sessions
 from tests.recording.scenes import FACTS, Scene, WebSocket, scene
 
 P = ParamSpec("P")

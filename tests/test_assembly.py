@@ -17,7 +17,7 @@ from k8sproxy.assembly import Assembly, StartError, Tailnet
 from k8sproxy.config import parse
 from k8sproxy.dataplane.listener import Entry, Listener, Server, Trust
 from k8sproxy.dataplane.site import Gate, GateState, Route
-from tests.dataplane.stage import Stage
+from tests.dataplane.proxied import Stage
 from tests.recorder.serving import free_port
 
 CONFIG = """

@@ -14,14 +14,14 @@ import click
 import pytest
 import yaml
 
+from k8sproxy.access.grants import _KNOWN, CAPABILITY, parse_grants
+from k8sproxy.access.ownrules import DEFAULT_DOMAIN, RecordingLevel, own_capability
 from k8sproxy.cli import cli
+from k8sproxy.common.formats.asciicast import CastHeader, OutputEncoder
+from k8sproxy.common.formats.bounds import Truncation
+from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.config import Config, parse
 from k8sproxy.config.models import Section
-from k8sproxy.peer import Peer
-from k8sproxy.policy.grants import _KNOWN, CAPABILITY, parse_grants
-from k8sproxy.policy.ownrules import DEFAULT_DOMAIN, RecordingLevel, own_capability
-from k8sproxy.protocol.asciicast import CastHeader, OutputEncoder
-from k8sproxy.protocol.bounds import Truncation
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -135,9 +135,10 @@ def names(table: list[list[str]]) -> list[str]:
 
 
 def said_of_sessions() -> dict[str, tuple[str, list[str]]]:
-    """Log event -> its level and fields, of what k8sproxy/recording says but for faults of ours."""
+    """Log event -> its level and fields, of what sessions/ and recording/ say but for faults of ours."""
     found = {}
-    for path in sorted((ROOT / "k8sproxy" / "recording").glob("*.py")):
+    rooms = [ROOT / "k8sproxy" / room for room in ("sessions", "recording", "audit")]
+    for path in sorted(path for room in rooms for path in room.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
@@ -189,7 +190,7 @@ def test_bytes_come_back_as_the_page_says() -> None:
 
 def test_every_member_of_a_listed_session_is_in_the_table() -> None:
     (table,) = tables("recording.md", "Looking at sessions, and ending them")
-    source = ast.parse((ROOT / "k8sproxy" / "recording" / "sessions.py").read_text())
+    source = ast.parse((ROOT / "k8sproxy" / "sessions" / "registry.py").read_text())
     (values,) = (n for n in ast.walk(source) if isinstance(n, ast.FunctionDef) and n.name == "_values")
     (found,) = (n.value for n in ast.walk(values) if isinstance(n, ast.Return))
     assert isinstance(found, ast.Dict)

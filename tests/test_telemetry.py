@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from k8sproxy import telemetry
-from k8sproxy.logs import LogWriter
+from k8sproxy.common.logs import LogWriter
 from k8sproxy.telemetry import MAX_FAILED_SERIES, MAX_SERIES, RequestLog, Telemetry, encode_fields
 
 

@@ -34,7 +34,7 @@ from typing import Any
 
 from bench.machine import Others, describe
 from bench.processes import build_peers
-from bench.recorder.stage import Served, check, journal, make_pool
+from bench.recorder.served import Served, check, journal, make_pool
 from bench.report import Goal, goals_table, number, row, table_head, write_section
 
 Sample = dict[str, float]

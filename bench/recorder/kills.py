@@ -30,7 +30,7 @@ from typing import Any
 
 from bench.machine import describe
 from bench.processes import build_peers
-from bench.recorder.stage import Served, compare, journal, kept, make_pool, wait
+from bench.recorder.served import Served, compare, journal, kept, make_pool, wait
 from recorder.model import End
 
 # Seconds after the first session is accepted within which the kill comes.

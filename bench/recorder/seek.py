@@ -34,7 +34,7 @@ from typing import Any
 
 from bench.machine import Others, describe
 from bench.processes import python
-from bench.recorder.stage import Served, event_line, make_pool, wait
+from bench.recorder.served import Served, event_line, make_pool, wait
 from bench.report import Goal, goals_table, number, row, table_head, write_section
 from recorder.model import End, Source
 from recorder.store import Store

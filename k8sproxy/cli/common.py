@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from k8sproxy.access.grants import GrantSettings
+    from k8sproxy.common.tailnet.peer import Peer
     from k8sproxy.config import Config
-    from k8sproxy.peer import Peer
-    from k8sproxy.policy.grants import GrantSettings
 
 EXISTING_FILE = click.Path(path_type=Path)
 
@@ -68,8 +68,8 @@ def choose_socket(config: Config | None, socket: Path | None) -> Path:
 
 def ask_whois(socket: Path, address: str, service: str | None) -> Peer:
     """Who is at `address` ("IP:PORT"), as tailscaled says. Raises Failed."""
-    from k8sproxy.errors import Refusal
-    from k8sproxy.tailnet.localapi import LocalAPI
+    from k8sproxy.common.errors import Refusal
+    from k8sproxy.common.tailnet.localapi import LocalAPI
 
     async def ask() -> Peer:
         api = LocalAPI(str(socket))
@@ -111,7 +111,7 @@ def peer_lines(peer: Peer) -> list[str]:
 
 def grant_settings(config: Config | None) -> GrantSettings:
     """How a configuration has grants read; without one, as by default."""
-    from k8sproxy.policy.grants import DEFAULT_SETTINGS
+    from k8sproxy.access.grants import DEFAULT_SETTINGS
 
     return config.tailnet.grants if config is not None else DEFAULT_SETTINGS
 
@@ -119,8 +119,8 @@ def grant_settings(config: Config | None) -> GrantSettings:
 def grant_notes(peer: Peer, settings: GrantSettings) -> list[str]:
     """What in a peer's grants says nothing to the proxy and was probably meant to. Nothing of rules that are refused:
     `explain` says why."""
-    from k8sproxy.errors import Refusal
-    from k8sproxy.policy.grants import counted_rules, misspelt_capabilities
+    from k8sproxy.access.grants import counted_rules, misspelt_capabilities
+    from k8sproxy.common.errors import Refusal
 
     try:
         unknown = [str(field) for rule in counted_rules(peer) for field in rule.unknown]
@@ -143,7 +143,7 @@ def parse_address(text: str) -> str:
     """ "IP:PORT", "[IPv6]:PORT" or a bare IP (port 0), in WhoIs's form. Raises click.BadParameter."""
     import ipaddress
 
-    from k8sproxy.sockets import join_address
+    from k8sproxy.common.sockets import join_address
 
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")

@@ -30,9 +30,9 @@ from k8sproxy.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from k8sproxy.access.grants import GrantSettings
+    from k8sproxy.common.tailnet.peer import Peer
     from k8sproxy.config import Config, Listen
-    from k8sproxy.peer import Peer
-    from k8sproxy.policy.grants import GrantSettings
 
 # Kubernetes' verbs for requests with a body or a change; get, list, watch and unknown ones are GET.
 _METHODS = {
@@ -113,15 +113,15 @@ def explain(
     Keys: peer, notes (what looks misspelt and refuses nothing), rules, impersonation (null in passthrough mode),
     request, recording, events, eventRecorderAddrs, refusal. What comes after the step that refuses is null.
     """
-    from k8sproxy.errors import ProtocolError, Refusal
-    from k8sproxy.policy.classify import STREAMING
-    from k8sproxy.policy.decision import authorize, decide
-    from k8sproxy.policy.grants import DEFAULT_SETTINGS, counted_rules
-    from k8sproxy.policy.ownrules import own_rules
-    from k8sproxy.policy.requestinfo import request_info
-    from k8sproxy.policy.rewrite import check_offer
+    from k8sproxy.access.decision import authorize, decide
+    from k8sproxy.access.grants import DEFAULT_SETTINGS, counted_rules
+    from k8sproxy.access.ownrules import own_rules
+    from k8sproxy.access.rewrite import check_offer
+    from k8sproxy.common.errors import ProtocolError, Refusal
     from k8sproxy.protocol.http1 import parse_fields
-    from k8sproxy.recording.session import unavailable
+    from k8sproxy.request.classify import STREAMING
+    from k8sproxy.request.requestinfo import request_info
+    from k8sproxy.sessions.session import unavailable
 
     found: dict[str, Any] = {"peer": peer_values(peer)}
     found |= dict.fromkeys(

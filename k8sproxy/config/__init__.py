@@ -9,9 +9,9 @@ changed file and go on with the old one.
 
 from __future__ import annotations
 
-from k8sproxy.config.addresses import TAILNET, AdminAddress, ListenAddress
+from k8sproxy.common.config.addresses import TAILNET, AdminAddress, ListenAddress
+from k8sproxy.common.config.faults import ConfigError, Fault, dotted
 from k8sproxy.config.checks import warnings_of
-from k8sproxy.config.faults import ConfigError, Fault, dotted
 from k8sproxy.config.loading import load, parse
 from k8sproxy.config.models import (
     Admin,

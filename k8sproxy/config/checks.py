@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from k8sproxy.config.addresses import TAILNET
-from k8sproxy.config.faults import Key
+from k8sproxy.common.config.addresses import TAILNET
+from k8sproxy.common.config.faults import Key
 from k8sproxy.config.models import Admin, Cluster, Config, Listen
 
 Found = Iterator[tuple[Key, str]]

@@ -16,9 +16,9 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from k8sproxy.common.config.document import Broken, Document
+from k8sproxy.common.config.faults import ConfigError, Fault, Key, dotted
 from k8sproxy.config.checks import check_clusters, check_files, check_listeners
-from k8sproxy.config.document import Broken, Document
-from k8sproxy.config.faults import ConfigError, Fault, Key, dotted
 from k8sproxy.config.models import Admin, Cluster, Config, Listen, Section
 
 # Bytes. The commented example has 10 KB; this is a bound on what a wrong path can make the parser read.

@@ -18,11 +18,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationInfo, model_validator
 from pydantic.alias_generators import to_camel
 
-from k8sproxy.config.addresses import AdminAddress, ListenAddress, parse_admin_address, parse_listen_address
-from k8sproxy.config.units import duration_between, number_between, size_between
-from k8sproxy.peer import read_name
-from k8sproxy.policy.grants import GrantSettings
-from k8sproxy.policy.ownrules import DEFAULT_DOMAIN
+from k8sproxy.access.grants import GrantSettings
+from k8sproxy.access.ownrules import DEFAULT_DOMAIN
+from k8sproxy.common.config.addresses import AdminAddress, ListenAddress, parse_admin_address, parse_listen_address
+from k8sproxy.common.config.units import duration_between, number_between, size_between
+from k8sproxy.common.tailnet.peer import read_name
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DNS_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?\Z", re.IGNORECASE)

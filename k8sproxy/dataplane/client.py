@@ -14,12 +14,12 @@ import asyncio
 import contextlib
 from http import HTTPStatus
 
+from k8sproxy.common.errors import ProtocolError, Refusal
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.turns import HEAD_BYTES, Turns
 from k8sproxy.dataplane.wire import Wire
-from k8sproxy.errors import ProtocolError, Refusal
-from k8sproxy.policy.foreign import GUARD_FIELDS
 from k8sproxy.protocol.http1 import Fields, RequestHead, head_end, origin_form, parse_fields, parse_request_line
+from k8sproxy.request.foreign import GUARD_FIELDS
 
 # Bytes that are sent ahead after which no more is read: a head or two. What one read brings comes on top, 64 KiB at the
 # most, of each connection of a client that sends and never takes its answers.

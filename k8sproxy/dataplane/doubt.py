@@ -6,10 +6,10 @@ turns out to be the client's.
 
 from __future__ import annotations
 
-from k8sproxy.dataplane.account import NOT_ACCEPTED, Standing
+from k8sproxy.clusters.account import NOT_ACCEPTED, Standing
+from k8sproxy.common.errors import Refusal
 from k8sproxy.dataplane.upstream import Endpoint, UpstreamConnection
-from k8sproxy.errors import Refusal
-from k8sproxy.policy.requestinfo import RequestInfo
+from k8sproxy.request.requestinfo import RequestInfo
 
 
 def is_doubtful(endpoint: Endpoint, info: RequestInfo) -> bool:

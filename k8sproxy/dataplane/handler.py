@@ -19,6 +19,15 @@ from time import perf_counter
 
 import structlog
 
+from k8sproxy.access.decision import Authority, Decision, authorize, covers, decide
+from k8sproxy.access.grants import DEFAULT_SETTINGS
+from k8sproxy.access.rewrite import check_offer, offered_protocols, rewrite
+from k8sproxy.audit.events import untold
+from k8sproxy.audit.requestevent import RequestEvent
+from k8sproxy.common.errors import ProtocolError, Refusal
+from k8sproxy.common.longwork import LONG
+from k8sproxy.common.tailnet.peer import Peer
+from k8sproxy.common.tailnet.whois import ClientKey
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.doubt import is_doubtful, settle
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
@@ -27,23 +36,14 @@ from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.site import LOCAL_PREFIX, OPEN, Gate, Route, Site, local_document
 from k8sproxy.dataplane.turns import REQUEST, TARGET_CHARACTERS
 from k8sproxy.dataplane.upstream import UpstreamConnection
-from k8sproxy.errors import ProtocolError, Refusal
-from k8sproxy.peer import Peer
-from k8sproxy.policy.browsers import opens_document
-from k8sproxy.policy.classify import STREAMING, SessionKind
-from k8sproxy.policy.decision import Authority, Decision, authorize, covers, decide
-from k8sproxy.policy.foreign import DOCUMENT, guard_of
-from k8sproxy.policy.grants import DEFAULT_SETTINGS
-from k8sproxy.policy.requestinfo import RequestInfo, request_info
-from k8sproxy.policy.rewrite import check_offer, offered_protocols, rewrite
 from k8sproxy.protocol.http1 import RequestHead
-from k8sproxy.recording.events import untold
-from k8sproxy.recording.longwork import LONG
-from k8sproxy.recording.requestevent import RequestEvent
-from k8sproxy.recording.session import Session
-from k8sproxy.recording.sessions import facts_of
-from k8sproxy.recording.tap import NO_TAP, Tap
-from k8sproxy.tailnet.whois import ClientKey
+from k8sproxy.request.browsers import opens_document
+from k8sproxy.request.classify import STREAMING, SessionKind
+from k8sproxy.request.foreign import DOCUMENT, guard_of
+from k8sproxy.request.requestinfo import RequestInfo, request_info
+from k8sproxy.sessions.registry import facts_of
+from k8sproxy.sessions.session import Session
+from k8sproxy.sessions.tap import NO_TAP, Tap
 from k8sproxy.telemetry import encode_fields
 
 _log = structlog.get_logger("k8sproxy")

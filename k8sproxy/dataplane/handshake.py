@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from k8sproxy.sockets import join_address
+from k8sproxy.common.sockets import join_address
 
 # An address family, and what socket.connect takes for it: (IP address, port, ..).
 Address = tuple[int, tuple[Any, ...]]

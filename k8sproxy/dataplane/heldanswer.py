@@ -6,7 +6,7 @@ allows; so the answer is held until it is whole, and refused where it is longer.
 
 from __future__ import annotations
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from k8sproxy.protocol.body import Body
 from k8sproxy.protocol.http1 import ResponseHead
 

@@ -31,7 +31,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from k8sproxy.dataplane.certificates import CertificateError
+from k8sproxy.common.errors import ProtocolError, Refusal
+from k8sproxy.common.sockets import bind, join_address
+from k8sproxy.common.tailnet.whois import ClientKey
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.handler import Connection
 from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
@@ -39,10 +41,8 @@ from k8sproxy.dataplane.places import Place, Places
 from k8sproxy.dataplane.site import Gate, GateState, Site
 from k8sproxy.dataplane.turns import HANDSHAKE, Turns
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
-from k8sproxy.errors import ProtocolError, Refusal
 from k8sproxy.protocol.proxyprotocol import HEAD_SIZE, ProxyHeaderParser
-from k8sproxy.sockets import bind, join_address
-from k8sproxy.tailnet.whois import ClientKey
+from k8sproxy.tls.certificates import CertificateError
 
 _log = structlog.get_logger("k8sproxy")
 

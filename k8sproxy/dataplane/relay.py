@@ -23,6 +23,8 @@ import asyncio
 from collections.abc import Callable
 from time import perf_counter
 
+from k8sproxy.access.rewrite import UpstreamHead
+from k8sproxy.common.errors import ProtocolError, Refusal
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.heldanswer import HeldAnswer, too_long
@@ -30,13 +32,11 @@ from k8sproxy.dataplane.switched import Switched
 from k8sproxy.dataplane.turns import STEP, Pace
 from k8sproxy.dataplane.upstream import UpstreamConnection
 from k8sproxy.dataplane.wire import Wire
-from k8sproxy.errors import ProtocolError, Refusal
-from k8sproxy.policy.foreign import Guard
-from k8sproxy.policy.rewrite import UpstreamHead
 from k8sproxy.protocol.body import Body, ChunkedBody, LengthBody, UntilClose, request_body, response_body
 from k8sproxy.protocol.http1 import ResponseHead, head_end, parse_response_head
 from k8sproxy.protocol.watchevents import Events, watch_events
-from k8sproxy.recording.tap import NO_TAP, Tap
+from k8sproxy.request.foreign import Guard
+from k8sproxy.sessions.tap import NO_TAP, Tap
 
 _NO_BODY = LengthBody(0)
 # Interim responses to one request. Servers send one or two; Go's client gives up after five.

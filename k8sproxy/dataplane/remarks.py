@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import structlog
 
-from k8sproxy.peer import Peer
-from k8sproxy.policy.grants import UnknownField
+from k8sproxy.access.grants import UnknownField
+from k8sproxy.common.tailnet.peer import Peer
 
 _log = structlog.get_logger("k8sproxy")
 

@@ -12,17 +12,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from k8sproxy.access.decision import Authority
+from k8sproxy.access.grants import DEFAULT_SETTINGS, GrantSettings
+from k8sproxy.audit.events import Events
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.longwork import LongWork
+from k8sproxy.common.tailnet.whois import WhoIs
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.remarks import Remarks
 from k8sproxy.dataplane.upstream import Upstream
-from k8sproxy.errors import Refusal
-from k8sproxy.policy.browsers import NO_ORIGINS
-from k8sproxy.policy.decision import Authority
-from k8sproxy.policy.grants import DEFAULT_SETTINGS, GrantSettings
-from k8sproxy.recording.events import Events
-from k8sproxy.recording.longwork import LongWork
-from k8sproxy.recording.sessions import Sessions
-from k8sproxy.tailnet.whois import WhoIs
+from k8sproxy.request.browsers import NO_ORIGINS
+from k8sproxy.sessions.registry import Sessions
 from k8sproxy.telemetry import RequestLog, Telemetry
 
 # What the proxy itself serves to a peer that it knows, beside the API server's own paths.

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from k8sproxy.dataplane.ends import ClientGone, Cut
 from k8sproxy.dataplane.turns import STEP, Pace, Turns
 from k8sproxy.dataplane.wire import Wire
-from k8sproxy.recording.tap import Tap
+from k8sproxy.sessions.tap import Tap
 
 # Seconds a client has to end its side after upstream has ended: enough for its last frames.
 _LAST_WORDS = 10.0

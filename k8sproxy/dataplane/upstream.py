@@ -18,12 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
-from k8sproxy.dataplane.account import Account
+from k8sproxy.access.rewrite import UpstreamHead
+from k8sproxy.clusters.account import Account
+from k8sproxy.common.errors import Refusal
 from k8sproxy.dataplane.handshake import Address, ConnectError, connect, handshake, join, resolve
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
-from k8sproxy.errors import Refusal
-from k8sproxy.policy.rewrite import UpstreamHead
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Protocol
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 
 # A chunk's size line with its extensions, bytes. Nobody sends extensions; Go accepts 4 KiB, llhttp any length.
 MAX_CHUNK_LINE = 256

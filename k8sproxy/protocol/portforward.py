@@ -15,7 +15,7 @@ from __future__ import annotations
 import binascii
 from typing import NamedTuple
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 from k8sproxy.protocol import spdy, websocket
 
 SPDY_PROTOCOLS = frozenset(("portforward.k8s.io", ""))

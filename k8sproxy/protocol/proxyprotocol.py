@@ -7,7 +7,7 @@ give:
     block: source address, destination address, source port, destination port, then TLVs (type, 2 bytes length, value)
 
 The parser says nothing about trust. Whoever can open a connection can write this header, so the listener has to know
-that the sender may speak for others before it believes one (see `k8sproxy.tailnet.whois.WhoIs.resolves`).
+that the sender may speak for others before it believes one (see `k8sproxy.common.tailnet.whois.WhoIs.resolves`).
 
 What is refused, rather than guessed at: the text header of version 1 (it has no length, so where it ends is a matter of
 searching; nothing in front of this proxy needs it), datagrams, Unix sockets, and every version, command or family that
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 HEAD_SIZE = 16  # bytes: the signature, version and command, family and transport, length

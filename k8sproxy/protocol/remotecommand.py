@@ -25,7 +25,7 @@ comes back is the API server's or the kubelet's. Therefore the two directions ar
 
 from __future__ import annotations
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 from k8sproxy.protocol.session import (
     CLOSE,
     ERROR,

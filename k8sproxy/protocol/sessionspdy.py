@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 from k8sproxy.protocol import spdy
 from k8sproxy.protocol.session import (
     ERROR,

@@ -13,7 +13,7 @@ import binascii
 import re
 from collections import deque
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 from k8sproxy.protocol import websocket
 from k8sproxy.protocol.session import (
     CLOSE,

@@ -21,7 +21,7 @@ import zlib
 from struct import Struct
 from typing import NamedTuple
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 
 # A control frame's payload, bytes. Kubernetes' largest, a SYN_STREAM of port-forward, has under 200; spdystream's own
 # limit of 16 MiB would be held for each connection.

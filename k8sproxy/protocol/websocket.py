@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 
 CONTINUATION = 0
 TEXT = 1

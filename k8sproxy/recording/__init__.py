@@ -1,1 +1,1 @@
-"""What is kept of a session: the tap beside the bytes, and the recorder it is sent to."""
+"""What is kept of a session: the cast, and its way to a recorder."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from k8sproxy.protocol.asciicast import MAX_SIDE, CastHeader, OutputEncoder, escape_all, event_line, resize_line
+from k8sproxy.common.formats.asciicast import MAX_SIDE, CastHeader, OutputEncoder, escape_all, event_line, resize_line
 
 # Seconds that a tty's header waits for the size. kubectl sends it at once; 1 s covers a slow link.
 HEADER_WAIT = 1.0

@@ -24,15 +24,15 @@ from typing import Any, TypeVar
 
 import structlog
 
-from k8sproxy.errors import ProtocolError
-from k8sproxy.protocol.recorderapi import EVENT_BATCH_FIELD, read_event_batch, split_address
+from k8sproxy.common.errors import ProtocolError
+from k8sproxy.common.formats.recorderapi import EVENT_BATCH_FIELD, read_event_batch, split_address
 from k8sproxy.recording.buffers import Buffers
-from k8sproxy.recording.h1wire import EventConnection, Submission, field_of
-from k8sproxy.recording.h2wire import Connection, ConnectionLost, NotHTTP2, Rejected, Stream
+from k8sproxy.recording.carriers.carrier import words_of
+from k8sproxy.recording.carriers.http1 import EventConnection, Submission, field_of
+from k8sproxy.recording.carriers.http2 import Connection, ConnectionLost, NotHTTP2, Rejected, Stream
 from k8sproxy.recording.health import Health, RecorderState
 from k8sproxy.recording.limits import Limits
 from k8sproxy.recording.upload import EventsRefused, NoRecorder, Upload, UploadError
-from k8sproxy.recording.wire import words_of
 
 __all__ = ["Dial", "NoRecorder", "RecorderState", "Recorders", "Upload", "UploadError"]
 

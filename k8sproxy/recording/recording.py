@@ -21,8 +21,8 @@ import asyncio
 import enum
 from collections.abc import Callable, Sequence
 
-from k8sproxy.policy.ownrules import RecordingLevel
-from k8sproxy.protocol.asciicast import CastHeader
+from k8sproxy.access.ownrules import RecordingLevel
+from k8sproxy.common.formats.asciicast import CastHeader
 from k8sproxy.recording.capture import GuardedCapture
 from k8sproxy.recording.outbox import BATCH, Outbox
 from k8sproxy.recording.upload import Upload, UploadError

@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections.abc import Callable
 
-from k8sproxy.protocol.recorderapi import MAX_REFUSAL, read_refusal
+from k8sproxy.common.formats.recorderapi import MAX_REFUSAL, read_refusal
 
 # Seconds for the rest of a refusal once its head is here. It is one packet, and a user waits for the next recorder.
 REASON_TIME = 0.5

@@ -22,8 +22,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from k8sproxy.errors import ProtocolError
-from k8sproxy.protocol.recorderapi import DEFAULT_EVENT_CODES, AckReader, RecorderError
+from k8sproxy.common.errors import ProtocolError
+from k8sproxy.common.formats.recorderapi import DEFAULT_EVENT_CODES, AckReader, RecorderError
 from k8sproxy.recording.buffers import FLOOR, Buffers
 from k8sproxy.recording.health import Health
 from k8sproxy.recording.limits import Limits

@@ -46,8 +46,8 @@ def show(path: Path, as_json: bool) -> None:
 
 async def _show(path: Path) -> list[tuple[str, str, int, str]]:
     from recorder.cli.library import open_read_only
-    from recorder.keeping import KeepingError, witnesses
     from recorder.proof.witness import Witnesses
+    from recorder.retention.service import KeepingError, witnesses
 
     config = read_config(path)
     async with open_read_only(config) as store:
@@ -86,9 +86,9 @@ def accept(path: Path, reason: str, yes: bool) -> None:
 
 async def _accept(path: Path, reason: str) -> list[str]:
     from recorder.app import StartError, open_store
-    from recorder.keeping import KeepingError, public_keys, signer, witnesses
     from recorder.proof.register import Register
     from recorder.proof.witness import Witnesses
+    from recorder.retention.service import KeepingError, public_keys, signer, witnesses
 
     config = read_config(path)
     try:

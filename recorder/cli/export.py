@@ -81,7 +81,7 @@ def _formed(form: str, session: dict[str, object], pieces: AsyncIterator[bytes])
 
 
 async def _raw(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    from k8sproxy.protocol.asciicast import decode_output
+    from k8sproxy.common.formats.asciicast import decode_output
     from recorder.web import exports, windows
 
     async for line in windows.lines(pieces):

@@ -56,7 +56,7 @@ def filter_options(command: F) -> F:
 
 
 def _filter(found: Mapping[str, str | None]) -> Filter:
-    from k8sproxy.errors import Refusal
+    from k8sproxy.common.errors import Refusal
     from recorder.web.queries import sessions
 
     try:

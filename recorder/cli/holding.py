@@ -12,16 +12,16 @@ import click
 from recorder.cli.common import Failed, Where, print_json, print_table, printable
 
 if TYPE_CHECKING:
-    from recorder.holds import Hold, Holds, Match
     from recorder.proof.actlog import ActLog
     from recorder.proof.acts import Acts
     from recorder.proof.keys import PublicKeys, Signer
+    from recorder.retention.holds import Hold, Holds, Match
     from recorder.store.blobs import Blobs
 
 
 def signing(where: Where, key_file: Path | None) -> tuple[Signer | None, PublicKeys | None]:
-    from recorder.keeping import KeepingError, public_keys, signer
     from recorder.proof.keys import KeyFault, PublicKeys, Signer
+    from recorder.retention.service import KeepingError, public_keys, signer
 
     try:
         own = Signer.load(key_file) if key_file is not None else signer(where.store())
@@ -32,9 +32,9 @@ def signing(where: Where, key_file: Path | None) -> tuple[Signer | None, PublicK
 
 
 def log_of(where: Where, blobs: Blobs, signer: Signer | None, keys: PublicKeys | None) -> ActLog | None:
-    from recorder.keeping import KeepingError, witnesses
     from recorder.proof.actlog import ActLog
     from recorder.proof.witness import Witnesses
+    from recorder.retention.service import KeepingError, witnesses
 
     if keys is None or not len(keys):
         return None
@@ -71,9 +71,9 @@ async def place(
     keys: PublicKeys | None,
 ) -> list[Hold]:
     from recorder.cli.library import open_read_only
-    from recorder.holds import Hold, Holds
     from recorder.model import new_id
     from recorder.proof.keys import KeyFault
+    from recorder.retention.holds import Hold, Holds
 
     async with open_read_only(where.store()) as store:
         wanted = [Hold(new_id(), time.time(), by, reason, None, identifier) for identifier in identifiers]
@@ -105,8 +105,8 @@ async def release(
 ) -> list[Hold]:
     from recorder.cli.library import open_read_only
     from recorder.crypt import stored
-    from recorder.holds import Holds
     from recorder.proof.acts import ACTS
+    from recorder.retention.holds import Holds
 
     released: list[Hold] = []
     async with open_read_only(where.store()) as store:
@@ -137,7 +137,7 @@ async def _hold_of(holds: Holds, identifier: str) -> str:
 
 async def listed(where: Where, key_file: Path | None) -> list[Hold]:
     from recorder.cli.library import open_read_only
-    from recorder.holds import Holds
+    from recorder.retention.holds import Holds
 
     async with open_read_only(where.store()) as store:
         return await Holds(store.blobs, await reading(where, key_file, store.blobs)).all()

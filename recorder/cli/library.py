@@ -17,7 +17,6 @@ from recorder.access import matches
 from recorder.cli.common import Failed, Where, printable
 from recorder.config import Config
 from recorder.crypt import EncryptedBlobs, is_encrypted, stored
-from recorder.holds import Hold, Holds
 from recorder.index import Index, IndexFailure
 from recorder.index.coverage import Standing
 from recorder.index.filters import EVERYTHING, Filter
@@ -30,6 +29,7 @@ from recorder.proof.actlog import ActLog
 from recorder.proof.chain import stored_keys
 from recorder.proof.documents import is_day
 from recorder.proof.keys import KeyFault
+from recorder.retention.holds import Hold, Holds
 from recorder.screen import CastText, Segment
 from recorder.store.errors import StoreError
 from recorder.store.manifest import chunk_key

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from k8sproxy.protocol.asciicast import decode_output, event_of
+from k8sproxy.common.formats.asciicast import decode_output, event_of
 from recorder.cli.library import Library
 from recorder.cli.tame import CLEAR, Tame
 from recorder.screen import Screen

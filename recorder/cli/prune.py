@@ -29,9 +29,9 @@ from recorder.cli.common import (
 
 if TYPE_CHECKING:
     from recorder.config import Config
-    from recorder.holds import Match
     from recorder.proof.keys import PublicKeys, Signer
-    from recorder.retention import Doomed, Plan, Pruner
+    from recorder.retention.holds import Match
+    from recorder.retention.pruner import Doomed, Plan, Pruner
     from recorder.store.store import Store
 
 # Seconds that the wiping of an index is waited for: one of several gigabytes.
@@ -129,7 +129,7 @@ def command(
 
 
 def _match(pairs: Sequence[str]) -> Match | None:
-    from recorder.holds import Match
+    from recorder.retention.holds import Match
 
     if not pairs:
         return None
@@ -223,8 +223,8 @@ async def _prune(
     yes: bool,
     as_json: bool,
 ) -> None:
-    from recorder.keeping import rules
-    from recorder.retention import Pruner
+    from recorder.retention.pruner import Pruner
+    from recorder.retention.service import rules
 
     async with _open(where, dry_run, order=bool(identifiers) and signer is not None) as (store, runs):
         pruner = Pruner(store, rules(where.store().retention), signer=signer, keys=keys, by=by, despite=despite)
@@ -260,7 +260,7 @@ async def _prune(
 
 
 async def _chosen(store: Store, pruner: Pruner, identifiers: Sequence[str], reason: str) -> Plan:
-    from recorder.retention import Doomed, Plan
+    from recorder.retention.pruner import Doomed, Plan
     from recorder.store import DamagedError
 
     plan = Plan()

@@ -29,7 +29,7 @@ _PARAMETERS = re.compile(r"[0-9;:]{0,128}\Z")
 _SHAPE = re.compile(r"([0-?]*)([ -/]*)\Z")
 # Character sets, as programs that draw lines name them.
 _SETS = frozenset("()*+")
-# A byte that was not UTF-8 (k8sproxy.protocol.asciicast), and half characters.
+# A byte that was not UTF-8 (k8sproxy.common.formats.asciicast), and half characters.
 _ODD = re.compile("[\ud800-\udfff\U0010fe80-\U0010feff]")
 
 # What a recording may have left behind: the other screen, modes, margins, colours, character sets, the cursor. What

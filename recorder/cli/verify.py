@@ -111,9 +111,9 @@ async def _verify(
 
 
 async def _keys(where: Where, files: tuple[Path, ...], trust: bool, raw: Blobs) -> PublicKeys:
-    from recorder.keeping import KeepingError, public_keys, signer
     from recorder.proof.chain import stored_keys
     from recorder.proof.keys import PublicKeys, read_public_key
+    from recorder.retention.service import KeepingError, public_keys, signer
 
     if files:
         return PublicKeys([read_public_key(path) for path in files])
@@ -130,9 +130,9 @@ async def _keys(where: Where, files: tuple[Path, ...], trust: bool, raw: Blobs) 
 
 
 def _witnesses(where: Where, path: Path | None, blobs: Blobs) -> list[Witness]:
-    from recorder.keeping import KeepingError, witnesses
     from recorder.proof.handover import MANIFESTS
     from recorder.proof.witness import FolderWitness, MemoryWitness, chain_name, read_anchor
+    from recorder.retention.service import KeepingError, witnesses
 
     if path is None:
         try:

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from k8sproxy.peer import Peer
+from k8sproxy.common.tailnet.peer import Peer
 from recorder.index.catchup import Progress, Report, catch_up, rebuild
 from recorder.index.coverage import Coverage, Standing
 from recorder.index.database import Database, IndexFailure

@@ -14,9 +14,9 @@ import asyncio
 import ipaddress
 from collections.abc import Callable, Sequence
 
-from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer, is_named
-from k8sproxy.tailnet.whois import ClientKey, WhoIs
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.peer import Peer, is_named
+from k8sproxy.common.tailnet.whois import ClientKey, WhoIs
 from recorder import access
 from recorder.model import Source
 

@@ -41,8 +41,8 @@ import h2.settings
 import h2.stream
 import structlog
 
-from k8sproxy.errors import Refusal
-from k8sproxy.protocol.recorderapi import DECLINES_FIELD, ERROR_FIELD, USER_FIELD
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.formats.recorderapi import DECLINES_FIELD, ERROR_FIELD, USER_FIELD
 from recorder.heads import HEAD_TIMEOUT
 from recorder.ingest.admission import Door
 from recorder.ingest.intake import Intake

@@ -17,8 +17,8 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from k8sproxy.errors import Refusal
-from k8sproxy.protocol.recorderapi import DECLINES_FIELD, ERROR_FIELD, MAX_EVENT_BATCH, MAX_EVENTS, USER_FIELD
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.formats.recorderapi import DECLINES_FIELD, ERROR_FIELD, MAX_EVENT_BATCH, MAX_EVENTS, USER_FIELD
 from recorder.ingest.admission import Door
 from recorder.ingest.intake import Intake
 from recorder.ingest.site import EVENT_CODES, EVENTS_TIMEOUT, IDLE_TIMEOUT, IngestSite, declines

@@ -13,9 +13,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from k8sproxy.errors import Refusal
-from k8sproxy.protocol.asciicast import MAX_HEADER_LINE
-from k8sproxy.protocol.recorderapi import read_user
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.formats.asciicast import MAX_HEADER_LINE
+from k8sproxy.common.formats.recorderapi import read_user
 from recorder.ingest.admission import Door
 from recorder.ingest.site import IngestSite, declines
 from recorder.model import End, Source, spender

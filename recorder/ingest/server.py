@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.heads import Heads, Watched
 from recorder.ingest.admission import Door
 from recorder.ingest.gate import Gate, Inside, connections

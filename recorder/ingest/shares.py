@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 
 # Of what all may have together, a sender has four fifths at most by default: one proxy may be all the senders that
 # there are, and a fifth is still left for others.

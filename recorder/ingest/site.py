@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.ingest.admission import Admission, Door
 from recorder.ingest.shares import Limit, Shares, part_of
 from recorder.store import Store

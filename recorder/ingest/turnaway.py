@@ -16,8 +16,8 @@ from typing import cast
 from hpack import Encoder
 from hyperframe.frame import GoAwayFrame, HeadersFrame, SettingsFrame
 
-from k8sproxy.errors import Refusal
-from k8sproxy.protocol.recorderapi import ERROR_FIELD
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.formats.recorderapi import ERROR_FIELD
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 # Seconds that it lasts, from its first byte: for the request, and for the answer to be read. Closed with bytes unread,

@@ -27,7 +27,7 @@ from typing import Any
 
 import zstandard
 
-from k8sproxy.protocol.asciicast import MAX_TIME
+from k8sproxy.common.formats.asciicast import MAX_TIME
 from recorder.store.soundness import Soundness
 
 # Bytes of text in a frame: what a seek has to read and unpack (about 15 KiB compressed), against compression, which

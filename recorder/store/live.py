@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from k8sproxy.protocol.asciicast import MAX_LINE
+from k8sproxy.common.formats.asciicast import MAX_LINE
 from recorder.model import End, Recording, Source, spender
 from recorder.store.api import Kept
 from recorder.store.chunk import ChunkRow, Frame, line_time, origin

@@ -11,7 +11,7 @@ import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-from k8sproxy.protocol.asciicast import MAX_LINE, event_of
+from k8sproxy.common.formats.asciicast import MAX_LINE, event_of
 from recorder.store.blobs import Blobs
 from recorder.store.chunk import ChunkRow, DamagedChunkError, FrameRow, frame_rows, read_trailer, unpack
 from recorder.store.errors import DamagedError

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from k8sproxy.protocol.asciicast import MAX_HEADER_LINE
+from k8sproxy.common.formats.asciicast import MAX_HEADER_LINE
 from recorder.model import End, Source, is_id
 from recorder.store.blobs import Blobs
 from recorder.store.chunk import (

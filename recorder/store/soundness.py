@@ -7,7 +7,7 @@
     TAIL     behind the data's last quote: blanks and one "]"          -> BROKEN where there is more
     BROKEN   it can't be an event any more                             -> BETWEEN at its line feed
 
-What is decided is what `k8sproxy.protocol.asciicast.read_event` decides of the line, however it is cut.
+What is decided is what `k8sproxy.common.formats.asciicast.read_event` decides of the line, however it is cut.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import re
 
 import orjson
 
-from k8sproxy.errors import ProtocolError
-from k8sproxy.protocol.asciicast import are_events, event_of, read_event
+from k8sproxy.common.errors import ProtocolError
+from k8sproxy.common.formats.asciicast import are_events, event_of, read_event
 
 # Bytes before the data of an event: a number of some digits, a letter and blanks. Nobody's event has more.
 _MOST_HEAD = 512

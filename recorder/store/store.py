@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from k8sproxy.protocol.asciicast import MAX_HEADER_LINE
+from k8sproxy.common.formats.asciicast import MAX_HEADER_LINE
 from recorder.model import ApiEvent, End, Observer, Recording, Source, is_id, new_id, parse_json
 from recorder.store.api import Ended, Kept, Registrar
 from recorder.store.blobs import Blobs

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.access import Action
 from recorder.model import End, Recording
 from recorder.web import asked, exports, live, openapi, queries, values, windows

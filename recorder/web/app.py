@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.store import Reading
 from recorder.web import api, pages
 from recorder.web.archive import Archive

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from k8sproxy.peer import Peer
+from k8sproxy.common.tailnet.peer import Peer
 from recorder.index.coverage import Coverage
 from recorder.index.filters import EventFilter, Filter, LookFilter, Scope
 from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow

@@ -8,12 +8,12 @@ from typing import Any
 from aiohttp import web
 
 from recorder.access import Access, Action
-from recorder.holds import Hold
 from recorder.index.coverage import Coverage
 from recorder.index.filters import is_unrestricted
 from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
 from recorder.model import Recording
 from recorder.proof.acts import Act
+from recorder.retention.holds import Hold
 from recorder.unseen import Unseen
 from recorder.web import kept, queries, values
 from recorder.web.archive import Facets

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 
-from k8sproxy.protocol.asciicast import event_of
+from k8sproxy.common.formats.asciicast import event_of
 from recorder.web.windows import TURN, lines
 
 # What is text, up to the next character that does something.

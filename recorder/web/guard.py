@@ -21,9 +21,9 @@ from weakref import WeakKeyDictionary, finalize
 import structlog
 from aiohttp import web
 
-from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer
-from k8sproxy.tailnet.whois import ClientKey, WhoIs
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.peer import Peer
+from k8sproxy.common.tailnet.whois import ClientKey, WhoIs
 from recorder.index import IndexFailure
 from recorder.store import StoreError
 from recorder.web.site import ACCESS, SITE, Find

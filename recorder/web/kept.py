@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.access import ANYWHERE, Scope, holds
-from recorder.holds import Hold
 from recorder.model import Recording
 from recorder.proof.acts import Act, Acts
 from recorder.proof.keys import KeyFault
+from recorder.retention.holds import Hold
 from recorder.store import Reading, StoreError
 
 

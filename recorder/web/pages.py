@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.access import ANYWHERE, Action
 from recorder.index.filters import Filter, LookFilter
 from recorder.index.rows import Page

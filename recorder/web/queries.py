@@ -13,7 +13,7 @@ from math import isfinite
 
 from multidict import MultiMapping
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.index.filters import EventFilter, Filter, LookFilter
 from recorder.index.words import terms
 from recorder.model import End

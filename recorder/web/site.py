@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 
-from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.peer import Peer
 from recorder import access
 from recorder.access import Access, Action, Scope
 from recorder.model import End, Recording, is_id

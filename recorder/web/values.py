@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from recorder.access import Access
-from recorder.holds import Hold
 from recorder.index.coverage import Coverage
 from recorder.index.rows import Bucket, EventRow, Hit, Look, RecordingRow
 from recorder.model import Recording
 from recorder.proof.acts import Act
+from recorder.retention.holds import Hold
 from recorder.unseen import Unseen
 from recorder.web.words import rfc3339
 

@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 
 from k8sproxy.cli import cli
 from k8sproxy.cli.fetchca import PATH, fingerprint
-from k8sproxy.dataplane.localca import GeneratedCertificate
-from tests.cli.running import https, socks5
-from tests.fakes.pki import Authority, self_signed
+from k8sproxy.tls.localca import GeneratedCertificate
+from standins.pki import Authority, self_signed
+from tests.cli.servers import https, socks5
 
 KUBECTL = Path(sys.prefix, "bin", "kubectl")
 NAME = "kube.tail1234.ts.net:443"

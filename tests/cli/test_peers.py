@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from k8sproxy.cli import cli
 from k8sproxy.cli.common import parse_address
-from tests.cli.running import tailscaled
-from tests.fakes.tailscaled import KUBERNETES, FakeTailscaled, groups, tagged_whois, user_whois
+from standins.tailscaled import KUBERNETES, FakeTailscaled, groups, tagged_whois, user_whois
+from tests.cli.servers import tailscaled
 
 EXEC = "/api/v1/namespaces/a/pods/web/exec?command=sh"
 RECORDED = {"recorder": ["tag:rec"], "recorderAddrs": ["100.64.0.9:80"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from k8sproxy.config import Config, ConfigError, load, parse
-from tests.fakes.pki import self_signed
+from standins.pki import self_signed
 
 
 def faults(listen: str, clusters: str = "[{name: a, inCluster: true}]", extra: str = "") -> list[str]:

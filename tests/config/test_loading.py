@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from k8sproxy.common.formats.recorderapi import MAX_EVENTS
 from k8sproxy.config import Config, ConfigError, Limits, parse
 from k8sproxy.config.loading import MAX_FILE, load
-from k8sproxy.protocol.recorderapi import MAX_EVENTS
 
 HERE = Path("/etc/k8sproxy/config.yaml")
 GOOD = """\

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from k8sproxy.dataplane.listener import Trust
-from tests.dataplane.stage import CHUNKED, UNKNOWN, Raw, Stage, get, pki, reply, request
+from tests.dataplane.proxied import CHUNKED, UNKNOWN, Raw, Stage, get, pki, reply, request
 from tests.dataplane.test_listener import Service, proxy_header
 from tests.dataplane.test_upgrade import switching, upgrade
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 import pytest
 
 from k8sproxy.dataplane.upstream import UpstreamConnection
-from tests.dataplane.stage import Raw, Stage, get
+from tests.dataplane.proxied import Raw, Stage, get
 
 _WATCH = "/api/v1/pods?watch=1"
 JSON = "Content-Type: application/json"

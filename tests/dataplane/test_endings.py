@@ -10,10 +10,10 @@ import ssl
 
 import pytest
 
+from k8sproxy.common.tailnet.peer import Peer
+from k8sproxy.common.tailnet.whois import ClientKey
 from k8sproxy.dataplane.limits import Limits
-from k8sproxy.peer import Peer
-from k8sproxy.tailnet.whois import ClientKey
-from tests.dataplane.stage import ANA, CHUNKED, UNTIL_CLOSE, Raw, Stage, Truncated, get, post, reply, request
+from tests.dataplane.proxied import ANA, CHUNKED, UNTIL_CLOSE, Raw, Stage, Truncated, get, post, reply, request
 
 both_legs = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 leaving = pytest.mark.parametrize("how", ["end", "cut", "reset"])

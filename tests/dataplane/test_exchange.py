@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from k8sproxy.dataplane.limits import Limits
-from tests.dataplane.stage import CHUNKED, UNTIL_CLOSE, Raw, Stage, get, post, reply, request
+from tests.dataplane.proxied import CHUNKED, UNTIL_CLOSE, Raw, Stage, get, post, reply, request
 
 both_legs = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 

@@ -12,7 +12,7 @@ import pytest
 
 from k8sproxy.dataplane.client import AHEAD
 from k8sproxy.dataplane.wire import TURN as WIRE_TURN
-from tests.dataplane.stage import Raw, Stage, get, post, reply, request
+from tests.dataplane.proxied import Raw, Stage, get, post, reply, request
 
 both_legs = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 

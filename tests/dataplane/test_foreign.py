@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from k8sproxy.policy.foreign import GUARD_FIELDS
-from tests.dataplane.stage import Stage, get, post, reply, request
+from k8sproxy.request.foreign import GUARD_FIELDS
+from tests.dataplane.proxied import Stage, get, post, reply, request
 from tests.dataplane.test_upgrade import switching, upgrade
 
 PROXY = "/api/v1/namespaces/a/services/web/proxy"

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from k8sproxy.clusters.credentials import ClusterCredentials
 from k8sproxy.dataplane import handshake as module
 from k8sproxy.dataplane import upstream as upstream_module
-from k8sproxy.dataplane.certificates import server_context
-from k8sproxy.dataplane.credentials import ClusterCredentials
 from k8sproxy.dataplane.handshake import Address, ConnectError, connect, resolve
 from k8sproxy.dataplane.limits import Limits
-from tests.dataplane.stage import Stage, get, listening, reply
-from tests.dataplane.test_credentials import kubeconfig
-from tests.fakes.pki import Authority
-from tests.fakes.tls import handshake
+from k8sproxy.tls.certificates import server_context
+from standins.pki import Authority
+from standins.tls import handshake
+from tests.clusters.test_credentials import kubeconfig
+from tests.dataplane.proxied import Stage, get, listening, reply
 
 
 class Silent:

@@ -11,7 +11,7 @@ import asyncio
 import pytest
 
 from k8sproxy.dataplane.limits import Limits
-from tests.dataplane.stage import Raw, Stage, get, peer, reply, request
+from tests.dataplane.proxied import Raw, Stage, get, peer, reply, request
 
 # What a head says does not depend on who hands it over.
 EVENT_LOOPS = ["uvloop"]

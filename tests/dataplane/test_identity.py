@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from k8sproxy.access.decision import Decision, authorize, covers, decide
+from k8sproxy.access.grants import GrantSettings
+from k8sproxy.access.ownrules import RecordingLevel
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.localapi import LocalAPI
+from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.dataplane import handler
 from k8sproxy.dataplane.listener import Entry, Trust
 from k8sproxy.dataplane.site import Gate, Route
 from k8sproxy.dataplane.upstream import Upstream
-from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer
-from k8sproxy.policy.decision import Decision, authorize, covers, decide
-from k8sproxy.policy.grants import GrantSettings
-from k8sproxy.policy.ownrules import RecordingLevel
-from k8sproxy.policy.requestinfo import request_info
-from k8sproxy.tailnet.localapi import LocalAPI
-from tests.dataplane.stage import ANA, AWAY, CHUNKED, KUBERNETES, UNKNOWN, Raw, Stage, get, peer, reply, request
+from k8sproxy.request.requestinfo import request_info
+from standins.tailscaled import FakeTailscaled, groups, user_whois
+from tests.dataplane.proxied import ANA, AWAY, CHUNKED, KUBERNETES, UNKNOWN, Raw, Stage, get, peer, reply, request
 from tests.dataplane.test_listener import proxy_header
-from tests.fakes.tailscaled import FakeTailscaled, groups, user_whois
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from functools import partial
 
 import pytest
 
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.listener import Trust
-from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer
 from k8sproxy.protocol.proxyprotocol import SIGNATURE
-from tests.dataplane.stage import (
+from tests.dataplane.proxied import (
     ANA,
     AWAY,
     CHUNKED,

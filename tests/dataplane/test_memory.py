@@ -15,7 +15,7 @@ from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.handler import Connection
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.wire import Wire
-from tests.dataplane.stage import CHUNKED, Stage, Truncated, get, reply
+from tests.dataplane.proxied import CHUNKED, Stage, Truncated, get, reply
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Recorded sessions through the whole proxy, against a recorder with faults: what comes before what, and what is left.
 
-The sessions themselves are tests/recording/test_session.py's; here the sockets are real.
+The sessions themselves are tests/sessions/test_session.py's; here the sockets are real.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.switched import Switched
 from k8sproxy.dataplane.wire import Wire
 from k8sproxy.recording.recording import State
-from k8sproxy.recording.session import Session
-from tests.dataplane.stage import Raw, Stage, peer, reply, request
+from k8sproxy.sessions.session import Session
+from standins.recorder import FakeRecorder
+from tests.dataplane.proxied import Raw, Stage, peer, reply, request
 from tests.dataplane.test_cancel import _stepping
-from tests.fakes.recorder import FakeRecorder
 from tests.recording.scenes import Cast, Spdy, Speech, WebSocket
 
 both_legs = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

@@ -10,15 +10,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from k8sproxy.dataplane.account import Standing
+from k8sproxy.clusters.account import Standing
+from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.dataplane.listener import Entry, Trust
 from k8sproxy.dataplane.site import Gate, GateState, Route
 from k8sproxy.dataplane.upstream import Upstream
-from k8sproxy.peer import Peer
-from tests.dataplane.stage import ANA, CHUNKED, UNKNOWN, Raw, Stage, get, peer, pki, reply
+from standins.recorder import FakeRecorder
+from tests.dataplane.proxied import ANA, CHUNKED, UNKNOWN, Raw, Stage, get, peer, pki, reply
 from tests.dataplane.test_listener import proxy_header
 from tests.dataplane.test_recorded import agreed, asked, begun, ended, grant
-from tests.fakes.recorder import FakeRecorder
 from tests.recording.scenes import WebSocket
 
 _WATCH = "/api/v1/pods?watch=1"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
+from k8sproxy.access.grants import CAPABILITY, UnknownField
+from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.dataplane import remarks
 from k8sproxy.dataplane.remarks import Remarks
-from k8sproxy.peer import Peer
-from k8sproxy.policy.grants import CAPABILITY, UnknownField
 
 
 def peer(number: int) -> Peer:

@@ -8,7 +8,7 @@ import contextlib
 import pytest
 
 from k8sproxy.dataplane import wire
-from tests.dataplane.stage import Raw, Stage, Truncated, get, reply, request
+from tests.dataplane.proxied import Raw, Stage, Truncated, get, reply, request
 
 _TURN = 1000
 ahead = pytest.mark.parametrize("size", [10, _TURN, 3 * _TURN + 10])

@@ -9,7 +9,7 @@ from k8sproxy.dataplane.ends import ClientGone, Cut
 from k8sproxy.dataplane.switched import Switched
 from k8sproxy.dataplane.turns import Turns
 from k8sproxy.dataplane.wire import Wire
-from k8sproxy.recording.tap import Tap
+from k8sproxy.sessions.tap import Tap
 from tests.recording.scenes import FakeWire
 
 EVENT_LOOPS = ["asyncio"]

@@ -1,6 +1,6 @@
 """Requests that recorders are told of, through the whole proxy: what is told when, and what is left.
 
-The queues themselves are tests/recording/test_apievents.py's, what stays of a body test_redaction.py's.
+The queues themselves are tests/audit/test_apievents.py's, what stays of a body test_redaction.py's.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
+from k8sproxy.audit.requestevent import IN_FLIGHT
+from k8sproxy.audit.shares import Pot
 from k8sproxy.dataplane import handler
 from k8sproxy.protocol.spdy import DICTIONARY
-from k8sproxy.recording.requestevent import IN_FLIGHT
-from k8sproxy.recording.shares import Pot
-from tests.dataplane.stage import Stage, get, peer, post, reply, request
+from standins.recorder import FakeRecorder
+from tests.dataplane.proxied import Stage, get, peer, post, reply, request
 from tests.dataplane.test_cancel import _stepping
 from tests.dataplane.test_recorded import asked
-from tests.fakes.recorder import FakeRecorder
 from tests.protocol.streams import SpdyWriter
 from tests.recording.scenes import WebSocket
 

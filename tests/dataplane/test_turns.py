@@ -15,6 +15,7 @@ from typing import cast
 
 import pytest
 
+from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.dataplane import client as client_module
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.limits import Limits
@@ -31,10 +32,9 @@ from k8sproxy.dataplane.turns import (
     Turns,
 )
 from k8sproxy.dataplane.wire import Wire
-from k8sproxy.policy.ownrules import RecordingLevel
 from k8sproxy.protocol.http1 import Fields, parse_fields
 from k8sproxy.protocol.spdy import DICTIONARY
-from tests.dataplane.stage import CHUNKED, Stage, get, request
+from tests.dataplane.proxied import CHUNKED, Stage, get, request
 from tests.protocol.streams import MASK, SpdyWriter, data, ping, typed, websocket
 from tests.recording.scenes import CLOSED, OPEN, FakeWire, Scene, Spdy, Speech, WebSocket, until
 

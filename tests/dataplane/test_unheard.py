@@ -11,7 +11,7 @@ import pytest
 from k8sproxy.dataplane import wire as module
 from k8sproxy.dataplane.handshake import prepare
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
-from tests.dataplane.stage import Stage, get
+from tests.dataplane.proxied import Stage, get
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 
-from tests.dataplane.stage import Raw, Stage, Truncated, peer, reply, request
+from tests.dataplane.proxied import Raw, Stage, Truncated, peer, reply, request
 
 both_legs = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 

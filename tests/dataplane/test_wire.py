@@ -14,7 +14,7 @@ import pytest
 from k8sproxy.dataplane import wire as module
 from k8sproxy.dataplane.handshake import handshake
 from k8sproxy.dataplane.wire import TURN, ReadBuffer, Wire
-from tests.dataplane.stage import Raw, Truncated, pki
+from tests.dataplane.proxied import Raw, Truncated, pki
 
 both = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from demo.tailnet import ADDRESS, HOST, PEOPLE, PORT, Person, Tailnet
-from tests.fakes.tailscaled import groups
+from standins.tailscaled import groups
 
 ALICE, BOB, CAROL, CI, STRANGER = PEOPLE
 PASSWORD = "of this test"

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from structlog.testing import capture_logs
 
-from k8sproxy.policy.ownrules import RecordingLevel
-from k8sproxy.protocol.asciicast import decode_output
+from k8sproxy.access.ownrules import RecordingLevel
+from k8sproxy.common.formats.asciicast import decode_output
 from k8sproxy.recording.limits import Limits
 from tests.protocol.streams import MASK, control, data, goaway, ping, typed, typed64, websocket
 from tests.recording.scenes import Base64, Cast, Scene, Spdy, Speech, WebSocket, turns

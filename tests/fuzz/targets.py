@@ -12,11 +12,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from k8sproxy.errors import ProtocolError
-from k8sproxy.protocol import asciicast
+from k8sproxy.common.errors import ProtocolError
+from k8sproxy.common.formats import asciicast
+from k8sproxy.common.formats.recorderapi import MAX_MESSAGE, AckReader, RecorderError
 from k8sproxy.protocol.http1 import METHODS, Fields, head_end, origin_form, parse_fields, parse_request_line
 from k8sproxy.protocol.portforward import CHANNEL_PROTOCOLS, PortForward
-from k8sproxy.protocol.recorderapi import MAX_MESSAGE, AckReader, RecorderError
 from k8sproxy.protocol.remotecommand import (
     MAX_FILLING,
     SPDY_PROTOCOLS,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k8sproxy.errors import ProtocolError
-from k8sproxy.protocol.asciicast import OutputEncoder, decode_output, event_line, read_event
+from k8sproxy.common.errors import ProtocolError
+from k8sproxy.common.formats.asciicast import OutputEncoder, decode_output, event_line, read_event
 from k8sproxy.protocol.remotecommand import STDERR, STDOUT, RemoteCommand
 from k8sproxy.protocol.spdy import DICTIONARY, FrameReader
 from tests.fuzz.sessions import (

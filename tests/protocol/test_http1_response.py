@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 from k8sproxy.protocol.body import ChunkedBody, LengthBody, response_body
 from k8sproxy.protocol.http1 import ResponseHead, parse_response_head
 from tests.protocol.oracles import Other, client_response, h11_response, llhttp_responses

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 from k8sproxy.protocol import portforward
 from k8sproxy.protocol.portforward import MAX_OPEN, MAX_PORTS, MAX_REQUEST_ID, PortForward, PortOpened
 from k8sproxy.protocol.spdy import DICTIONARY

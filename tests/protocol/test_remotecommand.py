@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 from k8sproxy.protocol.remotecommand import (
     ERROR,
     MAX_ERROR,

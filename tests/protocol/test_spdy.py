@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as untimed
 from hypothesis import strategies as st
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 from k8sproxy.protocol.spdy import (
     DICTIONARY,
     MAX_CONTROL,

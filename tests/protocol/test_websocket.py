@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from websocket import ABNF
 from websocket._abnf import frame_buffer
 
-from k8sproxy.errors import ProtocolError
+from k8sproxy.common.errors import ProtocolError
 from k8sproxy.protocol.websocket import (
     BINARY,
     CLOSE,

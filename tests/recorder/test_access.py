@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k8sproxy.errors import Refusal
-from k8sproxy.peer import Peer, Repeated
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.peer import Peer, Repeated
 from recorder.access import MAX_GLOB, MAX_GLOBS, MAX_RULES, Access, Action, matches, rules
 from recorder.model import Recording, Source
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from k8sproxy.sockets import bind
-from k8sproxy.tailnet.localapi import LocalAPI
-from k8sproxy.tailnet.whois import WhoIs
+from k8sproxy.common.sockets import bind
+from k8sproxy.common.tailnet.localapi import LocalAPI
+from k8sproxy.common.tailnet.whois import WhoIs
 from recorder.admin import AdminSite
-from tests.fakes.tailscaled import FakeTailscaled
+from standins.tailscaled import FakeTailscaled
 from tests.recorder.ingest.senders import exchange
-from tests.recorder.store.running import run
+from tests.recorder.store.storing import run
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 

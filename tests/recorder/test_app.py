@@ -27,10 +27,10 @@ from recorder.proof.verify import Verifier
 from recorder.store import Store
 from recorder.store.blobs import FolderBlobs
 from recorder.store.logs import FolderLog
-from tests.fakes.tailscaled import FakeTailscaled
+from standins.tailscaled import FakeTailscaled
 from tests.recorder.ingest.senders import H2Sender, exchange
 from tests.recorder.serving import Process, free_port, recorder, serving, write_config
-from tests.recorder.store.running import HEADER, lines, text_of
+from tests.recorder.store.storing import HEADER, lines, text_of
 
 CRASHES = int(os.environ.get("RECORDER_CRASHES", "3"))
 SENDERS = int(os.environ.get("RECORDER_SENDERS", "20"))

@@ -12,7 +12,7 @@ from recorder.assembly import Finding
 from recorder.index import IndexFailure
 from recorder.model import End, Recording
 from recorder.store import StoreError
-from tests.recorder.store.running import HEADER, SOURCE, settled, store_in, until
+from tests.recorder.store.storing import HEADER, SOURCE, settled, store_in, until
 
 
 @pytest.mark.parametrize("error", [StoreError("the store is away"), IndexFailure("the database is away")])

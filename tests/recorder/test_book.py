@@ -20,9 +20,9 @@ from recorder.proof.witness import FolderWitness
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
 from tests.recorder.ingest.senders import exchange
-from tests.recorder.proof.stage import DAY, Stage, run, statuses
+from tests.recorder.proof.sealed import DAY, Stage, run, statuses
 from tests.recorder.serving import free_port, recorder
-from tests.recorder.web.stage import EVERYTHING, person
+from tests.recorder.web.visited import EVERYTHING, person
 
 
 def unpacked(data: bytes) -> bytes:

@@ -29,7 +29,7 @@ from recorder.store.api import Kept
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
 from recorder.store.logs import FolderLog
-from tests.recorder.proof.stage import Stage, run
+from tests.recorder.proof.sealed import Stage, run
 
 OLD, NEW = Keyring([b"o" * 32]), Keyring([b"n" * 32, b"o" * 32])
 SIZES = (0, 1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT, 2 * SEGMENT + 7, 5 * SEGMENT)

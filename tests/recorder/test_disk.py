@@ -18,7 +18,7 @@ from recorder.store.blobs import FolderBlobs
 from recorder.store.logs import FolderLog
 from tests.recorder.ingest.senders import H2Sender, exchange
 from tests.recorder.serving import Process, recorder
-from tests.recorder.store.running import HEADER, lines, text_of
+from tests.recorder.store.storing import HEADER, lines, text_of
 
 SIZE = 24 << 20  # bytes of the disk
 EVENT = b"POST /v2/event HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"

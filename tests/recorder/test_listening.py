@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from k8sproxy.sockets import bind
-from k8sproxy.tailnet.localapi import LocalAPI
-from k8sproxy.tailnet.whois import WhoIs
+from k8sproxy.common.sockets import bind
+from k8sproxy.common.tailnet.localapi import LocalAPI
+from k8sproxy.common.tailnet.whois import WhoIs
 from recorder.ingest.admission import Admission
 from recorder.ingest.gate import connections
 from recorder.listening import SiteListener
-from tests.fakes.tailscaled import FakeTailscaled, user_whois
+from standins.tailscaled import FakeTailscaled, user_whois
 from tests.recorder.ingest.senders import exchange
-from tests.recorder.store.running import run, until
+from tests.recorder.store.storing import run, until
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from recorder import living
 from recorder.cli import cli as recorder
 from recorder.config import load
-from tests.fakes.tailscaled import FakeTailscaled
+from standins.tailscaled import FakeTailscaled
 from tests.recorder.serving import write_config
 from tests.recorder.store import s3
-from tests.recorder.store.running import run
+from tests.recorder.store.storing import run
 
 
 def asked(folder: Path, store: dict[str, Any], *, daemon: str | None = "Running") -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.recorder.ingest.senders import H2Sender
 from tests.recorder.serving import recorder, write_config
-from tests.recorder.store.running import HEADER, lines
+from tests.recorder.store.storing import HEADER, lines
 
 # Seconds. Ten starts and stops of the process; 20 are usual, and two busy cores take five times as long.
 pytestmark = pytest.mark.timeout(400)

@@ -1,13 +1,7 @@
-"""Recordings that wait for nothing: what was said is on the wire a turn of the loop later."""
+"""Recordings that wait for nothing, in every test of this folder."""
 
 from __future__ import annotations
 
-import pytest
+from tests.recording.atonce import at_once
 
-from k8sproxy.recording import outbox
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "WAIT", 0.0)
-    monkeypatch.setattr(outbox, "BATCH", 1)
+__all__ = ["at_once"]

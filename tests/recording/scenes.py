@@ -16,21 +16,21 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, cast
 
+from k8sproxy.access.decision import RecordingDemand
+from k8sproxy.access.grants import Impersonation
+from k8sproxy.access.ownrules import RecordingLevel
+from k8sproxy.common.formats.asciicast import decode_output, read_event, read_header
+from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.dataplane.switched import Switched
 from k8sproxy.dataplane.turns import Turns
 from k8sproxy.dataplane.wire import Wire
-from k8sproxy.peer import Peer
-from k8sproxy.policy.classify import SessionKind
-from k8sproxy.policy.decision import RecordingDemand
-from k8sproxy.policy.grants import Impersonation
-from k8sproxy.policy.ownrules import RecordingLevel
-from k8sproxy.protocol.asciicast import decode_output, read_event, read_header
 from k8sproxy.protocol.spdy import DICTIONARY
-from k8sproxy.recording.facts import Facts
 from k8sproxy.recording.health import Health
 from k8sproxy.recording.limits import Limits
-from k8sproxy.recording.session import Session
 from k8sproxy.recording.upload import NoRecorder, Upload
+from k8sproxy.request.classify import SessionKind
+from k8sproxy.sessions.facts import Facts
+from k8sproxy.sessions.session import Session
 from tests.protocol.streams import (
     MASK,
     Heard,

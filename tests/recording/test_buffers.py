@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from k8sproxy.policy.ownrules import RecordingLevel
+from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.recording.buffers import FLOOR, Buffers
 from tests.recording.scenes import CLOSED, OPEN, Scene, Spdy, WebSocket, scene, turns, until
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k8sproxy.protocol.asciicast import CastHeader, decode_output, read_event, read_header
+from k8sproxy.common.formats.asciicast import CastHeader, decode_output, read_event, read_header
 from k8sproxy.recording.capture import HEADER_WAIT, MAX_KEPT, Capture
 from tests.strategies import splits
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from k8sproxy.protocol.asciicast import CastHeader
+from k8sproxy.common.formats.asciicast import CastHeader
 from k8sproxy.recording import outbox as module
 from k8sproxy.recording.capture import Capture
 from k8sproxy.recording.outbox import Outbox

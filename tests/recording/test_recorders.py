@@ -12,9 +12,9 @@ from h2.settings import SettingCodes
 
 from k8sproxy.recording.health import LONGEST_RETRY, Health
 from k8sproxy.recording.recorders import NoRecorder, Recorders, Upload
-from tests.fakes.recorder import FakeRecorder, Step
-from tests.recording.stage import dial, recorders, turns, unused_port
-from tests.tailnet.running import run
+from standins.recorder import FakeRecorder, Step
+from tests.common.tailnet.leakless import run
+from tests.recording.dialled import dial, recorders, turns, unused_port
 
 
 async def refusal(made: Recorders, *addresses: str) -> tuple[tuple[str, str], ...]:
@@ -253,7 +253,7 @@ def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_connection_that_has_had_many_streams_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("k8sproxy.recording.h2wire.MAX_LIFE", 3)
+    monkeypatch.setattr("k8sproxy.recording.carriers.http2.MAX_LIFE", 3)
 
     async def scene() -> None:
         async with FakeRecorder() as fake, recorders() as made:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from k8sproxy.protocol.recorderapi import MAX_REFUSAL, read_refusal
+from k8sproxy.common.formats.recorderapi import MAX_REFUSAL, read_refusal
 from k8sproxy.recording.recorders import UploadError
 from recorder.ingest.site import session_limit
-from tests.fakes.tailscaled import tagged_whois
-from tests.recorder.ingest.running import ingest
-from tests.recorder.store.running import until
-from tests.recording.stage import recorders
+from standins.tailscaled import tagged_whois
+from tests.common.tailnet.leakless import run
+from tests.recorder.ingest.ingesting import ingest
+from tests.recorder.store.storing import until
+from tests.recording.dialled import recorders
 from tests.recording.test_recorders import refusal
-from tests.tailnet.running import run
 
 FULL = "the recorder's disk is nearly full (40 MiB free, 256 MiB needed)"
 

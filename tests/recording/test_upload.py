@@ -9,11 +9,11 @@ import socket
 import pytest
 from h2.settings import SettingCodes
 
-from k8sproxy.recording.h1wire import Submission
+from k8sproxy.recording.carriers.http1 import Submission
 from k8sproxy.recording.recorders import UploadError
-from tests.fakes.recorder import FakeRecorder
-from tests.recording.stage import failure_of, recorders, refusal_of, session, turns
-from tests.tailnet.running import run
+from standins.recorder import FakeRecorder
+from tests.common.tailnet.leakless import run
+from tests.recording.dialled import failure_of, recorders, refusal_of, session, turns
 
 BOTH = pytest.mark.parametrize("version", [1, 2])
 

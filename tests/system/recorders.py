@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import pyte
 
-from tests.fakes.recorder import FakeRecorder, FakeSession
+from standins.recorder import FakeRecorder, FakeSession
 
 T = TypeVar("T")
 _PATIENCE = 15.0  # seconds for what takes milliseconds

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from standins.pki import Authority
 from tests.bed import Bed
 from tests.bed.cluster import PROXY_ACCOUNT, PROXY_NAMESPACE
-from tests.fakes.pki import Authority
 from tests.system.kubectl import STREAMING, Kubectl
 from tests.system.proxy import Proxy, wait_until
 

@@ -18,9 +18,9 @@ from recorder.proof.configmap import ConfigMapWitness
 from recorder.proof.keys import Anchor
 from tests.bed import Bed
 from tests.recorder.ingest.senders import H2Sender
-from tests.recorder.proof.stage import run
+from tests.recorder.proof.sealed import run
 from tests.recorder.serving import recorder
-from tests.recorder.store.running import HEADER, lines
+from tests.recorder.store.storing import HEADER, lines
 
 MANIFESTS = Path(__file__).parents[2] / "manifests/recorder"
 ACCOUNT, NAME = "k8sproxy-recorder", "k8sproxy-recorder-anchor"

@@ -13,7 +13,7 @@ import structlog
 from click.testing import CliRunner, Result
 
 from recorder.cli import cli
-from tests.recorder.proof.stage import Stage, header, run
+from tests.recorder.proof.sealed import Stage, header, run
 
 HOSTILE = "\x1b]0;pwned\x07\x1b[31mred\u202e\x9b2J\n"
 

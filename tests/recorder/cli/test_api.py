@@ -9,13 +9,13 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.cli.common import Failed, Where
 from recorder.cli.library import open_library
 from recorder.index.filters import Filter
 from recorder.model import End
-from tests.recorder.proof.stage import run
-from tests.recorder.web.stage import Stage, cast_header, person
+from tests.recorder.proof.sealed import run
+from tests.recorder.web.visited import Stage, cast_header, person
 
 
 def test_all_that_a_library_can(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from recorder.index.filters import Filter
 from recorder.model import Recording, Source
 from recorder.proof import Signer
 from recorder.proof.witness import FolderWitness
-from recorder.retention import Pruner
-from recorder.rules import Rules
+from recorder.retention.pruner import Pruner
+from recorder.retention.rules import Rules
 from tests.recorder.cli.conftest import Folder
-from tests.recorder.proof.stage import Stage, header, run, statuses
+from tests.recorder.proof.sealed import Stage, header, run, statuses
 
 
 def harmless(text: str) -> bool:

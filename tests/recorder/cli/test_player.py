@@ -12,7 +12,7 @@ from recorder.cli.play import split_keys
 from recorder.cli.player import Player
 from recorder.cli.tame import CLEAR
 from recorder.index.filters import Filter
-from tests.recorder.proof.stage import run
+from tests.recorder.proof.sealed import run
 
 EVENTS: list[list[object]] = [[0.0, "o", "a"], [1.0, "o", "b"], [1.5, "r", "80x24"], [11.0, "o", "c"], [12.0, "e", "d"]]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from k8sproxy.peer import Peer
+from k8sproxy.common.tailnet.peer import Peer
 from recorder.access import Place as AccessPlace
 from recorder.index import EventFilter, Filter, Index, LookFilter, Scope
 from recorder.index.rows import Hit

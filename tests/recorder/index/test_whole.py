@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from k8sproxy.peer import Peer
+from k8sproxy.common.tailnet.peer import Peer
 from recorder.index import EventFilter, Filter, Index, IndexFailure, LookFilter, schema
 from recorder.index.database import Statement, Text
 from recorder.screen import Segment

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from k8sproxy.protocol.recorderapi import MAX_USER, read_user, user_value
+from k8sproxy.common.formats.recorderapi import MAX_USER, read_user, user_value
 from k8sproxy.recording.recorders import NoRecorder, Recorders
 from recorder.ingest.site import user_limit
-from tests.recorder.ingest.running import Running, ingest
-from tests.recorder.store.running import run, until
-from tests.recording.stage import recorders
+from tests.recorder.ingest.ingesting import Running, ingest
+from tests.recorder.store.storing import run, until
+from tests.recording.dialled import recorders
 
 
 def header(user: str) -> bytes:

@@ -22,10 +22,10 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from tests.fakes.tailscaled import tagged_whois
-from tests.recorder.ingest.running import ingest
+from standins.tailscaled import tagged_whois
+from tests.recorder.ingest.ingesting import ingest
 from tests.recorder.ingest.senders import H2Sender
-from tests.recorder.store.running import HEADER, run, until
+from tests.recorder.store.storing import HEADER, run, until
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
 FIELDS = [(":method", "POST"), (":path", "/v2/record"), (":scheme", "http"), (":authority", "x")]

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.ingest.gate import connections
-from tests.fakes.tailscaled import Answer, tagged_whois, user_whois
-from tests.recorder.ingest.running import Running, ingest
+from standins.tailscaled import Answer, tagged_whois, user_whois
+from tests.recorder.ingest.ingesting import Running, ingest
 from tests.recorder.ingest.senders import H2Sender, exchange
-from tests.recorder.store.running import HEADER, run, until
+from tests.recorder.store.storing import HEADER, run, until
 
 PROBE = b"HEAD /v2/event HTTP/1.1\r\nHost: x\r\n\r\n"
 ALLOW = ("tag:one", "tag:other")

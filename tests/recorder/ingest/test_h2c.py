@@ -11,14 +11,14 @@ import h2.config
 import h2.connection
 import pytest
 
-from k8sproxy.protocol.asciicast import MAX_HEADER_LINE, CastHeader
+from k8sproxy.common.formats.asciicast import MAX_HEADER_LINE, CastHeader
 from recorder.ingest.admission import Door
 from recorder.ingest.h2c import STREAM_WINDOW
 from recorder.model import End, Source
-from tests.fakes.tailscaled import tagged_whois, user_whois
-from tests.recorder.ingest.running import Running, ingest
+from standins.tailscaled import tagged_whois, user_whois
+from tests.recorder.ingest.ingesting import Running, ingest
 from tests.recorder.ingest.senders import H2Sender
-from tests.recorder.store.running import HEADER, FaultyLog, Told, ids, lines, run, text_of, until
+from tests.recorder.store.storing import HEADER, FaultyLog, Told, ids, lines, run, text_of, until
 
 
 async def recorded(running: Running) -> list[str]:

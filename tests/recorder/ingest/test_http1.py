@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from recorder.model import End
-from tests.recorder.ingest.running import ingest
+from tests.recorder.ingest.ingesting import ingest
 from tests.recorder.ingest.senders import chunked, exchange
-from tests.recorder.store.running import HEADER, FaultyLog, Told, ids, lines, run, text_of, until
+from tests.recorder.store.storing import HEADER, FaultyLog, Told, ids, lines, run, text_of, until
 
 RECORD = b"POST /record HTTP/1.1\r\nHost: recorder\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.ingest.shares import Limit, Shares
 from recorder.ingest.site import body_limit, session_limit, user_limit
-from tests.recorder.ingest.running import ingest
+from tests.recorder.ingest.ingesting import ingest
 from tests.recorder.ingest.senders import H2Sender, chunked, exchange
 from tests.recorder.ingest.test_gate import ALLOW, by_port, connect
-from tests.recorder.store.running import HEADER, FaultyLog, lines, run, until
+from tests.recorder.store.storing import HEADER, FaultyLog, lines, run, until
 
 RECORD = b"POST /record HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n"
 

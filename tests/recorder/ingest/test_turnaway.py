@@ -11,9 +11,9 @@ import h2.connection
 import h2.events
 import pytest
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.ingest.turnaway import MOST, TurnAway
-from tests.recorder.store.running import run, until
+from tests.recorder.store.storing import run, until
 
 REFUSAL = Refusal(403, "not_a_sender", "not you, böse Maschine\x1b[2J")
 

@@ -25,7 +25,7 @@ from recorder.proof.register import Register
 from recorder.proof.witness import MemoryWitness, Witnesses
 from recorder.store.blobs import Blobs, FolderBlobs
 from recorder.store.objects import ObjectBlobs
-from tests.recorder.proof.stage import Stage, run
+from tests.recorder.proof.sealed import Stage, run
 
 SIGNER = Signer.make()
 KEYS = PublicKeys([SIGNER.public_key])

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from k8sproxy.dataplane.certificates import server_context
+from k8sproxy.tls.certificates import server_context
 from recorder.proof import KeyFault
 from recorder.proof.configmap import ConfigMapWitness
 from recorder.proof.keys import Anchor
-from tests.fakes.pki import Authority
-from tests.fakes.tailscaled import make_certificate
-from tests.recorder.proof.stage import run
+from standins.pki import Authority
+from standins.tailscaled import make_certificate
+from tests.recorder.proof.sealed import run
 
 ONE, TWO = Anchor(7, "a" * 64), Anchor(9, "b" * 64)
 

@@ -42,7 +42,7 @@ from recorder.proof.report import Report
 from recorder.proof.witness import Witnesses
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
-from tests.recorder.proof.stage import DAY, Stage, run, statuses
+from tests.recorder.proof.sealed import DAY, Stage, run, statuses
 
 OLD, NEW, OTHER = Signer.make(), Signer.make(), Signer.make()
 KEYS = PublicKeys([OLD.public_key, NEW.public_key, OTHER.public_key])

@@ -11,7 +11,7 @@ import pytest
 from recorder.proof import found
 from recorder.proof import register as module
 from recorder.store.blobs import Blobs
-from tests.recorder.proof.stage import Stage, run, statuses
+from tests.recorder.proof.sealed import Stage, run, statuses
 
 
 def test_what_ends_while_the_first_register_opens_is_not_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from recorder.proof.witness import Witnesses
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
 from recorder.store.manifest import folder
-from tests.recorder.proof.stage import DAY, PROXY, Stage, header, run, statuses
+from tests.recorder.proof.sealed import DAY, PROXY, Stage, header, run, statuses
 
 
 async def until(there: Callable[[], bool]) -> None:

@@ -32,7 +32,7 @@ from recorder.proof.timestamps import (
 )
 from recorder.proof.witness import Witnesses
 from recorder.store.blobs import FolderBlobs
-from tests.recorder.proof.stage import DAY, Stage, run
+from tests.recorder.proof.sealed import DAY, Stage, run
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 

@@ -15,7 +15,7 @@ from recorder.proof.keys import Anchor
 from recorder.proof.register import Register
 from recorder.proof.witness import FolderWitness, MemoryWitness, Witness, Witnesses, read_anchor
 from recorder.store.builder import PUTS
-from tests.recorder.proof.stage import DAY, Stage, run, statuses
+from tests.recorder.proof.sealed import DAY, Stage, run, statuses
 
 ONE, TWO = Anchor(7, "a" * 64), Anchor(9, "b" * 64)
 

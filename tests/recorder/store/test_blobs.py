@@ -10,7 +10,7 @@ import pytest
 
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
-from tests.recorder.store.running import run
+from tests.recorder.store.storing import run
 
 
 def test_of_several_who_create_a_blob_one_does(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from recorder.store.live import Pressure
 from recorder.store.logs import FolderLog
 from recorder.store.manifest import chunk_key, manifest_key
 from recorder.store.records import Kind, Reader
-from tests.recorder.store.running import (
+from tests.recorder.store.storing import (
     HEADER,
     SOURCE,
     FaultyBlobs,

@@ -16,7 +16,7 @@ from recorder.store.answers import read_answer
 from recorder.store.logs import ObjectLog
 from recorder.store.objects import ObjectBlobs, open_objects
 from tests.recorder.serving import recorder
-from tests.recorder.store.running import HEADER, SOURCE, lines, run, until
+from tests.recorder.store.storing import HEADER, SOURCE, lines, run, until
 
 
 def error(code: str) -> str:

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from recorder.holds import Hold, Holds
 from recorder.model import End, id_day, new_id
 from recorder.proof import PublicKeys, Signer
 from recorder.proof.actlog import ActLog
 from recorder.proof.register import Register
 from recorder.proof.verify import Verifier
-from recorder.retention import Pruner
-from recorder.rules import Rules
+from recorder.retention.holds import Hold, Holds
+from recorder.retention.pruner import Pruner
+from recorder.retention.rules import Rules
 from recorder.store import Store, StoreError
 from recorder.store.logs import ObjectLog
 from recorder.store.objects import ObjectBlobs, open_objects
 from tests.recorder.ingest.senders import H2Sender, exchange
 from tests.recorder.serving import recorder
 from tests.recorder.store import s3
-from tests.recorder.store.running import HEADER, SOURCE, cast_of, kill, lines, run, settled, text_of, until
+from tests.recorder.store.storing import HEADER, SOURCE, cast_of, kill, lines, run, settled, text_of, until
 
 pytestmark = pytest.mark.bed
 

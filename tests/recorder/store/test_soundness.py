@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from k8sproxy.errors import ProtocolError
-from k8sproxy.protocol.asciicast import are_events, event_of, read_event
+from k8sproxy.common.errors import ProtocolError
+from k8sproxy.common.formats.asciicast import are_events, event_of, read_event
 from recorder.store.soundness import Soundness
 from tests.strategies import mutations
 

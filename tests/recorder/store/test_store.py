@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
-from k8sproxy.protocol.asciicast import MAX_LINE
+from k8sproxy.common.formats.asciicast import MAX_LINE
 from recorder.model import End
 from recorder.store import Store, StoreError
 from recorder.store.blobs import FolderBlobs
@@ -21,7 +21,7 @@ from recorder.store.logs import ObjectLog
 from recorder.store.objects import ObjectBlobs
 from recorder.store.soundness import Soundness
 from recorder.store.store import PROGRESS, PROGRESSING
-from tests.recorder.store.running import (
+from tests.recorder.store.storing import (
     HEADER,
     SOURCE,
     Told,

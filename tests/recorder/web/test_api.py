@@ -13,7 +13,7 @@ from recorder.model import End, new_id
 from recorder.web.api import answer
 from recorder.web.routes import BASE
 from tests.recorder.web.schema import check
-from tests.recorder.web.stage import EVERYTHING, Stage, api_event, cast_header, machine, person
+from tests.recorder.web.visited import EVERYTHING, Stage, api_event, cast_header, machine, person
 
 EVENTS: list[object] = [[0.5, "o", "hello \x1b[1mneedle\x1b[0m\r\n"], [1.5, "r", "100x30"], [2.0, "o", "bye\r\n"]]
 

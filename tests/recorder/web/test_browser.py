@@ -19,7 +19,7 @@ from playwright.async_api import Page, async_playwright
 
 from recorder.model import End
 from recorder.web import live
-from tests.recorder.web.stage import Stage, api_event, cast_header, line, person
+from tests.recorder.web.visited import Stage, api_event, cast_header, line, person
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from k8sproxy.errors import Refusal
-from k8sproxy.tailnet.localapi import LocalAPI
-from k8sproxy.tailnet.whois import WhoIs
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.localapi import LocalAPI
+from k8sproxy.common.tailnet.whois import WhoIs
 from recorder.web import whois_finder
-from tests.fakes.tailscaled import FakeTailscaled, user_whois
+from standins.tailscaled import FakeTailscaled, user_whois
 
 
 def test_a_connection_is_asked_about_once_and_forgotten_with_it(tmp_path: Path) -> None:

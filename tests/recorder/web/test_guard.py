@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from k8sproxy.errors import Refusal
+from k8sproxy.common.errors import Refusal
 from recorder.web.guard import host_of
 from recorder.web.routes import BASE
-from tests.recorder.web.stage import Stage, cast_header, person
+from tests.recorder.web.visited import Stage, cast_header, person
 
 
 @pytest.mark.parametrize(

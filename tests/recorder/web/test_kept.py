@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from recorder.holds import Hold, Holds, Match
 from recorder.model import new_id
 from recorder.proof import PublicKeys, Signer
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Acts, Kind, Subject, act_file
+from recorder.retention.holds import Hold, Holds, Match
 from recorder.store.blobs import FolderBlobs
-from tests.recorder.proof.stage import run
+from tests.recorder.proof.sealed import run
 from tests.recorder.web.schema import check
-from tests.recorder.web.stage import Stage, cast_header, person
+from tests.recorder.web.visited import Stage, cast_header, person
 
 BASE = "/api/v1"
 AUDITOR = person("eve@example.com", {"view": True, "audit": True})

@@ -12,7 +12,7 @@ import pytest
 from recorder.model import End
 from recorder.web import live
 from recorder.web.routes import BASE
-from tests.recorder.web.stage import Stage, cast_header, line, person
+from tests.recorder.web.visited import Stage, cast_header, line, person
 
 
 async def yes() -> bool:

@@ -4,8 +4,8 @@ import asyncio
 import re
 from pathlib import Path
 
-from k8sproxy.errors import Refusal
-from tests.recorder.web.stage import EVERYTHING, Stage, api_event, cast_header, person
+from k8sproxy.common.errors import Refusal
+from tests.recorder.web.visited import EVERYTHING, Stage, api_event, cast_header, person
 
 PAGES = ("/", "/sessions", "/sessions?q=needle", "/events", "/looks", "/holds", "/about")
 

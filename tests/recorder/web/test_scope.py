@@ -10,11 +10,11 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from k8sproxy.peer import Peer
+from k8sproxy.common.tailnet.peer import Peer
 from recorder.access import Action, rules
 from recorder.model import new_id
 from recorder.web.routes import BASE
-from tests.recorder.web.stage import DOMAIN, Stage, api_event, cast_header, person
+from tests.recorder.web.visited import DOMAIN, Stage, api_event, cast_header, person
 
 USERS = ("ana@example.com", "ben@example.com")
 CLUSTERS = ("prod", "stage")

@@ -1,0 +1,168 @@
+"""What is done with a request: the one place where grants meet what is asked.
+
+    authorize(peer)             once a WhoIs answer: the grants, whom to impersonate, the Decision of ordinary requests
+    decide(authority, info)     once a request: that same Decision, or one that demands recording, or a Refusal
+    covers(now, before)         once an answer of WhoIs while it runs: whether it would still be allowed
+
+A Decision can only come from decide(), and rewrite and upstream take nothing else: what was not decided can't be sent.
+
+Recording is demanded of exec and attach (the kubelet's own behind nodes/proxy too) where a grant asks for it, at the
+strongest level that a grant says (ownrules.RecordingLevel): open, a session without a recorder goes on; closed and
+acknowledged (both are "enforced"), it must not start. What leads to a shell and can't be recorded as a session is
+refused where recording is enforced, and passed otherwise; an ephemeral container is put in place without a recording,
+since it is reached by attach or exec.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NoReturn
+
+from k8sproxy.access.grants import DEFAULT_SETTINGS, Grants, GrantSettings, Impersonation, impersonation, parse_grants
+from k8sproxy.access.ownrules import RecordingLevel
+from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tailnet.peer import Peer
+from k8sproxy.request.classify import SessionKind
+from k8sproxy.request.requestinfo import RequestInfo
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingDemand:
+    """A session that has to be recorded.
+
+    recorders: "IP:PORT" in the order to be tried; where empty, none takes it. level: what its user may see without
+    recording. session: EXEC or ATTACH, whichever way leads to it.
+    """
+
+    recorders: tuple[str, ...]
+    level: RecordingLevel
+    session: SessionKind
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Decision:
+    """A request may go upstream, in this way. Made by decide() alone; the constructor raises TypeError.
+
+    impersonation: None where the client's own credentials go through (passthrough mode). recording: None where the
+    request need not be recorded. events: the grants ask for the request to be told to grants.recorders.
+    """
+
+    peer: Peer
+    grants: Grants
+    impersonation: Impersonation | None
+    recording: RecordingDemand | None
+    events: bool
+
+    def __init__(self) -> None:
+        raise TypeError("only decide() makes a Decision")
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Authority:
+    """What depends on the peer alone. Made by authorize(); the constructor raises TypeError.
+
+    ordinary: the Decision of every request that need not be recorded, always the same object, so that whatever is
+    derived from it can be kept beside it.
+    """
+
+    peer: Peer
+    grants: Grants
+    impersonation: Impersonation | None
+    ordinary: Decision
+    _exec: Decision
+    _attach: Decision
+
+    def __init__(self) -> None:
+        raise TypeError("only authorize() makes an Authority")
+
+
+def authorize(peer: Peer, *, impersonate: bool = True, settings: GrantSettings = DEFAULT_SETTINGS) -> Authority:
+    """The peer's Authority, to be kept as long as the WhoIs answer holds.
+
+    impersonate: False in passthrough mode, where grants still say what is recorded. Raises Refusal (403):
+    malformed_grant, unusable_name, reserved_name.
+    """
+    grants = parse_grants(peer, settings)
+    identity = impersonation(peer, grants) if impersonate else None
+    authority = object.__new__(Authority)
+    values = {
+        "peer": peer,
+        "grants": grants,
+        "impersonation": identity,
+        "ordinary": _decision(peer, grants, identity, None),
+        "_exec": _decision(peer, grants, identity, _demand(grants, SessionKind.EXEC)),
+        "_attach": _decision(peer, grants, identity, _demand(grants, SessionKind.ATTACH)),
+    }
+    for name, value in values.items():
+        object.__setattr__(authority, name, value)
+    return authority
+
+
+def decide(authority: Authority, info: RequestInfo) -> Decision:
+    """What is done with one request of the peer. Raises Refusal (403, unrecordable_session)."""
+    session = info.session
+    if session is SessionKind.NONE:
+        return authority.ordinary
+    if session is SessionKind.EXEC or session is SessionKind.NODE_PROXY_EXEC:
+        return authority._exec
+    if session is SessionKind.ATTACH or session is SessionKind.NODE_PROXY_ATTACH:
+        return authority._attach
+    if authority.grants.enforced and session not in _NEVER_RECORDED:
+        _refuse_unrecordable(session)
+    return authority.ordinary
+
+
+# Not sessions in themselves: what attaches to an ephemeral container is recorded, a forwarded port shows no terminal,
+# and the kubelet's reads are reads. A kind that is not here is refused where recording is enforced.
+_NEVER_RECORDED = frozenset((SessionKind.EPHEMERAL, SessionKind.PORT_FORWARD, SessionKind.NODE_PROXY_SAFE))
+
+_USE_EXEC = "use kubectl exec or kubectl attach, which are recorded"
+_UNRECORDABLE = {
+    SessionKind.NODE_PROXY_COMMAND: f"it can run commands through the kubelet (nodes/proxy); {_USE_EXEC}",
+    SessionKind.PROXY_UPGRADE: f"it opens a stream to an application through the API server; {_USE_EXEC}, "
+    "or kubectl port-forward",
+}
+
+
+def _refuse_unrecordable(session: SessionKind) -> NoReturn:
+    why = _UNRECORDABLE.get(session, f"it is upgraded to a protocol that is not known here; {_USE_EXEC}")
+    raise Refusal(
+        403,
+        "unrecordable_session",
+        f"a grant of this peer enforces session recording, and this request cannot be recorded: {why}",
+    )
+
+
+def _demand(grants: Grants, session: SessionKind) -> RecordingDemand | None:
+    if grants.recording is None:
+        return None
+    return RecordingDemand(grants.recorders, grants.recording, session)
+
+
+def _decision(peer: Peer, grants: Grants, identity: Impersonation | None, demand: RecordingDemand | None) -> Decision:
+    decision = object.__new__(Decision)
+    values = {
+        "peer": peer,
+        "grants": grants,
+        "impersonation": identity,
+        "recording": demand,
+        "events": grants.enable_events,
+    }
+    for name, value in values.items():
+        object.__setattr__(decision, name, value)
+    return decision
+
+
+def covers(now: Decision, before: Decision) -> bool:
+    """Whether a request that runs by `before` could run by `now`: the same user, at least the groups, no recording
+    demanded that it has not got."""
+    if now.recording is not None and (
+        # A session keeps the recorder that it has, also where the grant's list of them has changed.
+        before.recording is None or not before.recording.level.holds(now.recording.level)
+    ):
+        return False
+    if now.impersonation is None or before.impersonation is None:
+        return now.impersonation is before.impersonation
+    return now.impersonation.user == before.impersonation.user and set(now.impersonation.groups) >= set(
+        before.impersonation.groups
+    )

@@ -1,0 +1,1 @@
+"""What is told about requests: API events, with secrets taken out, in queues with a share for each peer."""

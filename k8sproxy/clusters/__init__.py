@@ -1,0 +1,1 @@
+"""How a cluster is reached: its kubeconfig, the proxy's own account there, and exec plugins."""

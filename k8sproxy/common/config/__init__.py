@@ -1,0 +1,1 @@
+"""How a configuration file is read: its document with the place of each key, units, addresses, faults."""

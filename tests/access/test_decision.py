@@ -1,0 +1,200 @@
+"""Decisions: who gets one, what it demands, and that nobody makes one by hand."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+from hypothesis import given
+
+from k8sproxy.access.decision import Authority, Decision, RecordingDemand, authorize, decide
+from k8sproxy.access.grants import CAPABILITY, Grants, GrantSettings, Impersonation
+from k8sproxy.access.ownrules import RecordingLevel
+from k8sproxy.common.errors import ProtocolError, Refusal
+from k8sproxy.common.tailnet.peer import Peer
+from k8sproxy.request.classify import SessionKind
+from k8sproxy.request.requestinfo import request_info
+from tests.strategies import METHODS, UPGRADES, peers, targets
+
+POD = "/api/v1/namespaces/d/pods/web"
+NODE = "/api/v1/nodes/n1/proxy"
+ADDRESS = "100.64.0.9:80"
+
+
+def peer(*rules: object, own: tuple[object, ...] = ()) -> Peer:
+    return Peer(
+        address="100.64.0.1",
+        stable_id="n1",
+        node_name="laptop.t.ts.net.",
+        login_name="ann@example.com",
+        capabilities={CAPABILITY: rules, "tailscale.com/cap/k8sproxy": own} if rules or own else {},
+    )
+
+
+RECORDED = peer({"recorderAddrs": [ADDRESS], "impersonate": {"groups": ["dev"]}})
+ENFORCED = peer({"recorderAddrs": [ADDRESS], "enforceRecorder": True})
+NOBODY_TO_RECORD = peer({"enforceRecorder": True})
+ACKNOWLEDGED = peer({"recorderAddrs": [ADDRESS]}, own=({"recording": "acknowledged"},))
+
+
+def decide_on(who: Peer, path: str, method: str = "GET", upgrade: str = "") -> Decision:
+    return decide(authorize(who), request_info(method, path, upgrade))
+
+
+def test_an_ordinary_request_gets_the_decision_that_was_made_beforehand() -> None:
+    authority = authorize(RECORDED)
+    decision = decide(authority, request_info("GET", "/api/v1/pods"))
+    assert decision is authority.ordinary
+    assert decision.peer is RECORDED
+    assert decision.impersonation == authority.impersonation == Impersonation("ann@example.com", ("dev",))
+    assert (
+        decision.grants
+        == authority.grants
+        == Grants(groups=("dev",), recorders=(ADDRESS,), recording=RecordingLevel.OPEN)
+    )
+    assert decision.recording is None
+    assert decision.events is False
+    assert decide(authority, request_info("GET", "/version")) is decision
+
+
+def test_events_are_told_where_a_rule_asks_for_them() -> None:
+    authority = authorize(peer({}, {"enableEvents": True}))
+    for path in ("/api/v1/pods", f"{POD}/exec"):
+        assert decide(authority, request_info("GET", path)).events is True
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (f"{POD}/exec", SessionKind.EXEC),
+        (f"{POD}/attach", SessionKind.ATTACH),
+        (f"{NODE}/exec/d/web/c", SessionKind.EXEC),
+        (f"{NODE}/attach/d/web/uid/c", SessionKind.ATTACH),
+    ],
+)
+@pytest.mark.parametrize("upgrade", ["", "websocket", "spdy/3.1", "h2c"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+def test_sessions_demand_what_the_grants_say(path: str, kind: SessionKind, upgrade: str, method: str) -> None:
+    demands = [
+        (peer(), None),
+        (peer({"recorder": [], "recorderAddrs": []}), None),
+        (peer({"recorder": ["tag:rec"], "recorderAddrs": []}), RecordingDemand((), RecordingLevel.OPEN, kind)),
+        (RECORDED, RecordingDemand((ADDRESS,), RecordingLevel.OPEN, kind)),
+        (ENFORCED, RecordingDemand((ADDRESS,), RecordingLevel.CLOSED, kind)),
+        (NOBODY_TO_RECORD, RecordingDemand((), RecordingLevel.CLOSED, kind)),
+        (ACKNOWLEDGED, RecordingDemand((ADDRESS,), RecordingLevel.ACKNOWLEDGED, kind)),
+        (peer(own=({"recording": "open"},)), RecordingDemand((), RecordingLevel.OPEN, kind)),
+        (
+            peer({"recorderAddrs": [ADDRESS]}, {"enforceRecorder": True, "recorderAddrs": ["[fd7a::9]:80"]}),
+            RecordingDemand((ADDRESS, "[fd7a::9]:80"), RecordingLevel.CLOSED, kind),
+        ),
+    ]
+    for who, demand in demands:
+        assert decide_on(who, path, method, upgrade).recording == demand
+
+
+@pytest.mark.parametrize(
+    ("path", "upgrade", "why"),
+    [
+        (f"{NODE}/run/d/web/c?cmd=id", "", "kubelet"),
+        (f"{NODE}/x/../exec/d/web/c", "spdy/3.1", "kubelet"),
+        (f"{NODE}/portForward/d/web", "spdy/3.1", "kubelet"),
+        (f"{NODE}/logs/../run/d/web/c", "", "kubelet"),
+        (f"{NODE}/metrics", "websocket", "kubelet"),
+        (f"{POD}/proxy/shell", "websocket", "stream to an application"),
+        ("/api/v1/namespaces/d/services/web:80/proxy/shell", "websocket", "stream to an application"),
+        ("/apis/kubevirt.io/v1/namespaces/d/vms/a/console", "websocket", "not known here"),
+        ("/version", "h2c", "not known here"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_where_recording_is_enforced(path: str, upgrade: str, why: str) -> None:
+    for who in (ENFORCED, NOBODY_TO_RECORD, ACKNOWLEDGED):
+        for method in ("GET", "POST"):
+            with pytest.raises(Refusal) as caught:
+                decide_on(who, path, method, upgrade)
+            assert (caught.value.status, caught.value.cause) == (403, "unrecordable_session")
+            assert why in caught.value.message
+            assert "use kubectl exec" in caught.value.message
+    for who in (peer(), RECORDED):
+        authority = authorize(who)
+        assert decide(authority, request_info("GET", path, upgrade)) is authority.ordinary
+
+
+@pytest.mark.parametrize(
+    ("path", "upgrade"),
+    [
+        (f"{POD}/ephemeralcontainers", ""),
+        (f"{POD}/portforward", "websocket"),
+        (f"{POD}/portforward", "spdy/3.1"),
+        (f"{POD}/proxy/index.html", ""),
+        (f"{POD}/log?follow=true", "websocket"),
+        ("/api/v1/pods?watch=1", "websocket"),
+        (f"{NODE}/metrics", ""),
+        ("/api/v1/pods", ""),
+    ],
+)
+def test_what_is_no_session_goes_on_where_recording_is_enforced(path: str, upgrade: str) -> None:
+    authority = authorize(ENFORCED)
+    assert decide(authority, request_info("GET", path, upgrade)) is authority.ordinary
+
+
+def test_in_passthrough_mode_grants_still_demand_recording() -> None:
+    nameless = dataclasses.replace(ENFORCED, login_name="")
+    authority = authorize(nameless, impersonate=False)
+    assert authority.impersonation is None
+    assert decide(authority, request_info("GET", "/api/v1/pods")).impersonation is None
+    session = decide(authority, request_info("GET", f"{POD}/exec"))
+    assert session.impersonation is None
+    assert session.recording == RecordingDemand((ADDRESS,), RecordingLevel.CLOSED, SessionKind.EXEC)
+    with pytest.raises(Refusal):
+        authorize(nameless)
+    for malformed in (peer("malformed"), peer(own=({"recordin": "closed"},))):
+        with pytest.raises(Refusal):
+            authorize(malformed, impersonate=False)
+
+
+def test_rules_of_our_own_are_read_below_the_domain_that_is_configured() -> None:
+    who = dataclasses.replace(RECORDED, capabilities={"example.com/cap/k8sproxy": ({"recording": "closed"},)})
+    exec_of_a_pod = request_info("GET", f"{POD}/exec")
+    assert decide(authorize(who), exec_of_a_pod).recording is None
+    demand = decide(authorize(who, settings=GrantSettings("example.com")), exec_of_a_pod).recording
+    assert demand == RecordingDemand((), RecordingLevel.CLOSED, SessionKind.EXEC)
+
+
+def test_only_decide_makes_a_decision() -> None:
+    authority = authorize(peer())
+    with pytest.raises(TypeError):
+        Decision()
+    with pytest.raises(TypeError):
+        Authority()
+    for made in (authority.ordinary, authority):
+        with pytest.raises(TypeError):
+            dataclasses.replace(made)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            made.impersonation = None  # type: ignore[misc]  # that is what is tested
+        assert not hasattr(made, "__dict__")
+        assert copy.copy(made) == made
+        assert "ann@example.com" in repr(made)
+
+
+@given(peers(), METHODS, targets(), UPGRADES)
+def test_under_enforcement_whatever_is_decided_is_recorded_or_known_to_be_no_session(
+    who: Peer, method: str, target: str, upgrade: str
+) -> None:
+    try:
+        authority = authorize(who)
+        info = request_info(method, target, upgrade)
+        decision = decide(authority, info)
+    except (Refusal, ProtocolError):
+        return
+    if decision.recording is not None:
+        kinds = {SessionKind.NODE_PROXY_EXEC: SessionKind.EXEC, SessionKind.NODE_PROXY_ATTACH: SessionKind.ATTACH}
+        assert decision.recording.session is kinds.get(info.session, info.session)
+    elif authority.grants.enforced:
+        assert info.session in {
+            SessionKind.NONE,
+            SessionKind.EPHEMERAL,
+            SessionKind.PORT_FORWARD,
+            SessionKind.NODE_PROXY_SAFE,
+        }
