@@ -2,6 +2,8 @@
 // answer, for a time or a number of requests, and prints one JSON object.
 // With --prime every connection gets one answer first, and a line of its own
 // says when all have: what is measured then begins, on connections that are known.
+// With --cold every request has a connection of its own, as each run of kubectl
+// has: dialed, with a TLS handshake, and closed after its answer.
 // With --watches it opens that many streams instead, says on a first line when
 // all have had their first byte, and holds them.
 //
@@ -37,8 +39,8 @@ import (
 	"golang.org/x/net/proxy"
 )
 
-// Result is what is printed. Latencies are from the request's first byte to
-// the answer's last.
+// Result is what is printed. Latencies are from the request's first byte (with
+// --cold, from the connection's) to the answer's last.
 type Result struct {
 	Requests  int     `json:"requests"`
 	Errors    int     `json:"errors"`
@@ -73,6 +75,7 @@ func main() {
 	duration := flag.Duration("duration", 5*time.Second, "for how long")
 	count := flag.Int64("count", 0, "requests in all, instead of a duration")
 	prime := flag.Bool("prime", false, "one request on each connection before the clock starts")
+	cold := flag.Bool("cold", false, "a new connection for each request")
 	watches := flag.Int("watches", 0, "hold this many streams for the duration, instead of sending requests")
 	ca := flag.String("ca", "", "who signs the certificate; empty: not verified")
 	clientCert := flag.String("client-cert", "", "client certificate")
@@ -88,7 +91,7 @@ func main() {
 		c.hold(*watches, *duration)
 		return
 	}
-	json.NewEncoder(os.Stdout).Encode(c.run(*connections, *duration, *count, *prime))
+	json.NewEncoder(os.Stdout).Encode(c.run(*connections, *duration, *count, *prime, *cold))
 }
 
 func newClient(target, ca, cert, key, socks5, source string, extra []string) *client {
@@ -164,7 +167,7 @@ func proxyHeader(source string, port uint16) []byte {
 	return binary.BigEndian.AppendUint16(header, 443)
 }
 
-func (c *client) run(connections int, duration time.Duration, count int64, prime bool) Result {
+func (c *client) run(connections int, duration time.Duration, count int64, prime, cold bool) Result {
 	var (
 		mu        sync.Mutex
 		latencies []time.Duration
@@ -177,6 +180,9 @@ func (c *client) run(connections int, duration time.Duration, count int64, prime
 	dialed := time.Now()
 	conns := make([]net.Conn, connections)
 	for i := range conns {
+		if cold {
+			continue
+		}
 		conn, err := c.dial()
 		if err != nil {
 			log.Fatal(err)
@@ -200,9 +206,20 @@ func (c *client) run(connections int, duration time.Duration, count int64, prime
 			var ownBytes int64
 			var failures int
 			var lastError error
-			reader := bufio.NewReaderSize(conn, 64<<10)
+			reader := bufio.NewReaderSize(conn, 64<<10) // conn: nil with --cold
 			for more() {
 				start := time.Now()
+				if cold {
+					n, err := c.visit(reader)
+					ownBytes += n
+					if err != nil {
+						failures++
+						lastError = err
+						continue
+					}
+					own = append(own, time.Since(start))
+					continue
+				}
 				n, err := c.exchange(conn, reader)
 				ownBytes += n
 				if err == nil {
@@ -261,6 +278,17 @@ func (c *client) prime(conns []net.Conn, dialed time.Time) {
 	}
 	primed.Wait()
 	json.NewEncoder(os.Stdout).Encode(map[string]any{"state": "primed", "seconds": time.Since(dialed).Seconds()})
+}
+
+// visit is a whole connection: dialed, asked once, closed.
+func (c *client) visit(reader *bufio.Reader) (int64, error) {
+	conn, err := c.dial()
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	reader.Reset(conn)
+	return c.exchange(conn, reader)
 }
 
 // exchange sends the request and reads its answer; n counts the body.
