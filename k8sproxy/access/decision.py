@@ -16,7 +16,7 @@ since it is reached by attach or exec.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Final, NoReturn, final
 
 from k8sproxy.access.grants import DEFAULT_SETTINGS, Grants, GrantSettings, Impersonation, impersonation, parse_grants
 from k8sproxy.access.ownrules import RecordingLevel
@@ -39,41 +39,71 @@ class RecordingDemand:
     session: SessionKind
 
 
-@dataclass(frozen=True, slots=True, init=False)
+class _Maker:
+    """The right to make a Decision or an Authority. This module has the only one, and gives it to nobody.
+
+    A constructor asks for it, so that mypy refuses a call from elsewhere, and the call fails where mypy did not look. A
+    class that mypyc compiles takes this too; it refuses `object.__new__`.
+    """
+
+    __slots__ = ()
+
+
+_MAKER: Final = _Maker()
+
+
+@final
 class Decision:
-    """A request may go upstream, in this way. Made by decide() alone; the constructor raises TypeError.
+    """A request may go upstream, in this way. Only decide() makes one.
 
     impersonation: None where the client's own credentials go through (passthrough mode). recording: None where the
     request need not be recorded. events: the grants ask for the request to be told to grants.recorders.
     """
 
-    peer: Peer
-    grants: Grants
-    impersonation: Impersonation | None
-    recording: RecordingDemand | None
-    events: bool
+    __slots__ = ("events", "grants", "impersonation", "peer", "recording")
 
-    def __init__(self) -> None:
-        raise TypeError("only decide() makes a Decision")
+    def __init__(
+        self,
+        maker: _Maker,
+        peer: Peer,
+        grants: Grants,
+        impersonation: Impersonation | None,
+        recording: RecordingDemand | None,
+    ) -> None:
+        if maker is not _MAKER:
+            raise TypeError("only decide() makes a Decision")
+        self.peer: Final = peer
+        self.grants: Final = grants
+        self.impersonation: Final = impersonation
+        self.recording: Final = recording
+        self.events: Final = grants.enable_events
+
+    def __repr__(self) -> str:
+        return f"Decision({self.peer!r}, {self.impersonation!r}, {self.recording!r}, events={self.events})"
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@final
 class Authority:
-    """What depends on the peer alone. Made by authorize(); the constructor raises TypeError.
+    """What depends on the peer alone. Only authorize() makes one.
 
     ordinary: the Decision of every request that need not be recorded, always the same object, so that whatever is
     derived from it can be kept beside it.
     """
 
-    peer: Peer
-    grants: Grants
-    impersonation: Impersonation | None
-    ordinary: Decision
-    _exec: Decision
-    _attach: Decision
+    __slots__ = ("_attach", "_exec", "grants", "impersonation", "ordinary", "peer")
 
-    def __init__(self) -> None:
-        raise TypeError("only authorize() makes an Authority")
+    def __init__(self, maker: _Maker, peer: Peer, grants: Grants, impersonation: Impersonation | None) -> None:
+        if maker is not _MAKER:
+            raise TypeError("only authorize() makes an Authority")
+        self.peer: Final = peer
+        self.grants: Final = grants
+        self.impersonation: Final = impersonation
+        self.ordinary: Final = Decision(maker, peer, grants, impersonation, None)
+        self._exec: Final = Decision(maker, peer, grants, impersonation, _demand(grants, SessionKind.EXEC))
+        self._attach: Final = Decision(maker, peer, grants, impersonation, _demand(grants, SessionKind.ATTACH))
+
+    def __repr__(self) -> str:
+        return f"Authority({self.peer!r}, {self.impersonation!r})"
 
 
 def authorize(peer: Peer, *, impersonate: bool = True, settings: GrantSettings = DEFAULT_SETTINGS) -> Authority:
@@ -84,18 +114,7 @@ def authorize(peer: Peer, *, impersonate: bool = True, settings: GrantSettings =
     """
     grants = parse_grants(peer, settings)
     identity = impersonation(peer, grants) if impersonate else None
-    authority = object.__new__(Authority)
-    values = {
-        "peer": peer,
-        "grants": grants,
-        "impersonation": identity,
-        "ordinary": _decision(peer, grants, identity, None),
-        "_exec": _decision(peer, grants, identity, _demand(grants, SessionKind.EXEC)),
-        "_attach": _decision(peer, grants, identity, _demand(grants, SessionKind.ATTACH)),
-    }
-    for name, value in values.items():
-        object.__setattr__(authority, name, value)
-    return authority
+    return Authority(_MAKER, peer, grants, identity)
 
 
 def decide(authority: Authority, info: RequestInfo) -> Decision:
@@ -137,20 +156,6 @@ def _demand(grants: Grants, session: SessionKind) -> RecordingDemand | None:
     if grants.recording is None:
         return None
     return RecordingDemand(grants.recorders, grants.recording, session)
-
-
-def _decision(peer: Peer, grants: Grants, identity: Impersonation | None, demand: RecordingDemand | None) -> Decision:
-    decision = object.__new__(Decision)
-    values = {
-        "peer": peer,
-        "grants": grants,
-        "impersonation": identity,
-        "recording": demand,
-        "events": grants.enable_events,
-    }
-    for name, value in values.items():
-        object.__setattr__(decision, name, value)
-    return decision
 
 
 def covers(now: Decision, before: Decision) -> bool:

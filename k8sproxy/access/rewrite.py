@@ -28,7 +28,7 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple, final
 
 from k8sproxy.access.decision import Decision
 from k8sproxy.access.grants import Impersonation
@@ -64,19 +64,34 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_VALUE = re.compile(rb"[!-~]++(?: ++[!-~]++)*+")
 
 
-class UpstreamHead(NamedTuple):
+class _Maker:
+    """The right to make an UpstreamHead, as in decision.py."""
+
+    __slots__ = ()
+
+
+_MAKER: Final = _Maker()
+
+
+@final
+class UpstreamHead:
     """What upstream is sent, and what the relay has to know of it. Only rewrite() makes one.
 
     data: the whole head. upgrade: the protocol asked for, lower-case, empty without. repeatable: the request has no
     body, a safe method and no upgrade, so that it may be tried once more where nothing of an answer came.
     """
 
-    data: bytes
-    method: str
-    content_length: int | None
-    chunked: bool
-    upgrade: str
-    repeatable: bool
+    __slots__ = ("chunked", "content_length", "data", "method", "repeatable", "upgrade")
+
+    def __init__(self, maker: _Maker, data: bytes, method: str, fields: Fields) -> None:
+        if maker is not _MAKER:
+            raise TypeError("only rewrite() makes an UpstreamHead")
+        self.data: Final = data
+        self.method: Final = method
+        self.content_length: Final = fields.content_length
+        self.chunked: Final = fields.chunked
+        self.upgrade: Final = fields.upgrade
+        self.repeatable: Final = method in _SAFE and not (fields.chunked or fields.content_length or fields.upgrade)
 
     def __repr__(self) -> str:
         # The head carries the proxy's credentials.
@@ -147,14 +162,7 @@ def rewrite(
             "content of pods, services and nodes is not shown in a frame, nor where a page of another site leads; open "
             "its address itself, or use kubectl port-forward",
         )
-    return UpstreamHead(
-        data=f"{method} {target} HTTP/1.1\r\n".encode("ascii") + known[3],
-        method=method,
-        content_length=fields.content_length,
-        chunked=fields.chunked,
-        upgrade=fields.upgrade,
-        repeatable=method in _SAFE and not (fields.chunked or fields.content_length or fields.upgrade),
-    )
+    return UpstreamHead(_MAKER, f"{method} {target} HTTP/1.1\r\n".encode("ascii") + known[3], method, fields)
 
 
 def _field_block(

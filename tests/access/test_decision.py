@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import pytest
@@ -164,18 +163,21 @@ def test_rules_of_our_own_are_read_below_the_domain_that_is_configured() -> None
 
 def test_only_decide_makes_a_decision() -> None:
     authority = authorize(peer())
+    made = authority.ordinary
+    # mypy refuses each of these as well: it counts an ignore without a fault as a fault.
     with pytest.raises(TypeError):
-        Decision()
+        Decision()  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        Authority()
-    for made in (authority.ordinary, authority):
+        Decision(None, made.peer, made.grants, made.impersonation, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        Authority()  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Authority(None, made.peer, made.grants, made.impersonation)  # type: ignore[arg-type]
+    for value in (made, authority):
         with pytest.raises(TypeError):
-            dataclasses.replace(made)
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            made.impersonation = None  # type: ignore[misc]  # that is what is tested
-        assert not hasattr(made, "__dict__")
-        assert copy.copy(made) == made
-        assert "ann@example.com" in repr(made)
+            dataclasses.replace(value)  # type: ignore[type-var]
+        assert not hasattr(value, "__dict__")
+        assert "ann@example.com" in repr(value)
 
 
 @given(peers(), METHODS, targets(), UPGRADES)
