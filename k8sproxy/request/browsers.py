@@ -53,7 +53,8 @@ def is_led_in(fields: Fields) -> bool:
     said = {name: value for name, value in reversed(fields.items) if name in _FETCH_FIELDS}
     if said.get(b"sec-fetch-dest") in _FRAMES or said.get(b"service-worker"):
         return True
-    return said.get(b"sec-fetch-mode") == b"navigate" and said.get(b"sec-fetch-site") not in (*_OWN_SITE, b"", None)
+    site = said.get(b"sec-fetch-site")
+    return said.get(b"sec-fetch-mode") == b"navigate" and bool(site) and site not in _OWN_SITE
 
 
 def opens_document(fields: Fields) -> bool:
