@@ -4,7 +4,7 @@ api        what the rest of the recorder may ask            store      the whole
 live       a recording on its way: where its bytes are      journal    group commit: one sync for all of them
 builder    tails to frames to chunks, in the background     eventlog   API events
 chunk, records, manifest    the formats (pure)              reading    back to lines, by ranges
-blobs, objects, logs        folder and object store         recovery   after a crash
+blobs, tree, objects, logs  folder and object store         recovery   after a crash
 """
 
 from recorder.store.api import Reading, Writer

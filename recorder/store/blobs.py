@@ -3,6 +3,7 @@
 Two homes: a folder (here) and an object store (`objects.py`). Keys are relative paths of a few plain characters. A put
 has happened when it returns, for good: in a folder the bytes go to a temporary file that is synced, renamed to its
 name, and the folder is synced too, so that a crash leaves the old state or the new one. A reader never sees a half.
+Inside of the folder no symbolic link is followed (`tree.py`).
 
 Errors become one StoreError (`refused`), whose words are fit for a sender; KeyError is for a key that is not there.
 """
@@ -10,7 +11,6 @@ Errors become one StoreError (`refused`), whose words are fit for a sender; KeyE
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import hashlib
 import os
@@ -22,9 +22,9 @@ from typing import Protocol, TypeVar
 
 from recorder.store.api import Kept
 from recorder.store.errors import StoreError
+from recorder.store.tree import Tree, read_all
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*\Z")
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9]+\Z")
 # Syncs at once. They wait for the disk, and those that wait together share its commits.
 _THREADS = 16
 # Bytes from which on hashing goes into a thread: a quarter of a millisecond.
@@ -99,6 +99,7 @@ class FolderBlobs:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._tree = Tree(root)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
 
     async def _run(self, work: Callable[[], T]) -> T:
@@ -111,9 +112,9 @@ class FolderBlobs:
 
     async def put(self, key: str, data: bytes) -> None:
         """See Blobs."""
-        path = self.root / check_key(key)
+        place = _place(key)
         try:
-            await self._run(lambda: write_file(self.root, path, data))
+            await self._run(lambda: self._tree.write(place, data))
         except KeyError:
             raise StoreError("the recorder's folder is gone") from None
 
@@ -124,11 +125,11 @@ class FolderBlobs:
 
     async def create(self, key: str, data: bytes) -> None:
         """See Blobs."""
-        path = self.root / check_key(key)
+        place = _place(key)
 
         def write() -> bool:
             try:
-                write_file(self.root, path, data, fresh=True)
+                self._tree.write(place, data, fresh=True)
             except FileExistsError:
                 return False
             return True
@@ -142,31 +143,36 @@ class FolderBlobs:
 
     async def get(self, key: str) -> bytes:
         """See Blobs."""
-        path = self.root / check_key(key)
-        return await self._run(path.read_bytes)
+        place = _place(key)
+
+        def read() -> bytes:
+            with self._tree.file(place) as descriptor, open(descriptor, "rb", buffering=0, closefd=False) as file:
+                return file.readall()
+
+        return await self._run(read)
 
     async def get_range(self, key: str, start: int, size: int) -> bytes:
         """See Blobs."""
-        path = self.root / check_key(key)
+        place = _place(key)
 
         def read() -> bytes:
-            with open(path, "rb", buffering=0) as file:
-                return _pread(file.fileno(), start, size)
+            with self._tree.file(place) as descriptor:
+                return read_all(descriptor, start, size)
 
         return await self._run(read)
 
     async def size(self, key: str) -> int:
         """See Blobs."""
-        path = self.root / check_key(key)
-        return (await self._run(path.stat)).st_size
+        place = _place(key)
+        return await self._run(lambda: self._tree.size(place))
 
     async def names(self, prefix: str) -> AsyncGenerator[tuple[str, int], None]:
         """See Blobs."""
-        folder = self.root / check_key(prefix) if prefix else self.root
+        place = _place(prefix) if prefix else []
 
         def read() -> list[tuple[str, int]]:
             found = []
-            with os.scandir(folder) as entries:
+            with self._tree.folder(place) as folder, os.scandir(folder) as entries:
                 for entry in entries:
                     if not _KEY.match(entry.name):  # a temporary file, or somebody else's
                         continue
@@ -185,22 +191,14 @@ class FolderBlobs:
 
     async def delete(self, keys: Iterable[str]) -> None:
         """See Blobs. Folders that are empty after it go too, and so does what a crash has left of a put."""
-        paths = [self.root / check_key(key) for key in keys]
+        names: dict[tuple[str, ...], set[str]] = {}
+        for key in keys:
+            *parent, name = _place(key)
+            names.setdefault(tuple(parent), set()).add(name)
 
         def remove() -> None:
-            for path in paths:
-                path.unlink(missing_ok=True)
-            for path in _left_over(paths):
-                path.unlink(missing_ok=True)
-            for folder in {path.parent for path in paths}:
-                while folder != self.root:
-                    try:
-                        folder.rmdir()
-                    except OSError:
-                        break
-                    folder = folder.parent
-                if folder.is_dir():
-                    _sync_folder(folder)
+            for parent, wanted in names.items():
+                self._tree.remove(parent, wanted)
 
         await self._run(remove)
 
@@ -221,6 +219,11 @@ class FolderBlobs:
         await asyncio.to_thread(self._pool.shutdown)
 
 
+def _place(key: str) -> list[str]:
+    """Where it is in the tree. Raises ValueError for what is no key."""
+    return check_key(key).split("/")
+
+
 async def kept(key: str, data: bytes, sha256: str = "") -> Kept:
     """What `Blobs.keep` answers. sha256: as there."""
     if not sha256:
@@ -234,7 +237,7 @@ def _digest(data: bytes) -> str:
 
 
 def make_folder(path: Path) -> None:
-    """Make it and what is above it, for good. Raises OSError."""
+    """Make it and what is above it, for good; links are followed, as the configuration names it. Raises OSError."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -242,79 +245,10 @@ def make_folder(path: Path) -> None:
         path.mkdir(mode=0o700)
     except FileExistsError:
         return
-    if os.geteuid() == 0:
-        os.chown(path, *_owner(path.parent))
+    if os.geteuid() == 0:  # what root makes, by a command beside the recorder, must be for the recorder to read
+        owner = path.parent.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
     _sync_folder(path.parent)
-
-
-def write_file(root: Path, path: Path, data: bytes, *, fresh: bool = False) -> None:
-    """Write a whole file so that it is there for good or not at all. Raises OSError. fresh: FileExistsError where
-    there is one already."""
-    if not root.is_dir():  # a mount that went away: its place must not be filled instead
-        raise FileNotFoundError(errno.ENOENT, "the folder is gone")
-    make_folder(path.parent)
-    # A leading dot keeps it out of `names`; the process's number keeps two of them apart, or a number that is drawn
-    # where several may make the same file. See _TEMPORARY.
-    number = int.from_bytes(os.urandom(8), "big") if fresh else os.getpid()
-    temporary = path.parent / f".{path.name}.{number}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            write_all(descriptor, data)
-            if os.geteuid() == 0:
-                os.fchown(descriptor, *_owner(root))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if fresh:
-            os.link(temporary, path, follow_symlinks=False)
-            temporary.unlink()
-        else:
-            os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _owner(folder: Path) -> tuple[int, int]:
-    """Whose a folder is. What root puts there, by a command beside the recorder, must be for the recorder to read."""
-    status = folder.stat()
-    return status.st_uid, status.st_gid
-
-
-def _left_over(paths: Iterable[Path]) -> list[Path]:
-    """Temporary files of these, of whatever process: nobody puts what is being removed."""
-    found: list[Path] = []
-    names: dict[Path, set[str]] = {}
-    for path in paths:
-        names.setdefault(path.parent, set()).add(path.name)
-    for folder, wanted in names.items():
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-            for entry in entries:
-                match = _TEMPORARY.match(entry.name)
-                if match is not None and match[1] in wanted:
-                    found.append(folder / entry.name)
-    return found
-
-
-def write_all(descriptor: int, data: bytes | bytearray) -> None:
-    """Write all of it, however much the kernel takes at a time. Raises OSError."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _pread(descriptor: int, start: int, size: int) -> bytes:
-    pieces = []
-    while size > 0:
-        piece = os.pread(descriptor, size, start)
-        if not piece:
-            break
-        pieces.append(piece)
-        start += len(piece)
-        size -= len(piece)
-    return b"".join(pieces)
 
 
 def _sync_folder(path: Path) -> None:

@@ -18,13 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from recorder.store.blobs import Blobs, make_folder, refused, write_all
+from recorder.store.blobs import Blobs, make_folder, refused
 from recorder.store.errors import StoreError
+from recorder.store.tree import Tree, open_file, write_all
 
 # Seconds after which a journal in an object store is asked again whose it is.
 LOOK = 5.0
 # Bytes read at a time in a replay.
 _PIECE = 1 << 20
+# Where a folder has its segments.
+_JOURNAL = ("journal",)
 
 T = TypeVar("T")
 
@@ -62,8 +65,8 @@ class FolderLog:
 
     def __init__(self, root: Path) -> None:
         self.broken = True
-        self._folder = root / "journal"
         self._root = root
+        self._tree = Tree(root)
         # One thread: appends come one after the other anyway, and none must wait behind a chunk's sync.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._descriptor = -1
@@ -80,10 +83,13 @@ class FolderLog:
         """See Log. A lock file that another process holds is a StoreError."""
 
         def make() -> None:
-            make_folder(self._folder)
+            make_folder(self._root)
+            with self._tree.folder(_JOURNAL, make=True):
+                pass
             if not lock:
                 return
-            descriptor = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with self._tree.folder(()) as folder:
+                descriptor = open_file(folder, "lock", os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -102,7 +108,8 @@ class FolderLog:
         """See Log."""
 
         def read() -> list[int]:
-            names = [path.stem for path in self._folder.glob("*.log")]
+            with self._tree.folder(_JOURNAL) as folder:
+                names = [name.removesuffix(".log") for name in os.listdir(folder) if name.endswith(".log")]
             return sorted(int(name) for name in names if name.isdecimal())
 
         return await self._run(read)
@@ -118,26 +125,24 @@ class FolderLog:
             position += len(piece)
 
     def _piece(self, segment: int, position: int) -> bytes:
-        with open(self._path(segment), "rb", buffering=0) as file:
-            return os.pread(file.fileno(), _PIECE, position)
+        with self._tree.file((*_JOURNAL, _name(segment))) as descriptor:
+            return os.pread(descriptor, _PIECE, position)
 
     async def begin(self, segment: int) -> None:
         """See Log."""
 
         def start() -> None:
-            path = self._path(segment)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            name = _name(segment)
+            with self._tree.folder(_JOURNAL) as folder:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                descriptor = os.open(name, flags, 0o600, dir_fd=folder)
                 try:
                     os.fsync(folder)
-                finally:
-                    os.close(folder)
-            except BaseException:
-                os.close(descriptor)
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                raise
+                except BaseException:
+                    os.close(descriptor)
+                    with contextlib.suppress(OSError):
+                        os.unlink(name, dir_fd=folder)
+                    raise
             # Here and not by whoever waits for it, and may be cancelled: no descriptor is lost, or closed twice.
             before, self._descriptor = self._descriptor, descriptor
             self._size = 0
@@ -169,7 +174,12 @@ class FolderLog:
 
     async def delete(self, segment: int) -> None:
         """See Log."""
-        await self._run(lambda: self._path(segment).unlink(missing_ok=True))
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError), self._tree.folder(_JOURNAL) as folder:
+                os.unlink(_name(segment), dir_fd=folder)
+
+        await self._run(remove)
 
     async def aclose(self) -> None:
         """See Log."""
@@ -180,8 +190,9 @@ class FolderLog:
         self._descriptor = self._lock = -1
         self.broken = True
 
-    def _path(self, segment: int) -> Path:
-        return self._folder / f"{segment:010d}.log"
+
+def _name(segment: int) -> str:
+    return f"{segment:010d}.log"
 
 
 class ObjectLog:
