@@ -34,8 +34,11 @@ MAX_EARLY = 16 << 20
 # Seconds in which the same refusal of the same peer is a warning once; peers and causes that are remembered for that.
 REPEATED = 60.0
 _MAX_TOLD = 1024
-# The cause of a refusal for a user's share of the sessions.
+# The causes of refusals for a user's share of the sessions, and for a sender's.
 _USER_SESSIONS = "user_sessions"
+_SENDER_SESSIONS = "sender_sessions"
+# What such a refusal says that it declines (recorderapi).
+_DECLINES = {_USER_SESSIONS: "user", _SENDER_SESSIONS: "sender"}
 # Seconds that a connection may do nothing between requests. A session may be silent for as long as it likes.
 IDLE_TIMEOUT = 120.0
 
@@ -43,7 +46,7 @@ IDLE_TIMEOUT = 120.0
 def session_limit(most: int = MAX_SESSIONS, each: int | None = None) -> Limit:
     """Sessions, of all senders and of one."""
     each = part_of(most) if each is None else each
-    return Limit(most, each, "ingest.sessions", "ingest.sessionsPerSender", "sessions", "sender", "sender_sessions")
+    return Limit(most, each, "ingest.sessions", "ingest.sessionsPerSender", "sessions", "sender", _SENDER_SESSIONS)
 
 
 def user_limit(most: int = MAX_SESSIONS, each: int | None = None) -> Limit:
@@ -54,7 +57,7 @@ def user_limit(most: int = MAX_SESSIONS, each: int | None = None) -> Limit:
 
 def declines(refusal: Refusal) -> str:
     """What a sender is told that a refusal is about, where this recorder is well: see recorderapi."""
-    return "user" if refusal.cause == _USER_SESSIONS else ""
+    return _DECLINES.get(refusal.cause, "")
 
 
 def body_limit(most: int = MAX_BODIES, each: int | None = None) -> Limit:

@@ -373,6 +373,22 @@ def test_health_waits_longer_each_time() -> None:
     assert len(told) == 3
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_one_that_has_no_place_for_this_proxy_just_now_is_well(version: int) -> None:
+    async def scene() -> None:
+        async with FakeRecorder() as fake, recorders() as made:
+            fake.version = version
+            (await made.open([fake.address])).abort()
+            fake.statuses["POST"] = 429
+            with pytest.raises(NoRecorder, match="HTTP 429") as caught:
+                await made.open([fake.address])
+            assert not caught.value.declined, "it says nothing of the user"
+            (state,) = made.describe()
+            assert (state.state, state.failures) == ("good", 0)
+
+    run(scene())
+
+
 def test_an_address_that_nobody_asks_for_is_forgotten() -> None:
     async def scene() -> None:
         now = 0.0

@@ -169,6 +169,7 @@ def test_of_a_share_that_is_used_up(tmp_path: Path) -> None:
                 "HTTP 429 to POST /v2/record: the recorder takes at most 1 sessions of one sender at once "
                 "(ingest.sessionsPerSender)"
             )
+            assert made.describe()[0].state == "good" and not made.describe()[0].failures
             upload.abort()
 
     run(scene())

@@ -15,7 +15,8 @@ are this project's own, and whoever does not know them is served all the same:
     Recorder-Error                          of refusals: why, where there is no body to say it in
     Recorder-User                           of sessions: whose share of a recorder's places they take, percent-encoded
     Recorder-Declines                       of refusals, and `declines` beside `error`: the recorder is well and takes
-                                            other sessions. "user": this user has too many; "session": it makes no sense
+                                            other sessions. "user": this user has too many; "sender": this proxy has
+                                            too many, with all its users; "session": it makes no sense
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ ERROR_FIELD = "recorder-error"
 USER_FIELD = "recorder-user"
 DECLINES_FIELD = "recorder-declines"
 # What a recorder declines that is well.
-DECLINES = frozenset({"user", "session"})
+DECLINES = frozenset({"user", "sender", "session"})
+_TOO_MANY_REQUESTS = 429  # RFC 6585, 4
 # Bytes of the value of Recorder-User; a longer name is left out, the header line has it too.
 MAX_USER = 1024
 
@@ -201,9 +203,12 @@ def read_refusal(body: bytes, field: str | None = None) -> str:
     return line or printable(field or "")
 
 
-def read_declines(value: object) -> str:
-    """What a recorder declines that is well, of the field's or member's value; "" where it is not known to be."""
-    return value if isinstance(value, str) and value in DECLINES else ""
+def read_declines(value: object, status: int = 0) -> str:
+    """What a recorder declines that is well, of the field's or member's value; "" where it is not known to be. status:
+    of the answer; a 429 without the field is about its sender, and a recorder that can count is well."""
+    if isinstance(value, str) and value in DECLINES:
+        return value
+    return "sender" if status == _TOO_MANY_REQUESTS else ""
 
 
 def user_value(user: str) -> str:

@@ -149,7 +149,7 @@ class Submission:
             if self._upload is None or not 200 <= head.status < 300:
                 self._body = response_body("POST", head.status, head.content_length, head.chunked)
                 question, said = f"POST {V1_PATH}", field_of(head, ERROR_FIELD)
-                self._declines = read_declines(field_of(head, DECLINES_FIELD))
+                self._declines = read_declines(field_of(head, DECLINES_FIELD), head.status)
                 self._reason = Reason(head.status, question, said, self._refused, chunked=head.chunked)
                 return
             if not self._ended or self._wire.stalled:  # what the kernel has not taken, no recorder has

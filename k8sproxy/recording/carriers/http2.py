@@ -491,7 +491,8 @@ class Connection:
                 return
             status = fields.get(":status", "")
             if status != "200":
-                self._refused(stream, status, fields.get(ERROR_FIELD), read_declines(fields.get(DECLINES_FIELD)))
+                declines = read_declines(fields.get(DECLINES_FIELD), 429 if status == "429" else 0)
+                self._refused(stream, status, fields.get(ERROR_FIELD), declines)
                 return
             if stream.upload_for is not None:
                 stream.upload = stream.upload_for(stream)
