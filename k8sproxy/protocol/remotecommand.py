@@ -7,9 +7,10 @@ its middle so that kubectl prints why and exits with an error.
 Who could hide output from a recording is the client: it opens the streams and masks what it likes; the framing of what
 comes back is the API server's or the kubelet's. Therefore the two directions are read apart, and each fails alone:
 
-- A client's bytes that can't be read are a ProtocolError of from_client, then and on every later call. from_upstream
-  goes on: upstream's framing depends on none of the client's bytes. On WebSocket neither does its meaning. On SPDY it
-  is the client that says what a stream is for, so output on a stream that was opened behind the fault is UNKNOWN.
+- A client's bytes that can't be read are a ProtocolError of from_client, then and on every later call. What came before
+  them counts, also where it came in the same call. from_upstream goes on: upstream's framing depends on none of the
+  client's bytes. On WebSocket neither does its meaning. On SPDY it is the client that says what a stream is for, so
+  output on a stream that was opened behind the fault is UNKNOWN.
 - Output on a stream or channel whose meaning is not known, or which only goes the other way, is told as UNKNOWN, never
   passed over. A stream keeps its meaning for the session's life: one that was reset can still carry output.
 - A stream of a type that is unknown to the protocol, or a second of one type (the kubelet would write to the last), is
@@ -104,16 +105,22 @@ class RemoteCommand:
         else:
             raise ProtocolError("a remotecommand protocol that is not known")
 
-    def from_client(self, data: memoryview) -> list[Event]:
-        """What the client's next bytes mean: Resize, Stdin, Ping, Closing. Raises ProtocolError, and then always."""
+    def from_client(self, data: memoryview, into: list[Event] | None = None) -> list[Event]:
+        """What the client's next bytes mean: Resize, Stdin, Ping, Closing. Raises ProtocolError, and then always.
+
+        into: a list that the events are put into. Bytes before a fault in the same call mean what they would mean in a
+        call of their own, and this is where they are told.
+        """
         if self._client_failure is not None:
             raise ProtocolError(self._client_failure)
+        events: list[Event] = [] if into is None else into
         try:
-            return self._transport.from_client(data)
+            self._transport.from_client(data, events)
         except ProtocolError as error:
             self._client_failure = error.message
             self._transport.client_unreadable = True
             raise
+        return events
 
     def from_upstream(self, data: memoryview) -> list[Event]:
         """What upstream's next bytes mean: Output, ErrorData, Hidden, Closing. Raises ProtocolError, then always."""

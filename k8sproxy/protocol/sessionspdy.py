@@ -114,12 +114,17 @@ class SpdySession:
             return 0
         return upstream.unfinished
 
-    def from_client(self, data: memoryview) -> list[Event]:
-        events: list[Event] = []
+    def from_client(self, data: memoryview, events: list[Event]) -> None:
         if self._client_closed:
-            return events
+            return
+        frames: list[spdy.Frame] = []
+        fault: ProtocolError | None = None
+        try:
+            self._client.receive_data(data, frames)
+        except ProtocolError as error:
+            fault = error  # which stands behind the frames
         typed = 0
-        for frame in self._client.receive_data(data):
+        for frame in frames:
             if isinstance(frame, spdy.Data):
                 # What comes on a stream that is not open, or not for input, servers drop.
                 kind = self._types.get(frame.stream)
@@ -146,7 +151,8 @@ class SpdySession:
                 break
         if typed:
             events.append(Stdin(typed))
-        return events
+        if fault is not None:
+            raise fault
 
     def _open(self, frame: spdy.SynStream) -> None:
         kind = _STREAM_TYPES.get(frame.headers.get(b"streamtype", b""))

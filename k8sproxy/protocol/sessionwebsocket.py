@@ -161,12 +161,17 @@ class WebSocketSession:
             return 0
         return upstream.unfinished
 
-    def from_client(self, data: memoryview) -> list[Event]:
-        events: list[Event] = []
+    def from_client(self, data: memoryview, events: list[Event]) -> None:
         if self._client_closed:
-            return events
+            return
+        pieces: list[websocket.Piece | websocket.Control] = []
+        fault: ProtocolError | None = None
+        try:
+            self._client.receive_data(data, pieces)
+        except ProtocolError as error:
+            fault = error  # which stands behind the pieces
         typed = 0
-        for piece in self._client.receive_data(data):
+        for piece in pieces:
             if isinstance(piece, websocket.Control):
                 if piece.opcode == websocket.PING:
                     self._pinged(piece.payload)
@@ -196,7 +201,8 @@ class WebSocketSession:
                     self._close_channel()
         if typed:
             events.append(Stdin(typed * 3 // 4 if self._base64 else typed))
-        return events
+        if fault is not None:
+            raise fault
 
     def _close_channel(self) -> None:
         """The client ends a channel (v5). With one that there is not, or more than one, the server reads no more."""

@@ -199,18 +199,22 @@ class FrameReader:
         self._start -= size
         return self._fin and not self._left
 
-    def receive_data(self, data: memoryview) -> list[Frame]:
-        """What the next bytes hold, in order. Raises ProtocolError, and again on every later call."""
+    def receive_data(self, data: memoryview, into: list[Frame] | None = None) -> list[Frame]:
+        """What the next bytes hold, in order. Raises ProtocolError, and again on every later call.
+
+        into: a list that the frames are put into, so that those before a fault in the same bytes are known too.
+        """
         if self._failure is not None:
             raise ProtocolError(self._failure)
+        frames: list[Frame] = [] if into is None else into
         try:
-            return self._read(data)
+            self._read(data, frames)
         except ProtocolError as error:
             self._failure = error.message
             raise
+        return frames
 
-    def _read(self, data: memoryview) -> list[Frame]:
-        frames: list[Frame] = []
+    def _read(self, data: memoryview, frames: list[Frame]) -> None:
         size = len(data)
         position = size if self._ended else 0
         while position < size:
@@ -243,7 +247,6 @@ class FrameReader:
                 if self._ended:
                     break
         self._start -= size
-        return frames
 
     def _open(self, stream: int, rest: int, nothing: memoryview, frames: list[Frame]) -> None:
         """Begin a DATA frame."""

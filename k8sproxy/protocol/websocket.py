@@ -130,20 +130,24 @@ class FrameReader:
         """Whether part of a data frame's payload has come, and not all of it."""
         return 0 < self._left < self._length and self._control is None
 
-    def receive_data(self, data: memoryview) -> list[Piece | Control]:
-        """What the next bytes hold, in order. Raises ProtocolError, and again on every later call."""
+    def receive_data(self, data: memoryview, into: list[Piece | Control] | None = None) -> list[Piece | Control]:
+        """What the next bytes hold, in order. Raises ProtocolError, and again on every later call.
+
+        into: a list that the frames are put into, so that those before a fault in the same bytes are known too.
+        """
         if self._failure is not None:
             raise ProtocolError(self._failure)
+        frames: list[Piece | Control] = [] if into is None else into
         try:
-            return self._read(data)
+            self._read(data, frames)
         except ProtocolError as error:
             self._failure = error.message
             raise
+        return frames
 
-    def _read(self, data: memoryview) -> list[Piece | Control]:
-        frames: list[Piece | Control] = []
+    def _read(self, data: memoryview, frames: list[Piece | Control]) -> None:
         if self._ended:
-            return frames
+            return
         mask_bit = self._mask_bit
         size = len(data)
         position = 0
@@ -217,7 +221,6 @@ class FrameReader:
                     self.message_open = False
             position = end
         self._start -= size
-        return frames
 
     def _read_header(self, data: memoryview, position: int) -> int:
         """Take a frame's header, or keep what there is of it in _head; returns where its payload begins."""

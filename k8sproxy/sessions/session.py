@@ -276,9 +276,6 @@ class Session(Tap):
             return b""
         try:
             said = streams.from_client(view)
-        except ProtocolError as error:
-            self._client_unreadable(streams, error.message)
-            return b""
         except Exception:
             self._say_fault()
             self._client_unreadable(streams, _OURS)
@@ -288,7 +285,10 @@ class Session(Tap):
         if self._recording is not None:
             for size in said.sizes:
                 self._recording.resize(*size)
-        return b"".join(said.replies) if self._pongs_wait else b""
+        replies = b"".join(said.replies) if self._pongs_wait else b""
+        if said.fault:
+            self._client_unreadable(streams, said.fault)
+        return replies
 
     def from_upstream(self, view: memoryview) -> int:
         if view:

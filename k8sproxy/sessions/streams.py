@@ -18,6 +18,7 @@ from k8sproxy.protocol.remotecommand import (
     WEBSOCKET_PROTOCOLS,
     Closing,
     ErrorData,
+    Event,
     Hidden,
     Output,
     Ping,
@@ -55,18 +56,20 @@ def negotiated(upgrade: str, fields: bytes) -> str:
 
 
 class Said:
-    """What a client has said in one piece. sizes: (columns, rows). replies: frames that answer its pings."""
+    """What a client has said in one piece. sizes: (columns, rows). replies: frames that answer its pings. fault: why
+    nothing can be read behind these, "" where it can."""
 
-    __slots__ = ("replies", "sizes")
+    __slots__ = ("fault", "replies", "sizes")
 
-    def __init__(self) -> None:
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
         self.sizes: list[tuple[int, int]] = []
         self.replies: list[bytes] = []
 
 
 class Streams:
-    """Both directions of one session. Raises ProtocolError for a protocol that is not known, as all its methods do for
-    bytes that can't be read.
+    """Both directions of one session. Raises ProtocolError for a protocol that is not known, as from_upstream does for
+    bytes that can't be read; of a client's the fault is told beside what stands before it.
 
     Of the last piece from upstream: output: what was written, in its order, as (whether to stderr, views of that
     piece), neighbours of one kind together; output whose stream nobody knows counts as stdout. unknown: whether there
@@ -118,7 +121,12 @@ class Streams:
     def from_client(self, view: memoryview) -> Said | None:
         """What the client has said, None where nothing of interest."""
         said: Said | None = None
-        for event in self._session.from_client(view):
+        events: list[Event] = []
+        try:
+            self._session.from_client(view, events)
+        except ProtocolError as error:
+            said = Said(error.message)
+        for event in events:
             if type(event) is Resize:
                 said = said or Said()
                 said.sizes.append((event.width, event.height))
@@ -200,8 +208,11 @@ class ForwardedPorts:
         return self._session.upstream_run
 
     def from_client(self, view: memoryview) -> Said | None:
-        """Count; nothing that a client says here is of interest."""
-        self._opened(self._session.from_client(view))
+        """Count; nothing that a client says here is of interest but that it can't be read."""
+        try:
+            self._opened(self._session.from_client(view))
+        except ProtocolError as error:
+            return Said(error.message)
         return None
 
     def from_upstream(self, view: memoryview) -> None:

@@ -805,3 +805,27 @@ def test_boundaries() -> None:
         session.say(byte)
     assert session.command.at_boundary
     assert (STDIN, STDOUT, STDERR, ERROR, RESIZE) == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["one read", "byte by byte"])
+def test_what_stands_before_a_clients_fault_counts_in_the_same_read(cut: bool) -> None:
+    """The streams that it has opened, the sizes, the pings."""
+    told: list[Event] = []
+    session = Spdy(opened=False)
+    text = session.opening + data(9, SIZE) + ping(3) + b"\xff" * 20
+    with pytest.raises(ProtocolError):
+        for part in one_by_one(text) if cut else [text]:
+            session.command.from_client(memoryview(part), told)
+    assert [type(event) for event in told] == [Resize, Ping]
+    events = session.say(session.accepting + data(7, b"to stderr") + data(11, b"unknown"))
+    assert [(event.channel, bytes(event.data)) for event in events if isinstance(event, Output)] == [
+        *((STDERR, b"to stderr"), (UNKNOWN, b"unknown")),
+    ]
+    told.clear()
+    command = ws()
+    text = typed(4, SIZE) + websocket(9, b"now", mask=MASK) + b"\xff" * 20
+    with pytest.raises(ProtocolError):
+        for part in one_by_one(text) if cut else [text]:
+            command.from_client(memoryview(part), told)
+    assert [type(event) for event in told] == [Resize, Ping]
+    assert command.from_upstream(memoryview(websocket(10, b"now"))) == []

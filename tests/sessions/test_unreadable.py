@@ -374,3 +374,30 @@ async def test_a_client_that_only_resets_loses_nothing_either(mode: RecordingLev
     assert isinstance(played.outcome, ClientGone)
     await played.close()
     assert played.cast.output == b"shown" and played.session.recorded
+
+
+@scene
+async def test_streams_that_were_opened_in_the_read_of_the_fault_are_known() -> None:
+    speech = Spdy()
+    opening, accepted = speech.opening, speech.accepted
+    speech.opening = b""
+    played = Scene(speech, OPEN)
+    assert played.recorder is not None
+    played.recorder.upload.event_codes = frozenset("ore")
+    await played.begin()
+    played.up(opening + b"\xff" * 20)
+    played.down(accepted, speech.out(b"a fault", stderr=True), speech.out(b"a line"))
+    played.down(speech.status() + speech.end())
+    await played.finish()
+    assert played.cast.texts("e") == ["a fault"] and "a line" in played.cast.texts("o")
+
+
+@pytest.mark.parametrize("speech", [WebSocket, Base64, Spdy])
+@scene
+async def test_a_size_in_the_read_of_the_fault_is_kept(speech: Callable[[], Speech]) -> None:
+    played = Scene(speech(), OPEN, tty=True)
+    await played.begin()
+    played.up(played.speech.resize(132, 43) + b"\xff" * 20)
+    played.down(played.speech.status() + played.speech.end())
+    await played.finish()
+    assert (played.cast.header["width"], played.cast.header["height"]) == (132, 43)
