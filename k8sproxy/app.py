@@ -23,7 +23,6 @@ from k8sproxy import __version__
 from k8sproxy.admin import AdminSite
 from k8sproxy.assembly import (
     Assembly,
-    Background,
     StartError,
     Tailnet,
     limits_of,
@@ -36,6 +35,7 @@ from k8sproxy.common.errors import Refusal
 from k8sproxy.common.logs import LOG, configure_logging
 from k8sproxy.common.longwork import LongWork
 from k8sproxy.common.sockets import raise_file_limit
+from k8sproxy.common.tasks import Tasks, beside
 from k8sproxy.config import Config, ConfigError, dotted, load, warnings_of
 from k8sproxy.dataplane.listener import Server
 from k8sproxy.dataplane.site import Site
@@ -80,7 +80,7 @@ class App:
         self._tailnet = Tailnet(config)
         self._assembly: Assembly | None = None
         self._admin: AdminSite | None = None
-        self._background = Background()
+        self._tasks = Tasks()
         self._reload_lock = asyncio.Lock()
         self._seen = b""
         self._signals = 0
@@ -135,10 +135,10 @@ class App:
             _log.error("start_failed", error=str(error))
             await self._tailnet.close()
             return 1
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._background.run("reload", self.reload("SIGHUP")))
-        self._background.run("clock", self._server.run_clock())
-        self._background.run("configuration file", self._follow_file())
-        self._background.run("own node", self._follow_own_node())
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._tasks.start(self.reload("SIGHUP"), "reload"))
+        self._tasks.start(self._server.run_clock(), "clock")
+        self._tasks.start(self._follow_file(), "configuration file")
+        self._tasks.start(self._follow_own_node(), "own node")
         _log.info(
             "started", version=__version__, config=str(self._path), admin=self._admin.address if self._admin else None
         )
@@ -148,16 +148,12 @@ class App:
 
     async def _start_unless_stopped(self) -> bool:
         """Start; whether it came to that before a signal to stop. Raises StartError."""
-        start = asyncio.create_task(self._start(), name="start")
-        stop = asyncio.create_task(self._stop.wait(), name="stop")
-        await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if not start.done():
-            start.cancel()
-            await asyncio.wait((start,))
-            return False
-        start.result()
-        return True
+        async with beside(self._start(), "start") as start, beside(self._stop.wait(), "stop") as stop:
+            await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                start.result()
+                return True
+        return False
 
     async def _start(self) -> None:
         self._tailnet.follow(addresses=False, certificate=False)
@@ -313,20 +309,12 @@ class App:
         _log.info("draining", grace=grace)
         if self._assembly is not None:
             self._assembly.stop_listening()
-        drain = asyncio.create_task(self._server.drain(grace), name="drain")
-        hurry = asyncio.create_task(self._stop_now.wait(), name="hurry")
-        await asyncio.wait((drain, hurry), return_when=asyncio.FIRST_COMPLETED)
-        if not drain.done():
-            drain.cancel()
-            cut = await self._server.drain(0.0)
-        else:
-            cut = drain.result()
-        hurry.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await drain
+        async with beside(self._server.drain(grace), "drain") as drain, beside(self._stop_now.wait(), "hurry") as hurry:
+            await asyncio.wait((drain, hurry), return_when=asyncio.FIRST_COMPLETED)
+        cut = await self._server.drain(0.0) if drain.cancelled() else drain.result()
         if self._admin is not None:
             await self._admin.close()
-        await self._background.cancel()
+        await self._tasks.aclose()
         await self._events.queues.aclose()
         await self._sessions.aclose()
         await self._longwork.aclose()

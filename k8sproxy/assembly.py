@@ -27,6 +27,7 @@ from k8sproxy.common.tailnet.localapi import LocalAPI
 from k8sproxy.common.tailnet.node import TailnetAddresses, TailnetCertificate
 from k8sproxy.common.tailnet.peer import is_tailnet
 from k8sproxy.common.tailnet.whois import WhoIs
+from k8sproxy.common.tasks import Tasks
 from k8sproxy.config import Cluster, Config, Listen, warnings_of
 from k8sproxy.dataplane.dial import Dialer
 from k8sproxy.dataplane.limits import Limits
@@ -47,31 +48,6 @@ class StartError(Exception):
     """The configuration is sound but cannot be put into force: an address is taken, a file is gone, a plugin fails."""
 
 
-class Background:
-    """Named tasks that run as long as their owner. One that fails is logged: nothing here may end by itself."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def run(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
-        """Start a coroutine."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("task_failed", task=task.get_name(), exc_info=error)
-
-    async def cancel(self) -> None:
-        """End them all."""
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 class Tailnet:
     """The daemon, and what is asked of it by more than one part."""
 
@@ -83,7 +59,7 @@ class Tailnet:
         self.addresses = TailnetAddresses(self.localapi, self.whois.bus)
         self.certificate = TailnetCertificate(self.localapi)
         self.dialer = Dialer(self.localapi)
-        self._background = Background()
+        self._tasks = Tasks()
         self._following: set[str] = set()
 
     def follow(self, *, addresses: bool, certificate: bool) -> None:
@@ -96,7 +72,7 @@ class Tailnet:
         for name, work in wanted:
             if name not in self._following:
                 self._following.add(name)
-                self._background.run(f"tailnet {name}", work())
+                self._tasks.start(work(), f"tailnet {name}")
 
     def same(self, config: Config) -> bool:
         """Whether a configuration speaks of this daemon in this way."""
@@ -104,7 +80,7 @@ class Tailnet:
 
     async def close(self) -> None:
         """Let go of the daemon."""
-        await self._background.cancel()
+        await self._tasks.aclose()
         await self.whois.aclose()
         await self.localapi.aclose()
 
@@ -118,7 +94,7 @@ class Assembly:
         self.upstreams: dict[str, Upstream] = {}
         self.limits = limits_of(config)
         self._server = server
-        self._background = Background()
+        self._tasks = Tasks()
         self._credentials: list[ClusterCredentials] = []
         self._certificates: dict[int, ServerCertificate] = {}
         self._entries: dict[int, Entry] = {}
@@ -161,9 +137,9 @@ class Assembly:
         )
         self.upstreams[cluster.name] = Upstream(cluster.name, endpoint, self.limits, self._server.buffer)
         self._credentials.append(credentials)
-        self._background.run(f"credentials of {cluster.name}", credentials.follow())
+        self._tasks.start(credentials.follow(), f"credentials of {cluster.name}")
         if account is not None:
-            self._background.run(f"account at {cluster.name}", account.follow())
+            self._tasks.start(account.follow(), f"account at {cluster.name}")
 
     async def _add_certificate(self, number: int, listen: Listen) -> None:
         tls = listen.tls
@@ -171,19 +147,19 @@ class Assembly:
             files = FileCertificate(tls.cert, tls.key)
             await files.load()
             self._certificates[number] = files
-            self._background.run(f"certificate {tls.cert}", files.follow())
+            self._tasks.start(files.follow(), f"certificate {tls.cert}")
         elif tls.source == "generated":
             names = _certificate_names(listen, await self._node_names() or ())
             generated = GeneratedCertificate(tls.ca_directory, names)
             await generated.renew()
             self._certificates[number] = generated
-            self._background.run("generated certificate", generated.follow())
-            self._background.run("generated certificate's names", self._follow_names(generated, listen))
+            self._tasks.start(generated.follow(), "generated certificate")
+            self._tasks.start(self._follow_names(generated, listen), "generated certificate's names")
         elif tls.source == "tailnet":
             certificate = ServerCertificate("the tailnet's certificate")
             self._certificates[number] = certificate
             self.tailnet.follow(addresses=False, certificate=True)
-            self._background.run("tailnet certificate", self._follow_tailnet(certificate))
+            self._tasks.start(self._follow_tailnet(certificate), "tailnet certificate")
 
     async def _node_names(self) -> tuple[str, ...] | None:
         """The node's own names and addresses, None while the daemon can't say."""
@@ -271,10 +247,10 @@ class Assembly:
         held.clear()
         for key, listener in opened.items():
             _log.info("listening", address=join_address(*listener.address), configured=key[0])
-        self._background.run("sweep", self._sweep())
+        self._tasks.start(self._sweep(), "sweep")
         if any(listen.address.host == "tailnet" for listen in self.config.listen):
             self.tailnet.follow(addresses=True, certificate=False)
-            self._background.run("tailnet listeners", self._follow_addresses())
+            self._tasks.start(self._follow_addresses(), "tailnet listeners")
 
     def _succeed(self, old: Assembly) -> None:
         """Take over the connections of `old`. They belong to what is configured, not to the sockets that are open just
@@ -416,7 +392,7 @@ class Assembly:
     async def close(self) -> None:
         """Let go of everything that has not been taken over. Requests that run keep their upstream connections."""
         self.stop_listening()
-        await self._background.cancel()
+        await self._tasks.aclose()
         for upstream in self.upstreams.values():
             upstream.close()
 

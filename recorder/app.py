@@ -29,6 +29,7 @@ from k8sproxy.common.logs import LOG, configure_logging
 from k8sproxy.common.sockets import bind, join_address, raise_file_limit
 from k8sproxy.common.tailnet.localapi import LocalAPI
 from k8sproxy.common.tailnet.whois import WhoIs
+from k8sproxy.common.tasks import Tasks, beside
 from recorder import __version__
 from recorder.admin import AdminSite
 from recorder.assembly import Finding, WebServer, index_url
@@ -154,7 +155,7 @@ class App:
         self._admin: AdminSite | None = None
         self._site: IngestSite | None = None
         self._metrics = Metrics(self._read_metrics)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._waiting: str | None = None  # what the start waits for
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -240,8 +241,8 @@ class App:
             raise StartError(f"store: {error}") from error
         self._keeping.start()
         if self._finding is not None:
-            self._run("index", self._finding.run(self._store))
-        self._run("bus", self._whois.watch_changes())
+            self._tasks.start(self._finding.run(self._store), "index")
+        self._tasks.start(self._whois.watch_changes(), "bus")
         counts = Counts(ack_seconds=self._acks.observe)
         sessions, users, bodies, places = _limits(config)
         self._site = IngestSite(
@@ -350,17 +351,6 @@ class App:
         hosts = status.addresses if status.tun else ("127.0.0.1",)
         return [Address(host=host, port=address.port) for host in hosts]
 
-    def _run(self, name: str, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]  # any coroutine
-        task.set_name(name)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("task_failed", task=task.get_name(), exc_info=error)
-
     # -- what runs
 
     def _checks(self) -> dict[str, str | None]:
@@ -378,7 +368,7 @@ class App:
 
     def reload(self) -> None:
         """As SIGHUP does."""
-        self._run("reload", self._reload())
+        self._tasks.start(self._reload(), "reload")
 
     async def _reload(self) -> None:
         try:
@@ -476,16 +466,9 @@ class App:
         cut = 0
         if self._server is not None:
             server = self._server
-            drain = asyncio.create_task(server.drain(grace), name="drain")
-            hurry = asyncio.create_task(self._stop_now.wait(), name="hurry")
-            await asyncio.wait((drain, hurry), return_when=asyncio.FIRST_COMPLETED)
-            hurry.cancel()
-            if not drain.done():
-                drain.cancel()
-                await asyncio.wait((drain,))
-                cut = await server.drain(0.0)
-            else:
-                cut = drain.result()
+            async with beside(server.drain(grace), "drain") as drain, beside(self._stop_now.wait(), "hurry") as hurry:
+                await asyncio.wait((drain, hurry), return_when=asyncio.FIRST_COMPLETED)
+            cut = await server.drain(0.0) if drain.cancelled() else drain.result()
         await self._close()
         _log.info("stopped", cut=cut)
 
@@ -500,10 +483,7 @@ class App:
             await self._store.aclose()
         if self._admin is not None:
             await self._admin.close()
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+        await self._tasks.aclose()
         if self._finding is not None:
             await self._finding.aclose()
         await self._whois.aclose()

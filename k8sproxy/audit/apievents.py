@@ -46,6 +46,7 @@ from k8sproxy.audit.eventqueue import NoEventRecorder, Parcel, Queue
 from k8sproxy.audit.requestevent import RequestEvent
 from k8sproxy.audit.shares import NO_WEIGHT, Weight
 from k8sproxy.common.longwork import LONG, LongWork
+from k8sproxy.common.tasks import Tasks, left_to_waiter
 from k8sproxy.recording.upload import EventsRefused
 
 # Events in one queue: some 10 s of a busy proxy, a few KiB each without bodies.
@@ -120,6 +121,7 @@ class ApiEvents:
         self._batch = batch
         self._delay = batch_delay
         self._clock = clock
+        self._tasks = Tasks()
         self._queues: dict[tuple[str, ...], Queue] = {}
         self._closing = False
         self._id_prefix = os.urandom(8).hex()
@@ -186,8 +188,8 @@ class ApiEvents:
         if queue.error is not None and now < queue.dead_until:
             raise NoEventRecorder(queue.error.attempts)
         if queue.reviving is None:
-            queue.reviving = asyncio.create_task(self._revive(queue), name="event recorders revived")
-            queue.reviving.add_done_callback(_retrieve)
+            # A revival that fails when nobody waits any more is not worth a line of the log.
+            queue.reviving = self._tasks.start(self._revive(queue), "event recorders revived", failed=left_to_waiter)
         task = queue.reviving
         try:
             await asyncio.shield(task)
@@ -221,21 +223,19 @@ class ApiEvents:
         queue.put(event.weight)
         queue.events.append(owner, (event, enforced))
         if queue.task is None:
-            queue.task = asyncio.create_task(self._drain(queue), name="api events")
+            queue.task = self._tasks.start(self._drain(queue), "api events")
 
     async def aclose(self, seconds: float = CLOSE_TIMEOUT) -> None:
         """Send what is queued, for so many seconds at most; what is left is counted as lost."""
         self._closing = True
-        tasks = [task for queue in self._queues.values() for task in (queue.task, queue.reviving) if task is not None]
         for queue in self._queues.values():
             queue.wake.set()
         try:
-            if tasks:
-                await asyncio.wait(tasks, timeout=seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._tasks.finished()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._tasks.aclose()
             self.lost += self.queued
             self._queues.clear()
             if self._own_longwork:
@@ -461,9 +461,3 @@ def _settle(queue: Queue, error: Exception | None) -> None:
             outcome.set_result(None)
         else:
             outcome.set_exception(error)
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """A revival that fails when nobody waits any more is no news."""
-    if not task.cancelled():
-        task.exception()

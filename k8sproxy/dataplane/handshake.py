@@ -17,6 +17,7 @@ from itertools import zip_longest
 from typing import Any
 
 from k8sproxy.common.sockets import join_address
+from k8sproxy.common.tasks import Tasks, left_to_waiter
 
 # An address family, and what socket.connect takes for it: (IP address, port, ..).
 Address = tuple[int, tuple[Any, ...]]
@@ -112,13 +113,14 @@ async def connect(loop: asyncio.AbstractEventLoop, addresses: Sequence[Address])
         except OSError as error:
             raise ConnectError([(addresses[0], error)]) from None
     waiting = deque(addresses)
+    attempts = Tasks()
     running: dict[asyncio.Task[socket.socket], Address] = {}
     failures: list[tuple[Address, OSError]] = []
     try:
         while waiting or running:
             if waiting:
                 address = waiting.popleft()
-                running[asyncio.create_task(_attempt(loop, address), name="connect")] = address
+                running[attempts.start(_attempt(loop, address), "connect", failed=left_to_waiter)] = address
             done, _ = await asyncio.wait(
                 running, timeout=ATTEMPT_DELAY if waiting else None, return_when=asyncio.FIRST_COMPLETED
             )

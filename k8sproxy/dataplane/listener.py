@@ -34,6 +34,7 @@ import structlog
 from k8sproxy.common.errors import ProtocolError, Refusal
 from k8sproxy.common.sockets import bind, join_address
 from k8sproxy.common.tailnet.whois import ClientKey
+from k8sproxy.common.tasks import Tasks
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.handler import Connection
 from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
@@ -153,13 +154,11 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._turns = Turns(self._loop)
         self._places = Places(lambda: site.limits.connections, lambda: site.telemetry.refusal("silent_connection"))
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._connections: set[Connection] = set()
         self._rechecking: set[Connection] = set()
         self._ticks = 0
         self._held: Counter[str] = Counter()  # connections by tailnet address
-        self._empty = asyncio.Event()
-        self._empty.set()
 
     def listen(self, host: str, port: int, entry: Entry) -> Listener:
         """Open a listener. Raises OSError."""
@@ -176,8 +175,6 @@ class Server:
             telemetry.refusal("too_many_connections")
             sock.close()
             return
-        name = f"connection {join_address(*address[:2])}"
-        place.task = task = self._spawn(self._serve(sock, address[0], address[1], entry, place), name)
         telemetry.connections += 1
 
         def ended(_: object) -> None:
@@ -187,22 +184,8 @@ class Server:
             place.task = None
             sock.close()
 
-        task.add_done_callback(ended)
-
-    def _spawn(self, work: object, name: str) -> asyncio.Task[None]:
-        """Run a coroutine as a task that is held until it ends, and whose failure is logged."""
-        task: asyncio.Task[None] = self._loop.create_task(work, name=name)  # type: ignore[arg-type]
-        self._tasks.add(task)
-        self._empty.clear()
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not self._tasks:
-            self._empty.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("task_failed", task=task.get_name(), exc_info=error)
+        name = f"connection {join_address(*address[:2])}"
+        place.task = self._tasks.start(self._serve(sock, address[0], address[1], entry, place), name, ended=ended)
 
     async def _serve(self, sock: socket.socket, ip: str, port: int, entry: Entry, place: Place) -> None:
         key = None
@@ -364,7 +347,7 @@ class Server:
                 connection.break_unheard()
             if connection.tick(now) and connection not in self._rechecking:
                 self._rechecking.add(connection)
-                self._spawn(self._recheck(connection), f"recheck {connection.id}")
+                self._tasks.start(self._recheck(connection), f"recheck {connection.id}")
 
     async def _recheck(self, connection: Connection) -> None:
         try:
@@ -379,14 +362,11 @@ class Server:
             connection.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                await self._empty.wait()
+                await self._tasks.finished()
         count = len(self._tasks)
         if self.site.sessions.end_all("stopping", "the proxy is being stopped"):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FAREWELLS):
-                    await self._empty.wait()
-        left = tuple(self._tasks)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+                    await self._tasks.finished()
+        await self._tasks.aclose()
         return count

@@ -19,13 +19,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import structlog
 
 from k8sproxy.common.errors import ProtocolError
 from k8sproxy.common.formats.recorderapi import EVENT_BATCH_FIELD, read_event_batch, split_address
+from k8sproxy.common.tasks import Tasks
 from k8sproxy.recording.buffers import Buffers
 from k8sproxy.recording.carriers.carrier import words_of
 from k8sproxy.recording.carriers.http1 import EventConnection, Submission, field_of
@@ -120,7 +121,7 @@ class Recorders:
         self._clock = clock
         self._recorders: dict[str, _Recorder] = {}
         self._submissions: set[Submission] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()  # they end by their own limits
         self._idle: dict[Connection, asyncio.TimerHandle] = {}
         self._closed = False
 
@@ -207,11 +208,7 @@ class Recorders:
             recorder.events.clear()
         for submission in tuple(self._submissions):
             submission.close(why)
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._tasks.aclose()
 
     def _share(self, left: float, recorders: Sequence[_Recorder]) -> float:
         """Seconds for the first of these."""
@@ -278,12 +275,12 @@ class Recorders:
         """A new shared connection whose other end speaks v2. Raises NotHTTP2, Rejected, ConnectionLost."""
         task = recorder.connecting
         if task is None:
-            task = recorder.connecting = self._start(self._connect(recorder), f"recorder {recorder.address}")
 
             def ended(task: asyncio.Task[Connection | Exception]) -> None:
                 recorder.connecting = None
 
-            task.add_done_callback(ended)
+            name = f"recorder {recorder.address}"
+            task = recorder.connecting = self._tasks.start(self._connect(recorder), name, ended=ended)
         attempt.step = "did not answer"
         # Not the task itself: it goes on for the others if this one is cancelled.
         await asyncio.wait((task,))
@@ -376,7 +373,7 @@ class Recorders:
         if self._clock() - recorder.used > FORGET:
             recorder.health.state = "unknown"
             return
-        self._start(self._probe(recorder), f"probe of recorder {recorder.address}")
+        self._tasks.start(self._probe(recorder), f"probe of recorder {recorder.address}")
 
     async def _probe(self, recorder: _Recorder) -> None:
         """Asks a bad recorder whether it is there again: anything that it answers will do."""
@@ -480,13 +477,6 @@ class Recorders:
                 recorder.events.remove(events)
 
         return EventConnection(sock, recorder.address, lost)
-
-    # Tasks are started here alone: named, held until their end. They end by their own limits and raise nothing.
-    def _start(self, coroutine: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
-        task = asyncio.create_task(coroutine, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 # A request's body, and how many events are in it.

@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from k8sproxy.access.decision import Decision
 from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.common.errors import Refusal
+from k8sproxy.common.tasks import Tasks
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.recording.upload import Upload
 from k8sproxy.request.requestinfo import RequestInfo
@@ -38,7 +39,8 @@ class Sessions:
         self._places: Counter[str] = Counter()  # sessions by owner, from their recorder's choice to their end
         self._entered: set[str] = set()
         self._running: dict[str, Session] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}  # recordings that are brought to their end, by session
+        self._tasks = Tasks()  # recordings that are brought to their end
+        self._settling: set[str] = set()  # their sessions
         self._begun: dict[tuple[str, str], int] = {}
         self._failures: dict[tuple[str, str], int] = {}
 
@@ -131,8 +133,7 @@ class Sessions:
 
     async def aclose(self) -> None:
         """Wait for recordings that are being brought to their end, and let go of the recorders."""
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks.values()))
+        await self._tasks.finished()
         await self.recorders.aclose()
 
     # -- what sessions ask (session.Registry)
@@ -152,7 +153,7 @@ class Sessions:
         """A session has ended. Its place is free once its recording has come to its end: a client that goes leaves that
         behind, and another place for it would let anybody have recordings without number wait for a slow recorder."""
         self._running.pop(session.facts.id, None)
-        if session.facts.id in self._tasks:
+        if session.facts.id in self._settling:
             return  # until _settled
         if session.facts.id in self._entered:
             self._entered.discard(session.facts.id)
@@ -168,17 +169,14 @@ class Sessions:
 
     def run(self, session: Session) -> asyncio.Task[None]:
         """Bring a session's recording to its end, whatever becomes of the session."""
-        task = asyncio.create_task(session.settle(), name=f"last ack of session {session.facts.id}")
-        self._tasks[session.facts.id] = task
-        task.add_done_callback(partial(self._settled, session))
-        return task
+        self._settling.add(session.facts.id)
+        name = f"last ack of session {session.facts.id}"
+        return self._tasks.start(session.settle(), name, ended=partial(self._settled, session))
 
     def _settled(self, session: Session, task: asyncio.Task[None]) -> None:
-        del self._tasks[session.facts.id]
+        self._settling.discard(session.facts.id)
         if session.facts.id not in self._running:
             self.over(session)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("task_failed", task=task.get_name(), exc_info=error)
 
 
 def _values(session: Session) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from typing import Protocol
 
 import structlog
 
+from k8sproxy.common.tasks import Tasks
 from recorder.index.database import Change, Database, IndexFailure, Writing
 from recorder.index.records import Extract, put_events, put_recordings, put_text, take_out
 from recorder.model import ApiEvent, End, Recording, UnreadableError
@@ -114,7 +115,7 @@ class Intake:
         self._wiping = True  # until it has been looked whether there is something to wipe
         self._step = asyncio.Condition()
         self._at_work = 0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks()
         self._store: Readable | None = None
         self._catch_up: Callable[[], AsyncIterator[None]] | None = None
 
@@ -216,16 +217,11 @@ class Intake:
         self._store = store
         self._catch_up = catch_up
         for name, work in (("rows", self._write_rows), ("texts", self._make_texts), ("wiping", self._wipe)):
-            self._tasks.append(asyncio.create_task(self._guarded(name, work), name=f"index-{name}"))
+            self._tasks.start(self._guarded(name, work), f"index-{name}")
 
     async def stop(self) -> None:
         """End the tasks; what waits is found again by catch_up."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        self._tasks = []
+        await self._tasks.aclose()
 
     async def _guarded(self, name: str, work: Callable[[], AsyncGenerator[None, None]]) -> None:
         """Run steps for ever; a fault in one is waited out and told."""

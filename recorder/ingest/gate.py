@@ -34,6 +34,7 @@ import structlog
 
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.tailnet.peer import is_tailnet
+from k8sproxy.common.tasks import Tasks
 from recorder.heads import Watched
 from recorder.ingest.admission import Door
 from recorder.ingest.shares import Limit, Shares, part_of
@@ -178,7 +179,7 @@ class Gate:
         self._callers: dict[_Caller, None] = {}  # oldest first
         self._shares: Counter[str] = Counter()
         self._turned = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     @property
     def outside(self) -> int:
@@ -205,8 +206,7 @@ class Gate:
     async def aclose(self) -> None:
         """Stop, and wait until nothing is left outside."""
         self.stop()
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+        await self._tasks.finished()
 
     # -- outside
 
@@ -238,9 +238,12 @@ class Gate:
         if len(self._callers) >= MAX_OUTSIDE:
             self._end(self._most_silent())
         self._callers[caller] = None
-        task = caller.task = self._loop.create_task(self._attend(caller), name=f"connection from {caller.door.ip}")
-        self._tasks.add(task)
-        task.add_done_callback(lambda task: self._attended(caller, task))
+        caller.task = self._tasks.start(
+            self._attend(caller),
+            f"connection from {caller.door.ip}",
+            ended=lambda _: self._attended(caller),
+            failed=lambda _, error: _log.error("gate_failed", peer=caller.door.ip, exc_info=error),
+        )
         self._loop.add_reader(sock, self._spoke, caller)
 
     def _count(self, caller: _Caller, share: str) -> None:
@@ -340,16 +343,13 @@ class Gate:
                 if not self._shares[caller.share]:
                     del self._shares[caller.share]
 
-    def _attended(self, caller: _Caller, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+    def _attended(self, caller: _Caller) -> None:
         self._forget(caller)
         if caller.sock is not None:
             if not caller.spoke.is_set():
                 self._loop.remove_reader(caller.sock)
             caller.sock.close()
             caller.door.close()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("gate_failed", peer=caller.door.ip, exc_info=error)
 
 
 def _is_a_peers(ip: str) -> bool:

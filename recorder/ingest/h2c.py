@@ -43,6 +43,7 @@ import structlog
 
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.formats.recorderapi import DECLINES_FIELD, ERROR_FIELD, USER_FIELD
+from k8sproxy.common.tasks import Tasks
 from recorder.heads import HEAD_TIMEOUT
 from recorder.ingest.admission import Door
 from recorder.ingest.intake import Intake
@@ -100,7 +101,7 @@ class _Connection(h2.connection.H2Connection):
 
 
 class _Stream:
-    __slots__ = ("credit", "h2", "intake", "open", "plain", "said", "task")
+    __slots__ = ("credit", "h2", "intake", "open", "plain", "said")
 
     def __init__(self, intake: Intake | None, h2_stream: h2.stream.H2Stream, *, plain: bool) -> None:
         self.intake = intake
@@ -109,7 +110,6 @@ class _Stream:
         self.said = 0
         self.credit = 0
         self.open = True  # the sender's half
-        self.task: asyncio.Task[None] | None = None
 
 
 class H2Protocol(asyncio.Protocol):
@@ -130,7 +130,7 @@ class H2Protocol(asyncio.Protocol):
         self._unread = False  # reading is paused, for the store
         self._blocked: dict[int, None] = {}
         self._unblock: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._frames = float(FRAMES)  # that may be spent
         self._earned_at = self._loop.time()
         self._turn = 0  # what this turn has cost
@@ -179,8 +179,7 @@ class H2Protocol(asyncio.Protocol):
         for timer in (self._ticking, self._idle, self._next, self._late):
             if timer is not None:
                 timer.cancel()
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         self._door.close()
         self._closed(self)
 
@@ -376,15 +375,11 @@ class H2Protocol(asyncio.Protocol):
         self._asked = True
         self._door.begin()
         self._watch_idle()
-        stream.task = self._loop.create_task(self._admit(number, stream), name=f"admit stream {number}")
-        self._tasks.add(stream.task)
-        stream.task.add_done_callback(self._task_done)
+        self._tasks.start(self._admit(number, stream), f"admit stream {number}", failed=self._failed)
 
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("h2_failed", peer=self._door.ip, exc_info=error)
-            self._close()
+    def _failed(self, _: object, error: BaseException) -> None:
+        _log.error("h2_failed", peer=self._door.ip, exc_info=error)
+        self._close()
 
     async def _admit(self, number: int, stream: _Stream) -> None:
         try:
@@ -467,9 +462,7 @@ class H2Protocol(asyncio.Protocol):
                 self._unread = True
                 self._transport.pause_reading()
             if self._unblock is None:
-                self._unblock = self._loop.create_task(self._wait_unblocked(), name="wait for the store")
-                self._tasks.add(self._unblock)
-                self._unblock.add_done_callback(self._task_done)
+                self._unblock = self._tasks.start(self._wait_unblocked(), "wait for the store", failed=self._failed)
         else:
             self._give_back(number, length)
 

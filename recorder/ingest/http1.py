@@ -19,6 +19,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.formats.recorderapi import DECLINES_FIELD, ERROR_FIELD, MAX_EVENT_BATCH, MAX_EVENTS, USER_FIELD
+from k8sproxy.common.tasks import beside
 from recorder.ingest.admission import Door
 from recorder.ingest.intake import Intake
 from recorder.ingest.site import EVENT_CODES, EVENTS_TIMEOUT, IDLE_TIMEOUT, IngestSite, declines
@@ -171,19 +172,11 @@ class Http1:
 
     async def _read(self, request: web.BaseRequest, intake: Intake, changed: asyncio.Event) -> bool:
         """Whether the whole body came. Ends early where the store fails, however silent the sender is."""
-        reading = asyncio.ensure_future(self._read_body(request, intake))
-        try:
+        async with beside(self._read_body(request, intake), "body of a session") as reading:
+            reading.add_done_callback(lambda _: changed.set())
             while not reading.done() and intake.error is None:
                 changed.clear()
-                waiting = asyncio.ensure_future(changed.wait())
-                try:
-                    await asyncio.wait((reading, waiting), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    waiting.cancel()
-        finally:
-            if not reading.done():
-                reading.cancel()
-            await asyncio.wait((reading,))
+                await changed.wait()
         if reading.cancelled() or intake.error is not None:
             return False
         return reading.result()

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from k8sproxy.common.tasks import Tasks
 from recorder.crypt import stored
 from recorder.model import is_id
 from recorder.proof.acts import read_acts
@@ -117,7 +118,7 @@ class Register:
         self._told = asyncio.Event()
         self._untold: Heads = {}
         self._task: asyncio.Task[None] | None = None
-        self._teller: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
         self._closing = False
 
     # -- what the store tells
@@ -180,8 +181,8 @@ class Register:
 
     def start(self) -> None:
         """Begin to sign."""
-        self._task = asyncio.create_task(self._run(), name="register")
-        self._teller = asyncio.create_task(self._keep_telling(), name="register anchor")
+        self._task = self._tasks.start(self._run(), "register")
+        self._tasks.start(self._keep_telling(), "register anchor")
 
     async def aclose(self) -> None:
         """See Registrar."""
@@ -193,10 +194,7 @@ class Register:
         # What cannot be signed now is in the journal.
         await asyncio.wait((task,), timeout=0.0 if self.fault is not None and not self._opened else CLOSE_TIMEOUT)
         self._moved.set()
-        tasks = [one for one in (task, self._teller) if one is not None]
-        for one in tasks:
-            one.cancel()
-        await asyncio.wait(tasks)
+        await self._tasks.aclose()
         await self._tell()
         if self._waiting:
             _log.error("not_signed", items=len(self._waiting), why=self.fault or "there was no time")

@@ -5,13 +5,13 @@ Both work beside what comes in and may fail without harm to it; their faults are
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterator, Sequence
 
 import structlog
 from prometheus_client.metrics_core import Metric
 
+from k8sproxy.common.tasks import Tasks
 from recorder.config import Config
 from recorder.config import Retention as Settings
 from recorder.crypt import KeyFileError, Keyring, read_keys, stored
@@ -176,7 +176,7 @@ class Keeping:
         self._anchor_beside = config.store.folder is not None and any(
             same_volume(path, config.store.folder) for path in folders
         )
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks()
         in_file = config.index.url is None or config.index.url.startswith("sqlite:")
         self._bare_index = bool(config.encryption.keys) and config.index.enabled and in_file
 
@@ -189,9 +189,7 @@ class Keeping:
         """Begin, once the store is open."""
         work = {"pruner": self.pruner.run()} | ({"sealer": self.sealer.run()} if self.sealer is not None else {})
         for name, coroutine in work.items():
-            task: asyncio.Task[None] = asyncio.create_task(coroutine, name=name)
-            task.add_done_callback(_ended)
-            self._tasks.append(task)
+            self._tasks.start(coroutine, name)
         if self._anchor_beside:
             _log.warning(
                 "anchor_beside_store", why="the anchor is on the store's own volume: a rollback of it takes both back"
@@ -203,11 +201,7 @@ class Keeping:
 
     async def aclose(self) -> None:
         """Stop; before the store is closed. What was begun is gone on with at the next start."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        self._tasks.clear()
+        await self._tasks.aclose()
 
     def reload(self, config: Config) -> None:
         """Take over the rules; the keys need a restart."""
@@ -253,8 +247,3 @@ class Keeping:
         if self.sealer is not None:
             yield counter("recorder_days_sealed", "Manifests of days signed.", self.sealer.sealed)
             yield gauge("recorder_sealing_healthy", "1 while days can be sealed.", self.sealer.fault is None)
-
-
-def _ended(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("task_failed", task=task.get_name(), exc_info=error)

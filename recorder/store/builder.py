@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import structlog
 
+from k8sproxy.common.tasks import Tasks
 from recorder.store.api import Ended, Kept
 from recorder.store.blobs import Blobs
 from recorder.store.chunk import FRAME, ChunkRow, Frame, assemble, cut_frames, pack_frames
@@ -87,7 +89,7 @@ class Builder:
         self._ripe: dict[Live, None] = {}
         self._puts: dict[Live, asyncio.Task[None]] = {}
         self._wanting: dict[Live, None] = {}
-        self._signing: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()  # the puts, and signatures that are awaited
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
         self._aged = 0
@@ -151,11 +153,7 @@ class Builder:
                 await self._trim_journal()
                 self._active = False
         finally:
-            tasks = [*self._puts.values(), *self._signing]
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
+            await self._tasks.aclose()
 
     async def drained(self) -> None:
         """Wait until everything that is over is in the store, or a put has failed."""
@@ -241,20 +239,24 @@ class Builder:
             if len(self._puts) >= PUTS or (self._puts and self._putting() + live.packed > PUTTING):
                 break
             del self._wanting[live]
-            task = asyncio.create_task(self._put(live), name=f"put {live.id}")
-            self._puts[live] = task
-            task.add_done_callback(lambda _, live=live: self._put_done(live))  # type: ignore[misc]  # a default binds
+            self._puts[live] = self._tasks.start(
+                self._put(live),
+                f"put {live.id}",
+                ended=partial(self._put_done, live),
+                failed=partial(self._put_failed, live),
+            )
 
     def _putting(self) -> int:
         return sum(live.packed for live in self._puts)
 
-    def _put_done(self, live: Live) -> None:
-        task = self._puts.pop(live)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # No StoreError: memory or threads were short, say. The recording must not wait for the next start.
-            self.errors += 1
-            _log.error("put_failed", exc_info=error)
-            asyncio.get_running_loop().call_later(RETRY, self._want, live)
+    def _put_failed(self, live: Live, _: object, error: BaseException) -> None:
+        # Not a StoreError: memory or threads were short, say. The recording must not wait for the next start.
+        self.errors += 1
+        _log.error("put_failed", exc_info=error)
+        asyncio.get_running_loop().call_later(RETRY, self._want, live)
+
+    def _put_done(self, live: Live, _: object) -> None:
+        del self._puts[live]
         self._wake.set()
 
     def _want(self, live: Live) -> None:
@@ -279,9 +281,7 @@ class Builder:
                 self._let_go(live)
             else:
                 # Beside the puts, of which there are few: signatures wait for each other.
-                task = asyncio.create_task(self._sign(live, signed), name=f"sign {live.id}")
-                self._signing.add(task)
-                task.add_done_callback(self._signing.discard)
+                self._tasks.start(self._sign(live, signed), f"sign {live.id}")
 
     async def _sign(self, live: Live, signed: Coroutine[Any, Any, None]) -> None:
         await signed

@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 
 from k8sproxy.common.formats.asciicast import MAX_HEADER_LINE
+from k8sproxy.common.tasks import Tasks
 from recorder.model import ApiEvent, End, Observer, Recording, Source, is_id, new_id, parse_json
 from recorder.store.api import Ended, Kept, Registrar
 from recorder.store.blobs import Blobs
@@ -85,7 +86,7 @@ class Store:
         self._failed: str | None = None  # for good: a task of it has ended
         self._room = Room()
         self._oldest = 0  # segment of the journal, when this process began
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks()
         self._trim_wanted = asyncio.Event()
         self.journal: Journal | None = None
         self._journal_task: asyncio.Task[None] | None = None
@@ -118,7 +119,7 @@ class Store:
         try:
             await self._open(self._log)
         except BaseException:
-            await self._stop_tasks()
+            await self._tasks.aclose()
             await self._log.aclose()
             raise
 
@@ -163,16 +164,12 @@ class Store:
         if segments:
             _log.info("journal_replayed", segments=len(segments), recordings=len(recovery.lives), events=len(events))
 
-    def _start(self, name: str, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.create_task(work, name=f"store {name}")
-        self._tasks.append(task)
-        task.add_done_callback(self._task_ended)
-        return task
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._tasks.start(work, f"store {name}", failed=self._task_failed)
 
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.critical("store_failed", task=task.get_name(), exc_info=error)
-            self._failed = "the store has failed; the log says why"
+    def _task_failed(self, task: asyncio.Task[None], error: BaseException) -> None:
+        _log.critical("store_failed", task=task.get_name(), exc_info=error)
+        self._failed = "the store has failed; the log says why"
 
     async def aclose(self) -> None:
         """End what runs (as CUT), put what is held into chunks, and stop. What cannot be put is in the journal."""
@@ -196,17 +193,10 @@ class Store:
                 _log.warning("store_closed_early", why=str(error), recordings=len(self.lives))
         if self.registrar is not None:
             await self.registrar.aclose()
-        await self._stop_tasks()
+        await self._tasks.aclose()
         if self._log is not None:
             await self._log.aclose()
         await self.blobs.aclose()
-
-    async def _stop_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        self._tasks.clear()
 
     # -- health
 

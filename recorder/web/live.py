@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
+from k8sproxy.common.tasks import Tasks, left_to_waiter
 from recorder.model import Recording
 from recorder.store import Reading
 from recorder.web.windows import LEAD, SMALL, line_seconds, lines
@@ -63,11 +64,12 @@ async def told(
     loop = asyncio.get_running_loop()
     asked = loop.time()
     waited = loop.time()
+    tasks = Tasks()
     step: asyncio.Task[bytes] | None = None
     try:
         while True:
             if step is None:
-                step = asyncio.ensure_future(_next(pieces))
+                step = tasks.start(_next(pieces), "next piece of a recording", failed=left_to_waiter)
             due = min(asked + recheck, waited + beat)
             await asyncio.wait((step,), timeout=max(0.0, due - loop.time()))
             if loop.time() >= asked + recheck:
@@ -86,9 +88,7 @@ async def told(
                 waited = loop.time()
                 yield None
     finally:
-        if step is not None:
-            step.cancel()
-            await asyncio.wait((step,))
+        await tasks.aclose()
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes:

@@ -50,6 +50,7 @@ from k8sproxy.common.sockets import join_address
 from k8sproxy.common.tailnet.bus import Bus
 from k8sproxy.common.tailnet.localapi import LocalAPI
 from k8sproxy.common.tailnet.peer import Peer, is_tailnet
+from k8sproxy.common.tasks import Tasks
 
 TTL = 10.0  # seconds; how long a withdrawn grant may go on when the bus says nothing
 
@@ -171,7 +172,7 @@ class WhoIs:
         self._serials = _serials
         self._kept: dict[str, _Kept] = {}
         self._questions: dict[str, _Question] = {}
-        self._tasks: set[asyncio.Task[Peer | Refusal]] = set()  # the loop itself keeps tasks by weak references only
+        self._tasks = Tasks()
         self._slow = asyncio.Semaphore(SLOW)
         self._ports = _Lane(PORTS)
 
@@ -276,24 +277,19 @@ class WhoIs:
 
     async def aclose(self) -> None:
         """Ends the questions in flight; who waits for one is refused."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+        await self._tasks.aclose()
 
     def _put(self, key: ClientKey) -> _Question:
-        """The one place where a question starts: named, held until its end, and taken off the books there."""
+        """The one place where a question starts."""
         self.misses += 1
-        task = asyncio.create_task(self._answer(key, self.bus.generation), name=f"whois {key.text}")
-        question = self._questions[key.text] = _Question(self.bus.generation, task)
-        self._tasks.add(task)
 
         def ended(task: asyncio.Task[Peer | Refusal]) -> None:
-            self._tasks.discard(task)
-            if self._questions.get(key.text) is question:
+            question = self._questions.get(key.text)
+            if question is not None and question.task is task:
                 del self._questions[key.text]
 
-        task.add_done_callback(ended)  # before anybody can wait, so that it runs before they wake
+        task = self._tasks.start(self._answer(key, self.bus.generation), f"whois {key.text}", ended=ended)
+        question = self._questions[key.text] = _Question(self.bus.generation, task)
         return question
 
     async def _answer(self, key: ClientKey, generation: int) -> Peer | Refusal:

@@ -128,7 +128,7 @@ async def store_in(folder: Path, log: Log | None = None, blobs: FolderBlobs | No
 
 async def kill(store: Store) -> None:
     """End it like a process that is killed: nothing is written any more, files and locks are let go."""
-    await store._stop_tasks()
+    await store._tasks.aclose()
     if store._log is not None:
         await store._log.aclose()
     await store.blobs.aclose()

@@ -430,7 +430,6 @@ def test_what_was_damaged_before_a_replay_is_not_called_whole(
             blobs.fault = "away"  # the end stays in the journal
             await live.finish(End.CLEAN)
             await kill(store)
-            store._tasks.clear()
         if what == "chunk":
             path = tmp_path / chunk_key(live.id, 1)
             path.write_bytes(path.read_bytes()[:-1])
@@ -523,7 +522,6 @@ def test_a_segment_without_its_first_batch_is_not_gone_on_with(tmp_path: Path, m
             await (await store.begin(HEADER, SOURCE)).wait_acked(0)
             await store._trim()
             await kill(store)
-            store._tasks.clear()
         async with store_in(tmp_path) as store:
             await settled(store)
             assert (await store.get(quiet.id)).ended is not None

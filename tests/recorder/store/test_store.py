@@ -428,7 +428,6 @@ def test_the_journal_is_trimmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             assert quiet.durable > 0 and quiet.end is End.RUNNING
             assert await text_of(store, quiet.id) == HEADER + lines(1)
             await kill(store)
-            store._tasks.clear()
         async with store_in(tmp_path) as store:
             assert (await store.get(quiet.id)).end is End.CUT
             assert await text_of(store, quiet.id) == HEADER + lines(1)
