@@ -169,7 +169,7 @@ class AdminSite:
             if request.path.startswith("/sessions") and (request.transport is None or not _is_near(request, peer)):
                 return self._refuse(
                     Refusal(
-                        403, "admin_from_network", "sessions are not served to the network; ask on the same machine"
+                        403, "admin_from_network", "sessions are served only to the admin site's own machine; ask there"
                     )
                 )
             request[_PEER] = _Asking(peer)
@@ -227,20 +227,20 @@ class AdminSite:
     async def _end_session(self, request: web.Request) -> web.Response:
         """End the one session whose id is, or begins with, what the path has."""
         if request.content_type != "application/json":
-            return self._refuse(Refusal(400, "bad_request", 'a JSON object is needed: {"reason": "..."}'))
+            return self._refuse(Refusal(400, "bad_request", 'the body must be a JSON object: {"reason": "..."}'))
         try:
             body = await request.json()
         except (ValueError, LookupError, RecursionError):
             body = None  # no JSON, in no charset, or too deep
         reason = body.get("reason") if isinstance(body, dict) else None
         if not isinstance(reason, str) or not reason.strip() or len(reason) > REASON or not reason.isprintable():
-            message = f"a reason is needed that the user will read: one line, at most {REASON} characters"
+            message = f"the reason must be one line that the user will read, of at most {REASON} characters"
             return self._refuse(Refusal(400, "bad_request", message))
         sessions = self._site.sessions
         prefix = request.match_info["id"]
         found = sessions.find(prefix) if len(prefix) >= _SHORTEST_PREFIX else []
         if len(found) != 1:
-            what = "more than one session begins so" if found else "there is no such session"
+            what = "more than one session id begins with this" if found else "there is no such session"
             return self._refuse(Refusal(404, "not_found", what))
         peer = request[_PEER].peer
         sessions.end(found[0], reason, peer.display if peer is not None else "this machine")

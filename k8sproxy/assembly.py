@@ -374,8 +374,8 @@ class Assembly:
             streams.add_metric((kind,), count)
         whois = self.tailnet.whois
         yield from (idle, active, opened, accepted, streams)
-        yield CounterMetricFamily("k8sproxy_whois_hits", "Peers known from an earlier answer.", whois.hits)
-        yield CounterMetricFamily("k8sproxy_whois_misses", "Questions put to tailscaled.", whois.misses)
+        yield CounterMetricFamily("k8sproxy_whois_hits", "Peers whose answer from tailscaled is cached.", whois.hits)
+        yield CounterMetricFamily("k8sproxy_whois_misses", "Questions to tailscaled.", whois.misses)
         failures = CounterMetricFamily("k8sproxy_whois_failures", "Questions without an answer.", labels=("reason",))
         for cause, number in whois.failures.items():
             failures.add_metric((cause,), number)

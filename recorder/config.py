@@ -36,7 +36,7 @@ from recorder.proof.places import is_inside, read_mounts
 
 # Bytes: a bound on what a wrong path can make the parser read.
 MAX_FILE = 1 << 20
-# Levels and values, aliases unfolded: the schema needs four levels and some dozen values.
+# Levels and values, counting each use of an alias: the schema needs four levels and some dozen values.
 _MAX_DEPTH = 20
 _MAX_VALUES = 10_000
 
@@ -186,7 +186,7 @@ def parse_address(value: object) -> Address:
     try:
         address = ipaddress.ip_address(host[1:-1] if bracketed else host)
     except ValueError:
-        raise ValueError(f"{wanted}, no host name") from None
+        raise ValueError(f"{wanted}, not a host name") from None
     if bracketed is not (address.version == 6) or "%" in host:
         raise ValueError(wanted)
     return Address(host=str(address), port=int(port))
@@ -375,7 +375,7 @@ class Admin(Section):
     @model_validator(mode="after")
     def _not_on_tailnet(self) -> Admin:
         if self.address.is_tailnet:
-            raise ValueError("must not stand on the tailnet")
+            raise ValueError("must not be an address of the tailnet")
         return self
 
 

@@ -144,7 +144,7 @@ _UNRECORDABLE = {
 
 
 def _refuse_unrecordable(session: SessionKind) -> NoReturn:
-    why = _UNRECORDABLE.get(session, f"it is upgraded to a protocol that is not known here; {_USE_EXEC}")
+    why = _UNRECORDABLE.get(session, f"it is upgraded to a protocol that k8sproxy does not know; {_USE_EXEC}")
     raise Refusal(
         403,
         "unrecordable_session",

@@ -146,14 +146,14 @@ def parse_grants(peer: Peer, settings: GrantSettings = DEFAULT_SETTINGS) -> Gran
     rules, own = counted_rules(peer), own_rules(peer, settings.capability_domain)
     unknown = tuple(unread for rule in rules for unread in rule.unknown)
     if unknown and settings.refuse_unknown:
-        raise Refusal(403, "malformed_grant", f"{unknown[0]} (tailnet.unknownGrantFields refuses it)")
+        raise Refusal(403, "malformed_grant", f"{unknown[0]} (refused by tailnet.unknownGrantFields)")
     groups = tuple(dict.fromkeys(group for rule in rules for group in rule.groups))
     recorders = tuple(dict.fromkeys(address for rule in rules for address in rule.recorders))[:MAX_RECORDERS]
     if len(groups) > MAX_GROUPS:
         raise Refusal(
             403,
             "malformed_grant",
-            f"the capability {rules[0].capability} grants {len(groups)} groups; at most {MAX_GROUPS} are taken",
+            f"the capability {rules[0].capability} grants {len(groups)} groups; at most {MAX_GROUPS} are allowed",
         )
     levels = (*(rule.recording for rule in rules), *(rule.recording for rule in own))
     return Grants(
@@ -186,7 +186,9 @@ def misspelt_capabilities(peer: Peer, domain: str = DEFAULT_DOMAIN) -> tuple[str
     own = own_capability(domain)
     notes = []
     if CAPABILITY in peer.capabilities and LEGACY_CAPABILITY in peer.capabilities:
-        notes.append(f"the capability {LEGACY_CAPABILITY} is not read where {CAPABILITY} is there; move its rules")
+        notes.append(
+            f"the capability {LEGACY_CAPABILITY} is ignored: the peer has {CAPABILITY} too; move its rules there"
+        )
     for name in peer.capabilities:
         place, _, last = name.rpartition("/")
         if name in (CAPABILITY, LEGACY_CAPABILITY, own) or not place.endswith("/cap"):
@@ -194,7 +196,7 @@ def misspelt_capabilities(peer: Peer, domain: str = DEFAULT_DOMAIN) -> tuple[str
         near = nearest(last, ("kubernetes", "k8sproxy"), cutoff=0.8)
         if near is not None:
             meant = own if near == "k8sproxy" else CAPABILITY
-            notes.append(f"the capability {name} is not read here; did you mean {meant}?")
+            notes.append(f"k8sproxy does not read the capability {name}; did you mean {meant}?")
     return tuple(notes)
 
 
@@ -209,7 +211,7 @@ def impersonation(peer: Peer, grants: Grants) -> Impersonation:
         user = _usable(peer.node_name.removesuffix("."), "node name")
         groups = grants.groups or tuple(_tag(tag) for tag in dict.fromkeys(peer.tags))
         if len(groups) > MAX_GROUPS:
-            raise Refusal(403, "unusable_name", f"this peer has {len(groups)} tags; at most {MAX_GROUPS} are taken")
+            raise Refusal(403, "unusable_name", f"this peer has {len(groups)} tags; at most {MAX_GROUPS} are allowed")
     else:
         user = _usable(peer.login_name, "login name")
         groups = grants.groups
@@ -248,11 +250,11 @@ def _fault_of_name(name: str) -> str | None:
     if size == 0:
         return "is empty"
     if size > MAX_NAME:
-        return f"is {size} bytes long; at most {MAX_NAME} are taken"
+        return f"is {size} bytes long; at most {MAX_NAME} are allowed"
     if _CONTROL.search(name) is not None:
-        return "holds a control character"
+        return "contains a control character"
     if name != name.strip():
-        return "begins or ends with a blank"
+        return "begins or ends with white space"
     return None
 
 
@@ -282,7 +284,7 @@ class _Fields:
         groups = self.rule().groups
         for name in _TOP[1:]:
             if self._values.get(name.casefold()) is not None:
-                self._note(shown(name), f"only {CAPABILITY} has it")
+                self._note(shown(name), f"only {CAPABILITY} has this field")
         return Rule(capability=self._capability, groups=groups, unknown=tuple(self._unknown))
 
     def _groups(self) -> tuple[str, ...]:

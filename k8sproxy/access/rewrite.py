@@ -152,15 +152,15 @@ def rewrite(
         raise Refusal(
             403,
             "cross_site",
-            "a web page of another site may not do this as you (Origin, Sec-Fetch-Site); the origin of a gateway of "
-            "your own can be allowed (allowOrigins in the proxy's configuration)",
+            "a web page of another site may not send this request with your identity (Origin, Sec-Fetch-Site); "
+            "to allow a gateway of your own, add its origin to allowOrigins in the proxy's configuration",
         )
     if known[6] and foreign:
         raise Refusal(
             403,
             "cross_site",
-            "content of pods, services and nodes is not shown in a frame, nor where a page of another site leads; open "
-            "its address itself, or use kubectl port-forward",
+            "the proxy does not show content of pods, services and nodes in a frame or after a link from another site; "
+            "enter its address in the browser, or use kubectl port-forward",
         )
     return UpstreamHead(_MAKER, f"{method} {target} HTTP/1.1\r\n".encode("ascii") + known[3], method, fields)
 

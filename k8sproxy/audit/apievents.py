@@ -262,7 +262,7 @@ class ApiEvents:
             for place, address in queue.order():
                 left = deadline - asyncio.get_running_loop().time()
                 if left <= 0:
-                    attempts.append((address, "not tried, no time was left"))
+                    attempts.append((address, "not tried: no time was left"))
                     continue
                 why = await _attempt(self._probe(address), min(PROBE_TIMEOUT, left))
                 if why is None and queue.stuck:
@@ -371,7 +371,7 @@ class ApiEvents:
                 return refusal
             queue.live_until = float("-inf")
             queue.stuck = True
-            _settle(queue, ConnectionError(str(refusal or "it answers and takes no events")))
+            _settle(queue, ConnectionError(str(refusal or "it answers, but it does not accept events")))
             rounds += 1
             if rounds >= ATTEMPTS:
                 kept = [parcel for parcel in batch if parcel.enforced]

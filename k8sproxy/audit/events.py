@@ -85,8 +85,8 @@ class Events:
             raise Refusal(
                 429,
                 "event_share",
-                f"this request must be told to a recorder ({_because(grants)}), and what waits to be told of "
-                f"your requests takes up your share of the proxy's memory; try again in a moment",
+                f"this request must be recorded as an API event ({_because(grants)}), and your events that "
+                f"wait for a recorder fill your share of the proxy's memory; try again in a moment",
                 retry_after=1,
             )
         raise _unavailable(grants, "the queue of events is full")
@@ -151,8 +151,10 @@ class Events:
         """The queues."""
         queues = self.queues
         yield GaugeMetricFamily("k8sproxy_events_queued", "API events that wait for a recorder.", queues.queued)
-        yield CounterMetricFamily("k8sproxy_events_sent", "API events that a recorder has taken.", queues.sent)
-        dropped = CounterMetricFamily("k8sproxy_events_dropped", "API events that none has taken.", labels=("reason",))
+        yield CounterMetricFamily("k8sproxy_events_sent", "API events that a recorder has accepted.", queues.sent)
+        dropped = CounterMetricFamily(
+            "k8sproxy_events_dropped", "API events that no recorder accepted.", labels=("reason",)
+        )
         dropped.add_metric(("full",), queues.dropped)
         dropped.add_metric(("failed",), queues.failed)
         dropped.add_metric(("refused",), queues.refused)
@@ -161,9 +163,10 @@ class Events:
 
 
 def untold(grants: Grants, why: str) -> str:
-    """What the client is told of whom a recorder takes an event in no form. why: with the recorder's address."""
+    """The message for a client whose event a recorder accepts in no form. why: with the recorder's address."""
     return (
-        f"your requests must be told to a recorder ({_because(grants)}), and it refuses what it is told of one: {why}"
+        f"your requests must be recorded as API events ({_because(grants)}), and the recorder refuses the event of "
+        f"one of them: {why}"
     )
 
 
@@ -176,5 +179,5 @@ def _unavailable(grants: Grants, why: str) -> Refusal:
     return Refusal(
         403,
         "event_recorder_unavailable",
-        f"this request must be told to a recorder ({_because(grants)}), and none takes it: {why}",
+        f"this request must be recorded as an API event ({_because(grants)}), and no recorder accepts it: {why}",
     )

@@ -12,9 +12,11 @@ import click
 from k8sproxy.cli.common import EXISTING_FILE, Misconfigured, json_option, print_json
 
 
-@click.command("check", short_help="Say every fault of a configuration.")
+@click.command("check", short_help="Check a configuration and print every fault.")
 @click.argument("path", type=EXISTING_FILE, metavar="FILE")
-@click.option("--no-files", is_flag=True, help="Don't look at the files that FILE names (they may be elsewhere).")
+@click.option(
+    "--no-files", is_flag=True, help="Don't check the files that FILE names (they may be on another machine)."
+)
 @json_option
 def command(path: Path, no_files: bool, as_json: bool) -> None:
     """Say every fault of FILE with its line, column and key. Exit code 2 if there is one.

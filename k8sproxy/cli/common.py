@@ -21,10 +21,13 @@ config_option = click.option(
     help="The configuration file (or K8SPROXY_CONFIG).",
 )  # fmt: skip
 socket_option = click.option(
-    "--socket", type=EXISTING_FILE, metavar="PATH", help="tailscaled's socket (default: the configuration's, or usual)."
+    "--socket",
+    type=EXISTING_FILE,
+    metavar="PATH",
+    help="tailscaled's socket (default: the configuration's, or the usual one).",
 )
 service_option = click.option(
-    "--service", metavar="svc:NAME", help="What the peer may do to this Tailscale Service (default: to this node)."
+    "--service", metavar="svc:NAME", help="Read the peer's grants on this Tailscale Service (default: on this node)."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

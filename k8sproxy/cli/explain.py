@@ -42,7 +42,7 @@ _METHODS = {
 }  # fmt: skip
 
 
-@click.command("explain", short_help="Say what becomes of a peer and of a request.")
+@click.command("explain", short_help="Explain who a peer is and whether a request is let in.")
 @click.option("--peer", "address", required=True, metavar="IP[:PORT]", help="The client's tailnet address.")
 @click.option("--path", "target", metavar="PATH", help="A request's path, with its query: /api/v1/namespaces/a/pods.")
 @click.option(
@@ -51,7 +51,9 @@ _METHODS = {
     help="The request's verb, in Kubernetes' words or HTTP's.",
 )  # fmt: skip
 @click.option("--upgrade", default="", metavar="PROTOCOL", help="The request's Upgrade header: websocket, SPDY/3.1.")
-@click.option("--listen", "listen_address", metavar="ADDRESS", help="Which listener of the configuration (the first).")
+@click.option(
+    "--listen", "listen_address", metavar="ADDRESS", help="Which listener of the configuration (default: the first)."
+)
 @config_option
 @socket_option
 @service_option
@@ -98,7 +100,7 @@ def _listener(config: Config | None, address: str | None) -> Listen | None:
         if str(listen.address) == address:
             return listen
     known = ", ".join(str(listen.address) for listen in config.listen)
-    raise click.BadParameter(f"no listener has this address (there are: {known})", param_hint="--listen")
+    raise click.BadParameter(f"no listener has this address (the listeners: {known})", param_hint="--listen")
 
 
 def explain(
@@ -202,7 +204,7 @@ def _lines(peer: Peer, found: dict[str, Any]) -> list[str]:
         lines.append(f"groups    {printable(', '.join(found['impersonation']['groups'])) or 'none'}")
     if found["events"]:
         told = ", ".join(found["eventRecorderAddrs"])
-        lines.append(f"events    told to {told}" if told else "events    told to nobody: no recorder has an address")
+        lines.append(f"events    sent to {told}" if told else "events    sent to no recorder: none has an address")
     request = found["request"]
     if request is not None:
         what = request["resource"] or "a path that names no resource"
@@ -215,13 +217,13 @@ def _lines(peer: Peer, found: dict[str, Any]) -> list[str]:
     if found["refusal"] is not None:
         lines.append(f"refused   {found['refusal']['status']}: {printable(found['refusal']['message'])}")
     else:
-        lines.append("let in    yes; what they may do there is for the API server's RBAC to say")
+        lines.append("let in    yes; the API server's RBAC decides what they may do there")
     return lines
 
 
 def _rule(rule: dict[str, Any]) -> str:
     if "groups" not in rule:
-        return f"recording {rule['recording'] or '(says nothing of it)'} [{rule['capability']}]"
+        return f"recording {rule['recording'] or '(not set)'} [{rule['capability']}]"
     parts = [f"groups {', '.join(rule['groups']) or '(none)'}"]
     if rule["recorder"] or rule["recorderAddrs"]:
         parts.append(f"recorder {', '.join(rule['recorder'])} at {', '.join(rule['recorderAddrs']) or 'no address'}")

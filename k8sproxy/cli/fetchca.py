@@ -33,15 +33,15 @@ def fetch(url: SplitResult, proxy_url: str | None, expected: str | None) -> byte
         pem = _get(_connect(host, port, proxy_url), unverified, host, port)
         fingerprint(pem)
         if expected is not None and _plain(expected) != _plain(fingerprint(pem)):
-            raise Failed(f"the CA at {url.netloc} is another one: its SHA-256 is {fingerprint(pem)}")
+            raise Failed(f"the CA at {url.netloc} is not the expected one: its SHA-256 is {fingerprint(pem)}")
         verified = ssl.create_default_context(cadata=pem.decode("ascii"))
         verified.hostname_checks_common_name = False  # kubectl would not take it either
         with verified.wrap_socket(_connect(host, port, proxy_url), server_hostname=host):
             return pem
     except ssl.SSLCertVerificationError as error:
-        raise Failed(f"the CA at {url.netloc} does not fit the certificate there: {error.verify_message}") from None
+        raise Failed(f"the CA at {url.netloc} did not issue the certificate there: {error.verify_message}") from None
     except (http.client.HTTPException, ssl.SSLError, ValueError) as error:
-        raise Failed(f"no CA can be had from {url.netloc}: {error}") from None
+        raise Failed(f"cannot get a CA from {url.netloc}: {error}") from None
     except OSError as error:
         raise Failed(f"{url.netloc}: {error.strerror or error}") from None
 
@@ -81,7 +81,7 @@ def _connect(host: str, port: int, proxy_url: str | None) -> socket.socket:
     except ValueError:
         proxy = urlsplit("")
     if proxy.scheme not in ("socks5", "socks5h") or not proxy.hostname:
-        raise click.BadParameter("--fetch-ca goes through socks5:// proxies alone", param_hint="--proxy-url")
+        raise click.BadParameter("--fetch-ca supports only socks5:// proxies", param_hint="--proxy-url")
     sock = socket.create_connection((proxy.hostname, proxy_port), TIMEOUT)
     try:
         _socks5(sock, host, port, unquote(proxy.username or ""), unquote(proxy.password or ""))
@@ -96,7 +96,7 @@ def _socks5(sock: socket.socket, host: str, port: int, user: str, password: str)
     method = 2 if user else 0
     sock.sendall(bytes((5, 1, method)))
     if _exactly(sock, 2) != bytes((5, method)):
-        raise OSError("the SOCKS5 proxy wants another way to sign in")
+        raise OSError("the SOCKS5 proxy requires an authentication method that is not supported")
     if user:
         name, word = user.encode(), password.encode()
         if len(name) > 255 or len(word) > 255:

@@ -19,9 +19,7 @@ import click
 from k8sproxy.cli.common import Failed
 
 PLACEHOLDER = "none"
-_NOTE = (
-    "# Nothing secret: the connection is the identity. The token is a placeholder, or kubectl would ask for a name.\n"
-)
+_NOTE = "# No secret: the connection is the identity. Without the placeholder token kubectl asks for a user name.\n"
 
 
 @click.command("kubeconfig", short_help="Print a kubeconfig for the proxy.")
@@ -33,7 +31,9 @@ _NOTE = (
 @click.option("--user-name", metavar="NAME", help="The user entry's name (default: HOST:PORT).")
 @click.option("--namespace", metavar="NAME", help="The context's namespace.")
 @click.option(
-    "--proxy-url", metavar="URL", help="How kubectl gets there: socks5://HOST:PORT of a userspace tailscaled."
+    "--proxy-url",
+    metavar="URL",
+    help="The proxy that kubectl goes through: socks5://HOST:PORT of a userspace tailscaled.",
 )
 def command(
     url: str,
@@ -54,9 +54,9 @@ def command(
     if (ca is not None or fetch_ca) and parts.scheme != "https":
         raise click.BadParameter("a CA is for https:// URLs", param_hint="URL")
     if ca is not None and fetch_ca:
-        raise click.UsageError("--ca and --fetch-ca exclude each other")
+        raise click.UsageError("--ca and --fetch-ca cannot be used together")
     if ca_sha256 is not None and not fetch_ca:
-        raise click.UsageError("--ca-sha256 goes with --fetch-ca")
+        raise click.UsageError("--ca-sha256 needs --fetch-ca")
     ca_pem = _read_ca(ca) if ca is not None else None
     if fetch_ca:
         from k8sproxy.cli.fetchca import fetch, fingerprint
@@ -127,7 +127,7 @@ def _read_ca(path: Path) -> bytes:
         pem = path.read_bytes()
         ssl.create_default_context(cadata=pem.decode("ascii"))
     except (ssl.SSLError, ValueError):  # an SSLError is an OSError too
-        raise Failed(f"{path}: no certificate in PEM") from None
+        raise Failed(f"{path}: not a certificate in PEM") from None
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from None
     return pem

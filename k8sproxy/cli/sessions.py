@@ -42,7 +42,7 @@ def list_sessions(config_path: Path | None, admin: str | None, as_json: bool) ->
     try:
         rows = [_row(session) for session in answer["sessions"]]
     except (KeyError, TypeError, ValueError):
-        raise Failed("the admin site gives no list of sessions: is it another version's?") from None
+        raise Failed("the admin site does not list sessions: does another version of k8sproxy run there?") from None
     if not rows:
         click.echo("no session runs now")
         return
@@ -54,7 +54,7 @@ def list_sessions(config_path: Path | None, admin: str | None, as_json: bool) ->
 
 @command.command("end")
 @click.argument("session_id", metavar="ID")
-@click.option("--reason", required=True, help="What the session's user is told: one line.")
+@click.option("--reason", required=True, help="One line that the session's user will read.")
 @config_option
 @admin_option
 @json_option
@@ -76,7 +76,7 @@ def _address(config_path: Path | None, admin: str | None) -> str:
     if admin is not None:
         return admin
     if config_path is None:
-        raise click.UsageError("the proxy's admin site is needed: --admin ADDRESS, or --config FILE")
+        raise click.UsageError("name the proxy's admin site: --admin ADDRESS, or --config FILE")
     return str(read_config(config_path, files=False).admin.address)
 
 

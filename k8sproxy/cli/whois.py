@@ -25,7 +25,7 @@ from k8sproxy.cli.common import (
 )
 
 
-@click.command("whois", short_help="Say who is at an address of the tailnet.")
+@click.command("whois", short_help="Print who is at an address of the tailnet.")
 @click.argument("address", metavar="IP:PORT")
 @config_option
 @socket_option

@@ -41,7 +41,7 @@ SETTLED = 1.0
 TIMEOUT = 5.0
 
 # What clients are told, and readiness.
-NOT_ACCEPTED = "the API server does not accept the proxy's own credentials; tell whoever runs the proxy"
+NOT_ACCEPTED = "the API server does not accept the proxy's own credentials; tell the administrator of the proxy"
 
 
 class Standing(enum.Enum):

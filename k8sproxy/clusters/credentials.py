@@ -106,7 +106,7 @@ class ClusterCredentials(Changes):
         self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()
         if recipe.tls and not recipe.verify:
-            self.warnings += ("insecure-skip-tls-verify: anyone on the way can be this API server",)
+            self.warnings += ("insecure-skip-tls-verify: anyone on the network path can pretend to be this API server",)
         if not recipe.tls:
             self.warnings += ("plain http:// to the API server",)
         if not (recipe.token or recipe.basic or recipe.plugin or recipe.client_cert):
@@ -287,7 +287,9 @@ def _fetch(recipe: Recipe, answer: ExecCredential | None) -> _Material:
     if token is not None:
         if not _TOKEN.match(token):
             where = f"{recipe.token.path}: " if recipe.token is not None and recipe.token.path else ""
-            raise CredentialsError(f"{where}no bearer token: it is empty or has characters that none can have")
+            raise CredentialsError(
+                f"{where}not a bearer token: it is empty, or has characters that a token cannot have"
+            )
         authorization = b"Bearer " + token
     cert = recipe.client_cert.read() if recipe.client_cert else None
     key = recipe.client_key.read() if recipe.client_key else None

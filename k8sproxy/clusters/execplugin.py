@@ -108,7 +108,7 @@ def read_exec_credential(output: bytes, plugin: ExecPlugin) -> ExecCredential:
     except (ValueError, RecursionError):
         raise refuse("its output is not JSON") from None
     if not isinstance(answer, dict) or answer.get("kind") != "ExecCredential":
-        raise refuse("its output is no ExecCredential")
+        raise refuse("its output is not an ExecCredential")
     if answer.get("apiVersion") != plugin.api_version:
         raise refuse(f"its output is not of apiVersion {plugin.api_version}")
     status = answer.get("status")
@@ -118,17 +118,17 @@ def read_exec_credential(output: bytes, plugin: ExecPlugin) -> ExecCredential:
     for name in ("token", "clientCertificateData", "clientKeyData"):
         value = status.get(name)
         if value is not None and not isinstance(value, str):
-            raise refuse(f"{name} is no text")
+            raise refuse(f"{name} is not text")
         values[name] = value.encode() if value else None
     if (values["clientCertificateData"] is None) is not (values["clientKeyData"] is None):
         raise refuse("clientCertificateData and clientKeyData go together")
     if values["token"] is None and values["clientCertificateData"] is None:
-        raise refuse("there is neither a token nor a certificate in its answer")
+        raise refuse("its answer has neither a token nor a certificate")
     expires = None
     if status.get("expirationTimestamp") is not None:
         try:
             expires = datetime.fromisoformat(str(status["expirationTimestamp"]))
         except ValueError:
-            raise refuse("expirationTimestamp is no RFC 3339 time") from None
+            raise refuse("expirationTimestamp is not an RFC 3339 time") from None
         expires = expires if expires.tzinfo else expires.replace(tzinfo=UTC)
     return ExecCredential(values["token"], values["clientCertificateData"], values["clientKeyData"], expires)

@@ -156,16 +156,16 @@ def _recipe(cluster: dict[str, Any], user: dict[str, Any], base: Path) -> Recipe
     if cluster.get("proxy-url"):
         raise CredentialsError("proxy-url is not supported: the API server must be reachable without a proxy")
     if user.get("auth-provider"):
-        raise CredentialsError("auth-provider is gone from Kubernetes since 1.26: use an exec plugin")
+        raise CredentialsError("Kubernetes removed auth-provider in 1.26: use an exec plugin")
     for name in ("as", "as-groups", "as-uid", "as-user-extra"):
         if user.get(name):
             raise CredentialsError(f"{name} is not supported: this account impersonates the clients")
     if not tls and not _is_loopback(host):
-        raise CredentialsError("an http:// server is taken on loopback addresses alone")
+        raise CredentialsError("an http:// server is allowed only on a loopback address")
     verify = not cluster.get("insecure-skip-tls-verify")
     ca = _content(cluster, "certificate-authority", base)
     if not verify and ca is not None:
-        raise CredentialsError("insecure-skip-tls-verify and a certificate authority exclude each other")
+        raise CredentialsError("insecure-skip-tls-verify and a certificate authority cannot be used together")
     cert, key = _content(user, "client-certificate", base), _content(user, "client-key", base)
     if (cert is None) is not (key is None):
         raise CredentialsError("client-certificate and client-key go together")

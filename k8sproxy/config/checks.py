@@ -37,13 +37,13 @@ def check_listeners(listeners: Mapping[int, Listen], admin: Admin | None, cluste
         if listen.proxy_protocol and not listen.address.is_loopback:
             yield (
                 (*here, "proxyProtocol"),
-                "is for loopback addresses alone: anywhere else a client could claim to be any peer",
+                "is allowed only on a loopback address: elsewhere any client could claim to be any peer",
             )
         if listen.cluster is not None and listen.cluster not in cluster_names:
             names = ", ".join(cluster_names) or "none"
-            yield (*here, "cluster"), f"no cluster has this name (there are: {names})"
+            yield (*here, "cluster"), f"no cluster has this name (the clusters: {names})"
         elif listen.cluster is None and len(cluster_names) > 1:
-            yield here, f"cluster is required where there are several (there are: {', '.join(cluster_names)})"
+            yield here, f"cluster is required where there are several (they are: {', '.join(cluster_names)})"
         yield from _check_tls(listen, (*here, "tls"))
 
 
@@ -52,9 +52,9 @@ def warnings_of(config: Config) -> list[tuple[Key, str]]:
     return [
         (
             ("listen", number, "address"),
-            "a PROXY listener takes about five new connections a second here, because tailscaled has to be asked about "
-            "each of them, for 180 ms; on another loopback address, such as 127.0.0.2, nothing has to be asked (the "
-            "Service's TCPForward has to name that address too)",
+            "a PROXY listener on this address takes about five new connections a second, because tailscaled must be "
+            "asked about each of them, which takes 180 ms; use another loopback address, such as 127.0.0.2, where it "
+            "need not be asked (and name the same address in the Service's TCPForward)",
         )
         for number, listen in enumerate(config.listen)
         if listen.proxy_protocol and listen.address.is_dialled_from_tailnet
@@ -76,7 +76,7 @@ def _check_tls(listen: Listen, here: Key) -> Found:
     if tls.names and tls.source not in ("generated", "tailnet"):
         yield (*here, "names"), f"has no meaning with source: {tls.source}"
     if tls.source == "tailnet" and len(tls.names) > 1:
-        yield (*here, "names"), "a certificate of the tailnet has one name"
+        yield (*here, "names"), "a certificate of the tailnet has only one name"
     if tls.insecure and tls.source != "none":
         yield (*here, "insecure"), f"has no meaning with source: {tls.source}"
     address = listen.address
@@ -84,10 +84,10 @@ def _check_tls(listen: Listen, here: Key) -> Found:
         yield (
             (*here, "source"),
             "plain HTTP on an address that is neither loopback nor the tailnet's can be read and changed on the way; "
-            "say insecure: true if that is meant",
+            "set insecure: true if you accept that",
         )
     if tls.source == "generated" and address.host != TAILNET and not tls.names and _is_wildcard(address.host):
-        yield (*here, "names"), f"is required here: {address.host} is no name that a client could use"
+        yield (*here, "names"), f"is required here: {address.host} is not a name that a client could use"
 
 
 def _is_wildcard(host: str) -> bool:
@@ -103,7 +103,7 @@ def check_clusters(clusters: Mapping[int, Cluster]) -> Found:
             yield (*here, "name"), f"clusters[{names[cluster.name]}] has this name already"
         names.setdefault(cluster.name, number)
         if cluster.in_cluster and cluster.kubeconfig is not None:
-            yield (*here, "inCluster"), "is either true or there is a kubeconfig, not both"
+            yield (*here, "inCluster"), "cannot be true beside a kubeconfig"
         if not cluster.in_cluster and cluster.kubeconfig is None:
             yield (*here, "kubeconfig"), "is required, or inCluster: true"
         if cluster.context is not None and cluster.kubeconfig is None:
@@ -146,7 +146,7 @@ def _unreadable(path: Path) -> str | None:
 
 def _not_a_pair(cert: Path, key: Path) -> str | None:
     def refuse_passphrase() -> str:
-        raise ValueError("the key has a passphrase: nobody is there to type it")
+        raise ValueError("the key has a passphrase, which nobody can type at a start")
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, refuse_passphrase)
@@ -155,7 +155,7 @@ def _not_a_pair(cert: Path, key: Path) -> str | None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             return f"{key} is not the key of this certificate"
-        return f"{cert} and {key} are no PEM certificate and key ({error.reason or 'OpenSSL says no more'})"
+        return f"{cert} and {key} are not a PEM certificate and its key ({error.reason or 'OpenSSL gives no reason'})"
     except OSError as error:
         return f"{cert}, {key}: {error.strerror}"
     return None
@@ -173,10 +173,13 @@ def _check_context(cluster: Cluster, path: Path, here: Key) -> Found:
         return
     contexts = found.get("contexts") if isinstance(found, dict) else None
     if not isinstance(contexts, list):
-        yield (*here, "kubeconfig"), f"{path}: no kubeconfig, it has no contexts"
+        yield (*here, "kubeconfig"), f"{path}: not a kubeconfig, it has no contexts"
         return
     names = [item["name"] for item in contexts if isinstance(item, dict) and isinstance(item.get("name"), str)]
     if cluster.context is not None and cluster.context not in names:
-        yield (*here, "context"), f"{path} has no such context (it has: {', '.join(names) or 'none'})"
+        yield (*here, "context"), f"{path} has no such context (its contexts: {', '.join(names) or 'none'})"
     elif cluster.context is None and found.get("current-context") not in names:
-        yield here, f"{path} has no current context, so context is required (it has: {', '.join(names) or 'none'})"
+        yield (
+            here,
+            f"{path} has no current context, so context is required (its contexts: {', '.join(names) or 'none'})",
+        )

@@ -66,7 +66,7 @@ def _certificate_name(value: object) -> str:
 def _origin(value: object) -> str:
     """A web origin, spelt as browsers do: lower case, without the scheme's own port."""
     if value == "null":
-        raise ValueError("must not be null: every sandboxed frame of every web page sends that")
+        raise ValueError("must not be null: every sandboxed frame of every web page sends that origin")
     match = _ORIGIN.fullmatch(value.lower()) if isinstance(value, str) and len(value) <= 320 else None
     if match is None:
         raise ValueError("must be an origin: http://HOST, https://HOST, and a port where it is not 80 or 443; no path")

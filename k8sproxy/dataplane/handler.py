@@ -152,7 +152,7 @@ class Connection:
         if self._answering:
             self.client.wire.abort()
             return
-        self._refuse(head, Refusal(500, "internal", "an internal error; the log has more", close=True))
+        self._refuse(head, Refusal(500, "internal", "an internal error of k8sproxy; its log has more", close=True))
         await self.client.finish()
 
     async def _cut(self, cut: Cut) -> None:
@@ -290,7 +290,7 @@ class Connection:
         """The session that a request asks for. Raises Refusal and ProtocolError."""
         if info.session not in STREAMING:
             if decision.recording is not None:
-                raise Refusal(500, "internal", "a recording is demanded of what is no session", close=True)
+                raise Refusal(500, "internal", "recording is required for a request that is not a session", close=True)
             return None
         fields = head.fields
         check_offer(fields)
@@ -418,7 +418,7 @@ class Connection:
         owner = peer.owner
         held = counts.get(owner, 0)
         if held >= self._site.limits.connections_per_peer:
-            message = f"{peer.display} has too many connections here ({held}, with all nodes together)"
+            message = f"{peer.display} has too many connections to this proxy ({held}, from all nodes together)"
             raise Refusal(429, "too_many_connections", message, retry_after=1, close=True)
         counts[owner] = held + 1
         self._counted = owner

@@ -277,7 +277,7 @@ class Server:
         Raises Refusal unless the header can only come from this machine's own daemon (or a process beside it).
         """
         if not ipaddress.ip_address(ip).is_loopback:
-            raise Refusal(403, "proxy_not_loopback", "a PROXY header is believed from loopback alone")
+            raise Refusal(403, "proxy_not_loopback", "a PROXY header is accepted only from loopback")
         parser = ProxyHeaderParser()
         header = None
         got, want = b"", HEAD_SIZE

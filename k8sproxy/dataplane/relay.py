@@ -482,7 +482,7 @@ class Exchange:
 
     def _switch(self, head: ResponseHead, rest: memoryview) -> None:
         if not self._head.upgrade or head.upgrade.lower() != self._head.upgrade.encode("ascii"):
-            raise ProtocolError("the API server switched to a protocol that was not asked for", status=502)
+            raise ProtocolError("the API server switched to a protocol that the client did not request", status=502)
         self._tap.switched(self._head.upgrade, head.fields)
         self.status = 101
         self.upgraded = True

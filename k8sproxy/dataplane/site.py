@@ -94,7 +94,7 @@ def local_document(site: Site, path: str, authority: Authority) -> tuple[bytes, 
         return b"application/json", _whoami(authority)
     if name in site.documents:
         return site.documents[name]()
-    raise Refusal(404, "not_found", "there is nothing here")
+    raise Refusal(404, "not_found", "nothing is served at this path")
 
 
 def _whoami(authority: Authority) -> bytes:

@@ -431,7 +431,7 @@ class Wire:
     def break_unheard(self) -> None:
         """Break the wire if nothing of what was sent has been acknowledged for UNHEARD seconds."""
         if self.unheard() > UNHEARD:
-            self._finish(TimeoutError("nothing that was sent is acknowledged"))
+            self._finish(TimeoutError("the peer acknowledges nothing that was sent"))
 
     @property
     def peername(self) -> tuple[str, int]:

@@ -264,7 +264,7 @@ def origin_form(target: str, host: bytes) -> str:
     if match is None:
         raise ProtocolError("the request target is neither a path nor a URL")
     if match[1].lower().encode("ascii") != host.lower():
-        raise ProtocolError("the request target names another host than the Host field")
+        raise ProtocolError("the request target and the Host field name different hosts")
     rest = match[2]
     return rest if rest.startswith("/") else "/" + rest
 

@@ -174,9 +174,9 @@ class _Streams:
         if _first(frame, b"streamtype") != b"data" or not 0 < port < 1 << 16:
             return
         if len(self._open) >= MAX_OPEN:
-            raise ProtocolError("more forwarded connections than anybody opens")
+            raise ProtocolError("more forwarded connections than the limit of this proxy")
         if port not in self._sent and len(self._sent) >= MAX_PORTS:
-            raise ProtocolError("more forwarded ports than anybody types")
+            raise ProtocolError("more forwarded ports than the limit of this proxy")
         self._open[frame.stream] = stream = _Stream(port)
         stream.client_fin = frame.fin
         self._sent.setdefault(port, 0)

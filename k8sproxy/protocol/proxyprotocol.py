@@ -105,7 +105,7 @@ def _check_head(head: bytes | bytearray) -> None:
     if len(head) >= HEAD_SIZE:
         length = int.from_bytes(head[14:HEAD_SIZE], "big")
         if length > MAX_BLOCK_SIZE:
-            raise ProtocolError(f"PROXY header of {length} bytes; at most {MAX_BLOCK_SIZE} are taken")
+            raise ProtocolError(f"PROXY header of {length} bytes; at most {MAX_BLOCK_SIZE} are allowed")
         if head[12] == _PROXY and length < _ADDRESSES[head[13]].size:
             raise ProtocolError(f"PROXY header of {length} bytes is too short for its addresses")
 

@@ -308,7 +308,7 @@ class WebSocketSession:
         whole = len(text) & ~3
         self._carry = text[whole:]
         if (ends and self._carry) or (whole and self._padded):
-            raise ProtocolError("base64 that is cut off, or goes on behind its end")
+            raise ProtocolError("base64 that is cut off, or that continues after its end")
         self._padded = self._padded or text[:whole].endswith(b"=")
         return memoryview(_decoded(text[:whole]))
 

@@ -251,7 +251,7 @@ class FrameReader:
     def _open(self, stream: int, rest: int, nothing: memoryview, frames: list[Frame]) -> None:
         """Begin a DATA frame."""
         if not stream:
-            raise ProtocolError("a SPDY DATA frame of no stream")
+            raise ProtocolError("a SPDY DATA frame for a stream that does not exist")
         self.stream = stream
         self._fin = rest >> 24 & FLAG_FIN != 0
         self._left = rest & 0xFFFFFF

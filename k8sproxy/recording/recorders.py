@@ -241,7 +241,7 @@ class Recorders:
                     return await self._accept_v1(recorder, attempt, acks, user)
                 if not connection.usable:
                     if not connection.open_streams:
-                        raise Rejected("it takes no streams")
+                        raise Rejected("it accepts no streams")
                     continue  # others who waited for it have filled it
             attempt.step = "did not accept the session"
             attempt.connection = connection

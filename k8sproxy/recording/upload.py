@@ -399,5 +399,5 @@ class Upload:
         self._timer = None
         self.fail(
             f"the recorder has confirmed nothing for {self._limits.ack_timeout:g} s, "
-            f"{self.written - self.acked} bytes being due"
+            f"and {self.written - self.acked} bytes wait for it"
         )

@@ -79,7 +79,7 @@ def second_reading(query: str) -> str | None:
     if query.count("&") >= MAX_PAIRS:
         return f"has more than {MAX_PAIRS} parameters, of which some servers read none"
     if ";" in query:
-        return "has a semicolon, which some servers take for a separator; write %3B"
+        return "has a semicolon, which some servers read as a separator; write %3B"
     if _BROKEN_ESCAPE.search(query) is not None:
         return "has a broken percent escape, for which some servers drop the parameter; write %25 for a percent sign"
     return None

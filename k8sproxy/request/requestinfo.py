@@ -109,7 +109,7 @@ def _request_info(method: str, target: str, upgrade: str) -> RequestInfo:
     if by_path:
         rest = rest[1:]
         if not rest:
-            raise ProtocolError("the path names a verb and no resource")
+            raise ProtocolError("the path names a verb but no resource")
     else:
         verb = _VERBS.get(method, "")
 
@@ -126,7 +126,7 @@ def _request_info(method: str, target: str, upgrade: str) -> RequestInfo:
     # Resources and subresources of the core group are words; "exec " and "exec;a=b" are names of nothing there, and a
     # reader on the way that trims or cuts them would see exec.
     if core and not ((words := resource + subresource).isascii() and words.isalnum()):
-        raise ProtocolError("the path has a resource or subresource that can't be one")
+        raise ProtocolError("the path has a resource or subresource with a name that is not valid")
     if path[-1] == "/" and not (core and subresource == "proxy" and resource in _PROXIED):
         raise ProtocolError("the path of a resource ends in a slash")
 

@@ -53,7 +53,7 @@ class Sessions:
         peer = session.facts.peer
         if self._places[peer.owner] >= self.limit:
             message = (
-                f"{peer.display} has {self.limit} sessions here already, with all nodes together; end some of them"
+                f"{peer.display} already has {self.limit} sessions here, from all nodes together; end some of them"
             )
             raise Refusal(429, "too_many_sessions", message)
         self._places[peer.owner] += 1

@@ -48,7 +48,7 @@ def load_pair(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None
         if error.reason == "KEY_VALUES_MISMATCH":
             raise CertificateError("the key is not the key of the certificate") from None
         raise CertificateError(
-            f"not a PEM certificate with its key ({error.reason or 'OpenSSL says no more'})"
+            f"not a PEM certificate with its key ({error.reason or 'OpenSSL gives no reason'})"
         ) from None
     except OSError as error:
         raise CertificateError(f"the certificate cannot be handed to OpenSSL: {error.strerror}") from None
@@ -61,4 +61,4 @@ def _write(descriptor: int, content: bytes) -> None:
 
 def _no_passphrase() -> NoReturn:
     # Without this OpenSSL would ask on the terminal, and wait.
-    raise CertificateError("the key has a passphrase, and nobody is there to type it")
+    raise CertificateError("the key has a passphrase, which nobody can type at a start")

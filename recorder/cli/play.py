@@ -43,7 +43,7 @@ _KEYS = {
     "-i", "--idle-limit", type=click.FloatRange(min=0.001), metavar="SECONDS", help="No pause takes longer than that."
 )
 @click.option(
-    "--start", type=click.FloatRange(min=0, max=1e9), default=0.0, metavar="SECONDS", help="Where to begin (default 0)."
+    "--start", type=click.FloatRange(min=0, max=1e9), default=0.0, metavar="SECONDS", help="Where to start (default 0)."
 )
 @click.option("--raw", is_flag=True, help="All that was recorded, also what acts on a terminal; and into a pipe.")
 def command(where: Where, identifier: str, speed: float, idle_limit: float | None, start: float, raw: bool) -> None:

@@ -157,7 +157,7 @@ def guard(answer: Callable[[web.Request, Refusal], web.Response]) -> Callable[..
                 response.headers["Allow"] = ", ".join(_METHODS)  # RFC 9110, 15.5.6
             return response
         except web.HTTPNotFound:
-            return answer(request, Refusal(404, "not_found", "there is nothing here"))
+            return answer(request, Refusal(404, "not_found", "nothing is served at this path"))
         except web.HTTPException as error:
             if error.status < 400:
                 raise

@@ -103,8 +103,8 @@ def test_sessions_demand_what_the_grants_say(path: str, kind: SessionKind, upgra
         (f"{NODE}/metrics", "websocket", "kubelet"),
         (f"{POD}/proxy/shell", "websocket", "stream to an application"),
         ("/api/v1/namespaces/d/services/web:80/proxy/shell", "websocket", "stream to an application"),
-        ("/apis/kubevirt.io/v1/namespaces/d/vms/a/console", "websocket", "not known here"),
-        ("/version", "h2c", "not known here"),
+        ("/apis/kubevirt.io/v1/namespaces/d/vms/a/console", "websocket", "k8sproxy does not know"),
+        ("/version", "h2c", "k8sproxy does not know"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused_where_recording_is_enforced(path: str, upgrade: str, why: str) -> None:

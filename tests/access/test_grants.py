@@ -145,7 +145,7 @@ def test_what_the_old_name_does_not_give_is_noted() -> None:
     unknown = parse_grants(with_rules(rule, name=LEGACY_CAPABILITY)).unknown
     assert [field.short for field in unknown] == [
         "unknown field 'enableEvent'; did you mean enableEvents?",
-        f"unknown field 'enforceRecorder'; only {CAPABILITY} has it",
+        f"unknown field 'enforceRecorder'; only {CAPABILITY} has this field",
     ]
 
 
@@ -159,12 +159,12 @@ def test_capabilities_that_look_misspelt() -> None:
     known = (CAPABILITY, "tailscale.com/cap/k8sproxy")
     peer = dataclasses.replace(USER, capabilities=dict.fromkeys((*names, *others, *known), ({},)))
     assert misspelt_capabilities(peer) == tuple(
-        f"the capability {name} is not read here; did you mean {meant}?" for name, meant in names.items()
+        f"k8sproxy does not read the capability {name}; did you mean {meant}?" for name, meant in names.items()
     )
     old = with_rules({"enforceRecorder": True}, name=LEGACY_CAPABILITY)
     assert misspelt_capabilities(old) == ()  # its unknown fields are told
     assert (
-        f"{LEGACY_CAPABILITY} is not read where {CAPABILITY} is there"
+        f"{LEGACY_CAPABILITY} is ignored: the peer has {CAPABILITY} too"
         in misspelt_capabilities(with_rules({}, peer=old))[0]
     )
     assert "example.com" not in "".join(misspelt_capabilities(peer, "example.com")).replace("mean example.com", "")
@@ -198,15 +198,15 @@ def test_field_names_match_by_case_folding_beyond_ascii_too() -> None:
         (groups(b"a"), "rule 2: impersonate.groups (value 1) must be a string, not bytes"),
         (groups(None), "rule 2: impersonate.groups (value 1) is empty"),
         (groups(""), "rule 2: impersonate.groups (value 1) is empty"),
-        (groups("a\r\nb"), "holds a control character"),
-        (groups("a\x00"), "holds a control character"),
-        (groups("a\x7f"), "holds a control character"),
-        (groups("a\x85b"), "holds a control character"),
-        (groups(" a"), "begins or ends with a blank"),
-        (groups("a "), "begins or ends with a blank"),
-        (groups("a\xa0"), "begins or ends with a blank"),
+        (groups("a\r\nb"), "contains a control character"),
+        (groups("a\x00"), "contains a control character"),
+        (groups("a\x7f"), "contains a control character"),
+        (groups("a\x85b"), "contains a control character"),
+        (groups(" a"), "begins or ends with white space"),
+        (groups("a "), "begins or ends with white space"),
+        (groups("a\xa0"), "begins or ends with white space"),
         (groups("a\ud800"), "is not Unicode text"),
-        (groups("g" * (MAX_NAME + 1)), f"is {MAX_NAME + 1} bytes long; at most {MAX_NAME} are taken"),
+        (groups("g" * (MAX_NAME + 1)), f"is {MAX_NAME + 1} bytes long; at most {MAX_NAME} are allowed"),
         (groups("é" * (MAX_NAME // 2 + 1)), f"is {MAX_NAME + 2} bytes long"),
         ({"recorder": "tag:x"}, "rule 2: recorder must be a list of strings, not a string"),
         ({"recorder": [1.5]}, "rule 2: recorder (value 1) must be a string, not a number"),
@@ -299,7 +299,7 @@ def test_a_tagged_node_is_impersonated_by_name_with_the_rules_groups_or_its_tags
         (dataclasses.replace(USER, login_name="system:"), "reserved_name", "'system:'"),
         (dataclasses.replace(USER, login_name="tagged-devices"), "reserved_name", "'tagged-devices'"),
         (dataclasses.replace(TAGGED, node_name="."), "unusable_name", "the node name of this peer"),
-        (dataclasses.replace(TAGGED, node_name=" ci."), "unusable_name", "blank"),
+        (dataclasses.replace(TAGGED, node_name=" ci."), "unusable_name", "white space"),
         (dataclasses.replace(TAGGED, node_name="system:node:ci."), "reserved_name", "'system:'"),
         (dataclasses.replace(TAGGED, tags=("tag:a", "")), "unusable_name", "the tag of this peer"),
         (dataclasses.replace(TAGGED, tags=("tag:a", "system:masters")), "unusable_name", "'tag:'"),

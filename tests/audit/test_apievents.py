@@ -197,7 +197,7 @@ def test_the_time_for_all_probes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
         recorders.hanging.update(TWO)
         with pytest.raises(NoEventRecorder) as caught:
             await recorders.events().revive(TWO)
-        assert caught.value.attempts[1] == (TWO[1], "not tried, no time was left")
+        assert caught.value.attempts[1] == (TWO[1], "not tried: no time was left")
 
     monkeypatch.setattr(apievents, "REVIVE_TIMEOUT", 0.01)
     run(scene)
@@ -239,7 +239,7 @@ def test_a_recorder_that_answers_probes_and_takes_no_events_is_not_alive() -> No
         events.add(ONE, event(1), enforced=True)
         await recorders.until(lambda: len(recorders.posts) > 1)
         assert not events.admit(ONE, True)
-        with pytest.raises(NoEventRecorder, match="takes no events"):
+        with pytest.raises(NoEventRecorder, match="does not accept events"):
             await events.revive(ONE)
         assert not events.admit(ONE, True)
         recorders.deaf.clear()

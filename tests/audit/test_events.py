@@ -171,7 +171,7 @@ def test_an_answer_that_is_none(answer: bytes) -> None:
             await fake.until(lambda: len(fake.events) > 2)
             for connection in fake.connections:
                 connection.write(answer)
-            with pytest.raises(UploadError, match=r"no HTTP/1.1"):
+            with pytest.raises(UploadError, match=r"not HTTP/1.1"):
                 await posting
 
     run(scene())

@@ -38,7 +38,7 @@ def generated(directory: Path, *names: str) -> tuple[ssl.SSLContext, bytes]:
 
 def test_what_is_printed() -> None:
     text = run("kube.tail1234.ts.net").stdout
-    assert text.startswith("# Nothing secret")
+    assert text.startswith("# No secret")
     assert yaml.safe_load(text) == {
         "apiVersion": "v1",
         "kind": "Config",
@@ -131,7 +131,7 @@ def test_what_is_no_use(args: list[str]) -> None:
 
 def test_files_that_are_no_ca(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x")
-    for name, message in (("x", "no certificate in PEM"), ("no", "No such file or directory")):
+    for name, message in (("x", "not a certificate in PEM"), ("no", "No such file or directory")):
         result = run("https://x", "--ca", str(tmp_path / name))
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr == f"k8sproxy: {tmp_path}/{name}: {message}\n"
@@ -149,7 +149,7 @@ def test_the_ca_is_fetched(tmp_path: Path) -> None:
         assert run(f"https://127.0.0.1:{port}", "--fetch-ca", "--ca-sha256", expected).exit_code == 0
         result = run(f"https://127.0.0.1:{port}", "--fetch-ca", "--ca-sha256", "00:11")
         assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr.startswith(f"k8sproxy: the CA at 127.0.0.1:{port} is another one")
+        assert result.stderr.startswith(f"k8sproxy: the CA at 127.0.0.1:{port} is not the expected one")
 
 
 @pytest.mark.parametrize(
@@ -157,11 +157,11 @@ def test_the_ca_is_fetched(tmp_path: Path) -> None:
     [
         ((404, b""), "has no CA of its own"),
         ((403, b""), "it answers 403"),
-        ((200, b"hello"), "no CA can be had"),
-        ((200, b"\xff"), "no CA can be had"),
+        ((200, b"hello"), "cannot get a CA"),
+        ((200, b"\xff"), "cannot get a CA"),
         ((200, b"x" * 100_000), "too long"),
-        ((200, Authority().pem), "does not fit the certificate there"),
-        ((200, self_signed("127.0.0.1")[0]), "does not fit the certificate there"),
+        ((200, Authority().pem), "did not issue the certificate there"),
+        ((200, self_signed("127.0.0.1")[0]), "did not issue the certificate there"),
     ],
 )
 def test_a_ca_that_is_none(tmp_path: Path, answer: tuple[int, bytes], message: str) -> None:
@@ -195,7 +195,7 @@ def test_the_ca_is_fetched_through_the_tailnets_socks_proxy(tmp_path: Path) -> N
         result = run("https://kube.tail.ts.net", "--fetch-ca", "--proxy-url", f"socks5://me:x@127.0.0.1:{proxy}")
         assert "refuses the user or password" in result.stderr
         result = run("https://kube.tail.ts.net", "--fetch-ca", "--proxy-url", f"socks5://127.0.0.1:{proxy}")
-        assert "wants another way to sign in" in result.stderr
+        assert "requires an authentication method" in result.stderr
     assert run("https://x", "--fetch-ca", "--proxy-url", "http://x").exit_code == 2
 
 

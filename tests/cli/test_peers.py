@@ -120,12 +120,11 @@ def test_explain_who_is_told_of_requests(daemon: FakeTailscaled) -> None:
     code, found = explained(daemon, "--peer", "100.64.0.1")
     assert (code, found["events"], found["eventRecorderAddrs"]) == (0, True, [])
     assert (
-        "events    told to nobody: no recorder has an address\n"
-        in run(daemon, "explain", "--peer", "100.64.0.1").stdout
+        "events    sent to no recorder: none has an address\n" in run(daemon, "explain", "--peer", "100.64.0.1").stdout
     )
     recorded = groups("dev", enableEvents=True, **RECORDED)
     daemon.peers["100.64.0.1"] = user_whois("a@b.c", "pc", "100.64.0.1", recorded)  # type: ignore[index]  # a dict here
-    assert "events    told to 100.64.0.9:80\n" in run(daemon, "explain", "--peer", "100.64.0.1").stdout
+    assert "events    sent to 100.64.0.9:80\n" in run(daemon, "explain", "--peer", "100.64.0.1").stdout
     assert "events " not in run(daemon, "explain", "--peer", "100.64.0.2").stdout
 
 
@@ -209,7 +208,7 @@ def test_explain_as_a_listener_has_it(daemon: FakeTailscaled, tmp_path: Path) ->
     assert json.loads(ask("--listen", "127.0.0.1:2", "--json").stdout)["impersonation"] is None
     result = ask("--listen", "127.0.0.1:3")
     assert result.exit_code == 2
-    assert "there are: 127.0.0.1:1, 127.0.0.1:2" in result.stderr
+    assert "the listeners: 127.0.0.1:1, 127.0.0.1:2" in result.stderr
     assert run(daemon, "explain", "--peer", "100.64.0.1", "--listen", "127.0.0.1:1").exit_code == 2
 
 

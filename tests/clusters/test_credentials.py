@@ -69,7 +69,7 @@ def test_a_user_and_a_password(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", ["a\r\nX-Evil: b", "a b", "ä", "a\0", "=", " "])
 def test_what_no_token_can_be(tmp_path: Path, token: str) -> None:
-    with pytest.raises(CredentialsError, match="no bearer token") as error:
+    with pytest.raises(CredentialsError, match="not a bearer token") as error:
         asyncio.run(load(tmp_path, {"token": token}))
     assert "Evil" not in str(error.value)
 
@@ -176,7 +176,7 @@ def test_a_service_account_whose_token_rotates(tmp_path: Path, monkeypatch: pyte
         assert found.tls() is context  # the CA is the same: connections stay good
         assert "two" not in repr(logs)
         (tmp_path / "..2" / "token").write_text("")
-        with pytest.raises(CredentialsError, match=r"/token: no bearer token: it is empty"):
+        with pytest.raises(CredentialsError, match=r"/token: not a bearer token: it is empty"):
             await found.refresh()
         assert found.authorization() == b"Bearer two"
 
@@ -313,7 +313,7 @@ def test_failures_are_logged_once_and_tried_again(tmp_path: Path, monkeypatch: p
     assert [failures for failures, _ in turns] == [0, 1, 2, 3]
     assert logs == [
         f"{tmp_path}/token: No such file or directory",
-        f"{tmp_path}/token: no bearer token: it is empty or has characters that none can have",
+        f"{tmp_path}/token: not a bearer token: it is empty, or has characters that a token cannot have",
         "cluster_credentials_changed",
     ]
 

@@ -66,10 +66,13 @@ def test_servers(tmp_path: Path, server: str, host: str, port: int, authority: b
         ({"server": "https://x:y"}, "server is not a URL"),
         ({"server": "https://x/?a"}, "server is not a URL of a host and a path"),
         ({"server": "https://x/a b"}, "server is not a URL of a host and a path"),
-        ({"server": "http://api.example"}, "an http:// server is taken on loopback addresses alone"),
-        ({"server": "http://10.0.0.1"}, "an http:// server is taken on loopback addresses alone"),
+        ({"server": "http://api.example"}, "an http:// server is allowed only on a loopback address"),
+        ({"server": "http://10.0.0.1"}, "an http:// server is allowed only on a loopback address"),
         ({"server": "https://x", "proxy-url": "socks5://hunter2@x"}, "proxy-url is not supported"),
-        ({"server": "https://x", "insecure-skip-tls-verify": True, "certificate-authority": "x"}, "exclude each other"),
+        (
+            {"server": "https://x", "insecure-skip-tls-verify": True, "certificate-authority": "x"},
+            "cannot be used together",
+        ),
         ({"server": "https://x", "certificate-authority-data": "%"}, "certificate-authority-data is not base64"),
     ],
 )
@@ -82,7 +85,7 @@ def test_clusters_that_are_refused(tmp_path: Path, cluster: Section, message: st
 @pytest.mark.parametrize(
     ("user", "message"),
     [
-        ({"auth-provider": {"name": "gcp"}}, "auth-provider is gone"),
+        ({"auth-provider": {"name": "gcp"}}, "removed auth-provider"),
         ({"as": "admin"}, "as is not supported"),
         ({"as-groups": ["admins"]}, "as-groups is not supported"),
         ({"client-certificate": "x"}, "client-certificate and client-key go together"),

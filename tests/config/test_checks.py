@@ -64,7 +64,7 @@ def test_a_proxy_header_is_for_loopback() -> None:
     assert tls("127.0.0.1:80", "source: none", ", proxyProtocol: true") == []
     for address in ("tailnet:80", "0.0.0.0:80", "10.0.0.1:80", "100.64.0.1:80"):
         (fault,) = tls(address, "source: files, cert: c, key: k", ", proxyProtocol: true")
-        assert fault.startswith("listen[0].proxyProtocol: is for loopback")
+        assert fault.startswith("listen[0].proxyProtocol: is allowed only on a loopback address")
 
 
 def test_addresses_exclude_each_other() -> None:
@@ -83,10 +83,10 @@ def test_clusters_are_named_where_there_are_several() -> None:
     one = '{address: "127.0.0.1:1", tls: {source: none}%s}'
     assert faults(f"[{one % ', cluster: b'}]", several) == []
     assert faults(f"[{one % ''}]", several) == [
-        "listen[0]: cluster is required where there are several (there are: a, b)"
+        "listen[0]: cluster is required where there are several (they are: a, b)"
     ]
     assert faults(f"[{one % ', cluster: c'}]", several) == [
-        "listen[0].cluster: no cluster has this name (there are: a, b)"
+        "listen[0].cluster: no cluster has this name (the clusters: a, b)"
     ]
     # A cluster that is refused for something else is there all the same.
     assert faults(f"[{one % ', cluster: b'}]", several.replace("context: c", "x: c")) == ["clusters[1].x: unknown key"]
@@ -145,21 +145,21 @@ def test_a_certificate_and_the_key_of_another(files: Path) -> None:
     (files / "tls.key").write_bytes(self_signed("b.example")[1])
     assert with_files(files) == ["listen[0].tls.cert: tls.key is not the key of this certificate"]
     (files / "tls.key").write_bytes(b"x")
-    assert "are no PEM certificate and key" in with_files(files)[0]
+    assert "are not a PEM certificate and its key" in with_files(files)[0]
     (files / "tls.key").write_bytes(self_signed("a.example", passphrase=b"x")[1])
-    assert with_files(files) == ["listen[0].tls.cert: the key has a passphrase: nobody is there to type it"]
+    assert with_files(files) == ["listen[0].tls.cert: the key has a passphrase, which nobody can type at a start"]
 
 
 @pytest.mark.parametrize(
     ("content", "cluster", "fault"),
     [
         ("[", "", "clusters[0].kubeconfig: kubeconfig: not YAML"),
-        ("x: y", "", "clusters[0].kubeconfig: kubeconfig: no kubeconfig, it has no contexts"),
-        (KUBECONFIG, ", context: nix", "clusters[0].context: kubeconfig has no such context (it has: one, two)"),
+        ("x: y", "", "clusters[0].kubeconfig: kubeconfig: not a kubeconfig, it has no contexts"),
+        (KUBECONFIG, ", context: nix", "clusters[0].context: kubeconfig has no such context (its contexts: one, two)"),
         (
             KUBECONFIG.replace("current-context: one", "current-context: nix"),
             "",
-            "clusters[0]: kubeconfig has no current context, so context is required (it has: one, two)",
+            "clusters[0]: kubeconfig has no current context, so context is required (its contexts: one, two)",
         ),
     ],
 )

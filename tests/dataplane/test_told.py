@@ -226,7 +226,7 @@ async def test_idle_sessions_of_one_user_are_limited() -> None:
         client = await stage.client()
         await client.send(asked(WebSocket()))
         code, message = (await client.response()).refusal()
-        assert code == 429 and "ana@example.com has 2 sessions here already, with all nodes together" in message
+        assert code == 429 and "ana@example.com already has 2 sessions here, from all nodes together" in message
         stage.daemon.answer = peer("dev", login="ben@example.com", node="n-ben")
         await stage.exchange(asked(WebSocket()))
         held[0][0].close()

@@ -92,7 +92,7 @@ admin:
                 "6:3: ingest.sessions: must be a whole number from 1 to 100000",
             ],
         ),
-        (SMALL + "admin: {address: \"tailnet:9090\"}\n", ["4:1: admin: must not stand on the tailnet"]),
+        (SMALL + "admin: {address: \"tailnet:9090\"}\n", ["4:1: admin: must not be an address of the tailnet"]),
         (
             SMALL + "ingest: {allow: ['tag:a b']}\n",
             ["4:18: ingest.allow[0]: must be a tag of letters, digits and dashes, such as tag:ops"],

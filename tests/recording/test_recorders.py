@@ -125,7 +125,7 @@ def test_a_v1_recorder_whose_answer_is_no_http() -> None:
             opening = asyncio.ensure_future(made.open([fake.address]))
             await fake.until(lambda: fake.sessions)
             fake.sessions[0].connection.write(b"SSH-2.0-x\r\n\r\n")
-            with pytest.raises(NoRecorder, match="no HTTP"):
+            with pytest.raises(NoRecorder, match="does not speak HTTP"):
                 await opening
 
     run(scene())

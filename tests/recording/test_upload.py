@@ -173,9 +173,9 @@ def test_a_failure_from_before_anybody_listened() -> None:
         (b'{"error":"disk full"}', "the recorder says: disk full"),
         (b'{"ack":6}', "confirms 6 bytes of 5 sent"),
         (b'{"ack":5}{"ack":4}', "backwards"),
-        (b'{"ack":"5"}', "no number"),
-        (b"ok\n", "no JSON object"),
-        (b'{"ack":}', "no JSON"),
+        (b'{"ack":"5"}', "not a number"),
+        (b"ok\n", "not a JSON object"),
+        (b'{"ack":}', "not JSON"),
         (b'{"' + b"x" * 20_000, "longer than"),
     ],
 )
@@ -316,7 +316,7 @@ def test_no_acks() -> None:
         async with session(ack_timeout=0.05) as (fake, upload):
             fake.acks = False
             upload.write(b"hello")
-            assert "confirmed nothing for 0.05 s, 5 bytes being due" in await failure_of(upload)
+            assert "confirmed nothing for 0.05 s, and 5 bytes wait for it" in await failure_of(upload)
 
     run(scene())
 
@@ -333,7 +333,7 @@ def test_acks_that_say_nothing_new_are_no_sign_of_life() -> None:
                 if not fake.sessions[0].end:
                     fake.sessions[0].ack(3)
                 await asyncio.wait((why,), timeout=0.01)
-            assert "2 bytes being due" in why.result()
+            assert "and 2 bytes wait for it" in why.result()
 
     run(scene())
 

@@ -17,7 +17,7 @@ from tests.system.kubectl import STREAMING, Kubectl
 from tests.system.proxy import Proxy, wait_until
 
 NewProxy = Callable[..., Proxy]
-NOT_ACCEPTED = "the API server does not accept the proxy's own credentials; tell whoever runs the proxy"
+NOT_ACCEPTED = "the API server does not accept the proxy's own credentials; tell the administrator of the proxy"
 ACCOUNTS = f"api/v1/namespaces/{PROXY_NAMESPACE}/serviceaccounts"
 
 

@@ -174,7 +174,7 @@ FAULTS: dict[str, tuple[dict[str, Any], Callable[[Recorder], object], str]] = {
     "ack that is none": (
         {},
         lambda recorder: recorder.do(lambda: recorder.sessions[0].send(b"no\n")),
-        "no JSON object",
+        "not a JSON object",
     ),
     "reset": ({}, lambda recorder: recorder.do(lambda: recorder.sessions[0].reset()), "gave up the session"),
     "early end": ({}, lambda recorder: recorder.do(lambda: recorder.sessions[0].finish()), "ended its answer"),

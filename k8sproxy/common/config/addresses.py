@@ -82,7 +82,7 @@ def parse_listen_address(value: object) -> ListenAddress:
     try:
         address = ipaddress.ip_address(host[1:-1] if bracketed else host)
     except ValueError:
-        raise ValueError(f"{wanted}, no host name") from None
+        raise ValueError(f"{wanted}, not a host name") from None
     if bracketed is not (address.version == 6):
         raise ValueError(wanted)
     if address.version == 6 and address.scope_id:
@@ -103,5 +103,5 @@ def parse_admin_address(value: object) -> AdminAddress:
     except ValueError:
         raise ValueError('must be "IP:PORT", "[IPv6]:PORT" or "unix:/PATH"') from None
     if address.is_tailnet:
-        raise ValueError("must not stand on the tailnet: use loopback, another network or a unix socket")
+        raise ValueError("must not be an address of the tailnet: use loopback, another network or a unix socket")
     return AdminAddress(tcp=address)

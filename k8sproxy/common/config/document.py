@@ -82,9 +82,9 @@ class Document:
     def _value(self, node: yaml.Node, key: Key, depth: int) -> object:
         self._values += 1
         if self._values > MAX_VALUES:
-            raise Broken(f"more than {MAX_VALUES} values, aliases unfolded", _place(node.start_mark))
+            raise Broken(f"more than {MAX_VALUES} values, counting each use of an alias", _place(node.start_mark))
         if depth >= MAX_DEPTH and not isinstance(node, yaml.ScalarNode):
-            raise Broken(f"more than {MAX_DEPTH} levels deep, aliases unfolded", _place(node.start_mark))
+            raise Broken(f"more than {MAX_DEPTH} levels deep, counting each use of an alias", _place(node.start_mark))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key, depth)
         if isinstance(node, yaml.SequenceNode):
@@ -111,7 +111,7 @@ class Document:
             name = str(name_node.value)
             if name in values:
                 first = self._places[*key, name][0]
-                self.faults.append(DocumentFault((*key, name), place, f"is in line {first} already", covers=False))
+                self.faults.append(DocumentFault((*key, name), place, f"is already in line {first}", covers=False))
                 continue
             self._places[*key, name] = place
             values[name] = self._value(child, (*key, name), depth + 1)

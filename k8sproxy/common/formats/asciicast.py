@@ -337,7 +337,7 @@ def read_header(line: bytes, limit: int) -> dict[str, object]:
             raise ProtocolError(f"the header of a cast has no usable {side}")
     timestamp = header.get("timestamp", 0)
     if type(timestamp) not in (int, float) or not 0 <= timestamp < 1 << 53:
-        raise ProtocolError("the header of a cast has a timestamp that is none")
+        raise ProtocolError("the header of a cast has a timestamp that is not a number of seconds")
     return header
 
 
@@ -352,13 +352,13 @@ def read_event(line: bytes, limit: int) -> tuple[float, str, str]:
         raise ProtocolError("an event of a cast is not an array of three")
     seconds, code, data = event
     if type(seconds) not in (int, float) or not 0 <= seconds <= MAX_TIME:
-        raise ProtocolError("an event of a cast has a time that is none")
+        raise ProtocolError("an event of a cast has a time that is not a number of seconds")
     if not isinstance(code, str) or not _is_code(code):
-        raise ProtocolError("an event of a cast has a code that is none")
+        raise ProtocolError("an event of a cast has a code that is not one letter")
     if not isinstance(data, str):
         raise ProtocolError("an event of a cast has data that is not text")
     if not _is_whole(data):
-        raise ProtocolError("an event of a cast has half a character in it")
+        raise ProtocolError("an event of a cast has an unpaired surrogate")
     if code == "r" and _RESIZE.fullmatch(data) is None:
         raise ProtocolError("a resize of a cast has no size")
     return float(seconds), code, data

@@ -109,7 +109,7 @@ class AckReader:
                 if not data:
                     break
                 if data[0] != 0x7B:
-                    raise ProtocolError("the recorder's answer is no JSON object")
+                    raise ProtocolError("the recorder's answer is not a JSON object")
             end = self._scan(data)
             if end > MAX_MESSAGE or (end < 0 and len(data) > MAX_MESSAGE):
                 raise ProtocolError(f"the recorder's answer is longer than {MAX_MESSAGE} bytes")
@@ -166,15 +166,15 @@ class AckReader:
         try:
             message = json.loads(text)
         except ValueError:
-            raise ProtocolError("the recorder's answer is no JSON") from None
+            raise ProtocolError("the recorder's answer is not JSON") from None
         error = message.get("error")
         if error is not None and not isinstance(error, str):
-            raise ProtocolError("the recorder's answer has an error that is no text")
+            raise ProtocolError("the recorder's answer has an error that is not text")
         if error:
             raise RecorderError(printable(error), read_declines(message.get("declines")))
         ack = message.get("ack", 0)
         if type(ack) is not int or ack < 0:
-            raise ProtocolError("the recorder's answer has an ack that is no number of bytes")
+            raise ProtocolError("the recorder's answer has an ack that is not a number of bytes")
         self._ack(ack)
 
     def _ack(self, ack: int) -> None:

@@ -113,7 +113,7 @@ def _capabilities(body: bytes) -> dict[str, tuple[object, ...]]:
     answer = json.loads(body, object_pairs_hook=_members)
     found = answer["CapMap"] if isinstance(answer, dict) else answer
     if not isinstance(found, dict):
-        raise Malformed("CapMap: a name that comes twice")
+        raise Malformed("CapMap: the same name twice")
     return {name: tuple(values or ()) for name, values in found.items()}
 
 

@@ -133,7 +133,7 @@ class LocalAPI:
         """
         with map_exceptions("localapi", self.socket, self.certificate_timeout):
             if not _DOMAIN.fullmatch(domain):
-                raise Malformed(f"{domain!r} is not a name that a certificate can be asked for")
+                raise Malformed(f"{domain!r} is not a domain name that can have a certificate")
             query = {"type": "pair", "min_validity": f"{int(min_validity)}s"}
             return read_pair(
                 await self._get(f"cert/{quote(domain, safe='')}", query, MAX_CERTIFICATE, self.certificate_timeout)
@@ -235,12 +235,12 @@ def _complained(question: str, complaint: _Complaint) -> Refusal:
         return Refusal(
             503,
             f"{question}_denied",
-            f"tailscaled lets this process not ask ({complaint}); run it as root, or as the operator of the daemon "
-            "(tailscale set --operator), or permit certificates (TS_PERMIT_CERT_UID)",
+            f"tailscaled does not permit this process to ask ({complaint}); run it as root, or as the operator of the "
+            "daemon (tailscale set --operator), or permit certificates (TS_PERMIT_CERT_UID)",
         )
     if complaint.status == 429 or complaint.status >= 500:
         return Refusal(503, f"{question}_unavailable", f"tailscaled failed: {complaint}", retry_after=1)
-    return Refusal(503, f"{question}_malformed", f"tailscaled does not take the question: {complaint}")
+    return Refusal(503, f"{question}_malformed", f"tailscaled rejected the question: {complaint}")
 
 
 def _why_unavailable(error: Exception, socket: str) -> str:
@@ -248,7 +248,7 @@ def _why_unavailable(error: Exception, socket: str) -> str:
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     number = cause.errno if isinstance(cause, OSError) else None
     if number in (errno.EACCES, errno.EPERM):
-        return f"no permission to open tailscaled's socket {socket}: run as a user who may, or share it with this one"
+        return f"no permission to open tailscaled's socket {socket}: run as a user who may, or give this user access"
     if number in (errno.ENOENT, errno.ENOTDIR):
         return f"there is no socket {socket}: is tailscaled running, and is tailnet.socket its --socket?"
     if number == errno.ECONNREFUSED:

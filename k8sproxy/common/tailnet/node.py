@@ -122,7 +122,7 @@ class TailnetCertificate(Changes):
         min_validity = self.not_after.timestamp() - self._renew_at
         self._take(domain, await self._localapi.certificate(domain, min_validity))
         if self._clock() >= self._renew_at:
-            raise Refusal(503, "certificate_malformed", f"tailscaled has no fresher certificate for {domain}")
+            raise Refusal(503, "certificate_malformed", f"tailscaled has no newer certificate for {domain}")
 
     async def run(self) -> NoReturn:
         """Keeps it fresh; ends only by being cancelled."""
@@ -183,5 +183,5 @@ def _validity(pair: CertificatePair) -> tuple[datetime, datetime]:
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise Refusal(503, "certificate_malformed", "tailscaled's certificate or its key can't be read") from None
     if not matching:
-        raise Refusal(503, "certificate_malformed", "tailscaled's key is not that of its certificate")
+        raise Refusal(503, "certificate_malformed", "tailscaled's key does not belong to its certificate")
     return leaf.not_valid_before_utc, leaf.not_valid_after_utc

@@ -30,11 +30,11 @@ def read_name(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("must be text (put it in quotes): a login name or a tag (tag:ops)")
     if not 0 < len(value) <= MAX_NAME or not value.isprintable() or value != value.strip():
-        raise ValueError("must be a login name (alice@example.com, alice) or a tag (tag:ops), without blanks around it")
+        raise ValueError("must be a login name (alice@example.com, alice) or a tag (tag:ops), without spaces around it")
     if value.startswith("tag:") and not _TAG.match(value):
         raise ValueError("must be a tag of letters, digits and dashes, such as tag:ops")
     if value == "*" or value.startswith(_GROUPS):
-        raise ValueError("must be a login name or a tag: the local tailscaled does not say in which groups somebody is")
+        raise ValueError("must be a login name or a tag: the local tailscaled does not tell who is a member of a group")
     return value
 
 

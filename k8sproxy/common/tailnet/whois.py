@@ -346,7 +346,7 @@ def _pin(key: ClientKey, peer: Peer) -> None:
         key.node, key.owner = peer.stable_id, peer.owner
     elif key.node != peer.stable_id:
         key.node = ""  # no node's: from here on nobody is believed to be at the other end
-        raise Refusal(403, "peer_changed", "tailscaled names another node for this connection than before", close=True)
+        raise Refusal(403, "peer_changed", "tailscaled now names a different node for this connection", close=True)
 
 
 def _same(before: Peer, now: Peer) -> bool:

@@ -134,7 +134,7 @@ class Submission:
                 if self._wire.closed:
                     return
         except ProtocolError:
-            self._failed(Rejected("it speaks no HTTP/1.1"), "the recorder's answer is no HTTP/1.1")
+            self._failed(Rejected("it does not speak HTTP/1.1"), "the recorder's answer is not HTTP/1.1")
             self.reset()
             return
         self._held = data
@@ -265,11 +265,11 @@ class EventConnection:
                 if head.status >= 200:
                     self._head(head)
         except ProtocolError:
-            self._fail("the recorder's answer is no HTTP/1.1")
+            self._fail("the recorder's answer is not HTTP/1.1")
 
     def _head(self, head: ResponseHead) -> None:
         if not self._due:
-            raise ProtocolError("an answer to nothing")
+            raise ProtocolError("an answer without a request")
         method = self._due[0]
         body = response_body(method, head.status, head.content_length, head.chunked)
         if not 200 <= head.status < 300:

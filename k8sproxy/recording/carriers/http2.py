@@ -302,7 +302,7 @@ class Connection:
         self._unread = self._unread + len(data) if self._wire.stalled else 0
         self._wire.send((data,), len(data))
         if self._unread > _MAX_UNREAD:
-            self._on_lost("the recorder wants answers, and reads none")
+            self._on_lost("the recorder asks for answers and does not read them")
 
     def _flush(self) -> None:
         """Frames what the streams have, as far as the windows and the socket go."""
@@ -406,7 +406,9 @@ class Connection:
         if data[3] != _SETTINGS or data[5:9] != b"\0\0\0\0":
             line = data.split(b"\r\n", 1)[0][:60]
             self._on_lost(
-                f"it answered {line.decode('latin-1')!r}" if data.startswith(b"HTTP/1.") else "it speaks no HTTP/2",
+                f"it answered {line.decode('latin-1')!r}"
+                if data.startswith(b"HTTP/1.")
+                else "it does not speak HTTP/2",
                 error=NotHTTP2,
             )
             return False

@@ -27,7 +27,7 @@ def test_who_asks_for_answers_and_reads_none_is_left() -> None:
             loop = asyncio.get_running_loop()
             with pytest.raises(OSError):  # whatever the system calls a pipe that is gone
                 await loop.sock_sendall(theirs, flood)
-            with pytest.raises(ConnectionLost, match="reads none"):
+            with pytest.raises(ConnectionLost, match="does not read them"):
                 await probe
             assert connection.lost is not None and not connection.usable
 
