@@ -9,8 +9,9 @@ Source: ipn/localapi/{localapi,cert}.go of tailscale.com v1.102.5. The daemon ta
 root (or its operator) read; whoever else connects is told 403.
 
 Every question has a time limit over the whole of it, waiting for a connection included, and a limit on the bytes of its
-answer. What an answer says is `answers`' business. Whatever fails becomes one `Refusal` in `map_exceptions`, so no
-exception of aiohttp's leaves this file. Its cause is `whois_` or `localapi_` followed by one of
+answer. How it gets there and back is `transport`'s business, what an answer says `answers`'. Whatever fails becomes one
+`Refusal` in `map_exceptions`, and no other exception leaves this file. Its cause is `whois_` or `localapi_` followed by
+one of
 
     denied         the daemon says that this process may not ask
     unavailable    no socket, no permission to open it, nobody listening, connection lost, the daemon's own failure
@@ -27,14 +28,12 @@ import errno
 import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from urllib.parse import quote
-
-import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
+from urllib.parse import quote, urlencode
 
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.tailnet.answers import CertificatePair, Malformed, NodeStatus, read_pair, read_status, read_whois
 from k8sproxy.common.tailnet.peer import Peer
+from k8sproxy.common.tailnet.transport import MAX_WORDS, Answer, Stream, Transport
 
 DEFAULT_SOCKET = "/var/run/tailscale/tailscaled.sock"
 HOST = "local-tailscaled.sock"  # apitype.LocalAPIHost
@@ -53,8 +52,6 @@ MAX_WHOIS = 4 << 20
 MAX_STATUS = 64 << 20
 # Bytes. A key and a chain of three or four certificates: under 16 KiB.
 MAX_CERTIFICATE = 1 << 20
-# Bytes of the daemon's own words that a Refusal repeats. Its errors are one short line.
-_MAX_COMPLAINT = 300
 
 # Connections to the daemon at once: one question for each new peer in a burst, while two streams and a certificate that
 # is being made hold one each. It serves them from one lock, so that more of them would only queue there.
@@ -95,8 +92,7 @@ class LocalAPI:
         self.socket = socket
         self.timeout = timeout
         self.certificate_timeout = certificate_timeout
-        self._client: aiohttp.ClientSession | None = None
-        self._closed = False
+        self._transport = Transport(socket, most=_MAX_CONNECTIONS, keep=_KEEP_ALIVE)
 
     async def whois(self, address: str, *, service: str | None = None, destination: str | None = None) -> Peer:
         """Who is at the other end of a TCP connection from `address` ("IP:PORT", "[IPv6]:PORT"; port 0 for a tailnet
@@ -149,60 +145,34 @@ class LocalAPI:
         """
         with map_exceptions("localapi", self.socket, self.timeout):
             async with asyncio.timeout(self.timeout):
-                response = await self._subscribe()
-            async with response:
+                stream = await self._subscribe()
+            try:
                 yield None
-                async for _ in response.content.iter_any():
+                while await stream.listen():
                     yield None
+            finally:
+                stream.close()
 
     async def aclose(self) -> None:
         """Ends all connections, and with them every question that is still waiting."""
-        self._closed = True
-        if self._client is not None:
-            await self._client.close()
+        await self._transport.aclose()
 
-    async def _subscribe(self) -> aiohttp.ClientResponse:
+    async def _subscribe(self) -> Stream:
         for mask in _WATCH_MASKS:
-            response = await self._session().get(
-                _url("watch-ipn-bus"), params={"mask": str(mask)}, allow_redirects=False
-            )
-            if response.status == 200:
+            response = await self._transport.stream(_request("watch-ipn-bus", {"mask": str(mask)}))
+            if isinstance(response, Stream):
                 return response
-            async with response:
-                complaint = _Complaint(response.status, await _words(response))
+            complaint = _complaint(response)
             if complaint.status != 400:
                 break
         raise complaint
 
     async def _get(self, path: str, query: dict[str, str], limit: int, seconds: float) -> bytes:
-        async with (
-            asyncio.timeout(seconds),
-            self._session().get(_url(path), params=query, allow_redirects=False) as response,
-        ):
-            if response.status != 200:
-                raise _Complaint(response.status, await _words(response))
-            body = bytearray()
-            async for piece in response.content.iter_any():
-                body += piece
-                if len(body) > limit:
-                    raise Malformed(f"an answer of more than {limit} bytes")
-            return bytes(body)
-
-    def _session(self) -> aiohttp.ClientSession:
-        if self._closed:
-            raise ConnectionError("this process is closing its connections")
-        if self._client is None:
-            self._client = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(
-                    self.socket, limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE, force_close=False
-                ),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # asyncio.timeout, around the whole
-                cookie_jar=aiohttp.DummyCookieJar(),
-                # An answer's size is limited as it comes; one that unpacks to more is not wanted.
-                auto_decompress=False,
-                skip_auto_headers=("Accept-Encoding", "User-Agent"),
-            )
-        return self._client
+        async with asyncio.timeout(seconds):
+            answer = await self._transport.get(_request(path, query), limit)
+        if answer.status != 200:
+            raise _complaint(answer)
+        return answer.body
 
 
 @contextmanager
@@ -221,12 +191,12 @@ def map_exceptions(question: str, socket: str, seconds: float) -> Iterator[None]
         raise Refusal(
             503, f"{question}_timeout", f"tailscaled did not answer within {seconds:g} s", retry_after=1
         ) from None
-    except (Malformed, aiohttp.ClientResponseError, HttpProcessingError, ValueError) as error:
-        # aiohttp's errors repeat the bytes that they did not like, which have no place in an answer to a client.
+    except (Malformed, ValueError) as error:
+        # A ValueError may repeat the bytes that were not liked, which have no place in an answer to a client.
         detail = str(error) if isinstance(error, Malformed) else type(error).__name__
         raise Refusal(503, f"{question}_malformed", f"tailscaled's answer makes no sense: {detail}") from None
-    except (aiohttp.ClientError, OSError, RuntimeError) as error:
-        # RuntimeError is what aiohttp raises for a session that is closed while it is being used.
+    except (OSError, RuntimeError) as error:
+        # RuntimeError is what the event loop raises for a connection that is closed while it is being used.
         raise Refusal(503, f"{question}_unavailable", _why_unavailable(error, socket), retry_after=1) from None
 
 
@@ -245,27 +215,21 @@ def _complained(question: str, complaint: _Complaint) -> Refusal:
 
 def _why_unavailable(error: Exception, socket: str) -> str:
     """A sentence on an error of the connection that says what to do about it."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    number = cause.errno if isinstance(cause, OSError) else None
+    number = error.errno if isinstance(error, OSError) else None
     if number in (errno.EACCES, errno.EPERM):
         return f"no permission to open tailscaled's socket {socket}: run as a user who may, or give this user access"
     if number in (errno.ENOENT, errno.ENOTDIR):
         return f"there is no socket {socket}: is tailscaled running, and is tailnet.socket its --socket?"
     if number == errno.ECONNREFUSED:
         return f"nobody listens on the socket {socket}: tailscaled has stopped"
-    return f"the connection to tailscaled on {socket} was lost ({type(cause).__name__})"
+    return f"the connection to tailscaled on {socket} was lost ({type(error).__name__})"
 
 
-def _url(path: str) -> str:
-    return f"http://{HOST}/localapi/v0/{path}"
+def _request(path: str, query: dict[str, str]) -> bytes:
+    return f"GET /localapi/v0/{path}?{urlencode(query)} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode("ascii")
 
 
-async def _words(response: aiohttp.ClientResponse) -> str:
-    """The first of what the daemon says with an error, as one line of printable text."""
-    body = b""
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) >= _MAX_COMPLAINT:
-            break
-    text = body[:_MAX_COMPLAINT].decode(errors="replace").strip()
-    return "".join(character if character.isprintable() else " " for character in text)
+def _complaint(answer: Answer) -> _Complaint:
+    """An error of the daemon's, with the first of what it says, as one line of printable text."""
+    text = answer.body[:MAX_WORDS].decode(errors="replace").strip()
+    return _Complaint(answer.status, "".join(character if character.isprintable() else " " for character in text))

@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.tailnet import localapi as module
-from k8sproxy.common.tailnet.answers import CertificatePair
+from k8sproxy.common.tailnet.answers import CertificatePair, Malformed
 from k8sproxy.common.tailnet.localapi import LocalAPI, map_exceptions
 from k8sproxy.common.tailnet.peer import Peer
 from standins.tailscaled import FakeTailscaled, groups, tagged_whois, user_whois
@@ -305,10 +304,8 @@ def test_a_path_too_long_for_a_socket() -> None:
         ValueError("x"),
         RuntimeError("Session is closed"),
         OSError(errno.EIO, "x"),
-        aiohttp.ClientError("x"),
-        aiohttp.InvalidURL("x"),
-        aiohttp.ClientPayloadError("x"),
-        aiohttp.ServerDisconnectedError(),
+        ConnectionError("x"),
+        Malformed("x"),
     ],
 )
 def test_every_exception_becomes_a_refusal(error: Exception) -> None:
@@ -331,6 +328,7 @@ def test_a_daemon_that_restarts(tmp_path: Path) -> None:
 def test_connections_are_kept(tmp_path: Path) -> None:
     async def scene() -> None:
         connections = 0
+        served = asyncio.Event()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             nonlocal connections
@@ -341,6 +339,7 @@ def test_connections_are_kept(tmp_path: Path) -> None:
                     assert b"Accept-Encoding" not in head and b"Cookie" not in head
                     writer.write(b"HTTP/1.1 404 Not Found\r\nSet-Cookie: a=b\r\nContent-Length: 8\r\n\r\nno match")
             writer.close()
+            served.set()
 
         server = await asyncio.start_unix_server(serve, tmp_path / "sock")
         api = LocalAPI(str(tmp_path / "sock"))
@@ -348,6 +347,7 @@ def test_connections_are_kept(tmp_path: Path) -> None:
             await refused(ask_whois(api), 403, "peer_unknown")
         assert connections == 1
         await api.aclose()
+        await served.wait()
         server.close()
         await server.wait_closed()
 
@@ -356,16 +356,20 @@ def test_connections_are_kept(tmp_path: Path) -> None:
 
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
     async def scene() -> None:
+        served = asyncio.Event()
+
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n")
             await reader.read()
             writer.close()
+            served.set()
 
         server = await asyncio.start_unix_server(serve, tmp_path / "sock")
         api = LocalAPI(str(tmp_path / "sock"))
         await refused(ask_whois(api), 503, "whois_malformed")
         await api.aclose()
+        await served.wait()
         server.close()
         await server.wait_closed()
 
