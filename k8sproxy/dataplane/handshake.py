@@ -157,9 +157,15 @@ async def _attempt(loop: asyncio.AbstractEventLoop, address: Address) -> socket.
 
 
 async def handshake(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, context: ssl.SSLContext, *, server_name: str | None
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    *,
+    server_name: str | None,
+    ticket: ssl.SSLSession | None = None,
 ) -> ssl.SSLSocket:
-    """Do the TLS handshake: as the client towards `server_name`, or as the server where it is None.
+    """Do the TLS handshake: as the client towards `server_name`, or as the server where it is None. ticket: what the
+    client resumes by, if the server likes it.
 
     Raises ssl.SSLError or OSError. The returned socket owns the descriptor; `sock` is spent.
     """
@@ -172,6 +178,7 @@ async def handshake(
             server_hostname=server_name,
             do_handshake_on_connect=False,
             suppress_ragged_eofs=False,
+            session=ticket,
         )
     except BaseException:
         sock.close()

@@ -23,6 +23,7 @@ from k8sproxy.clusters.account import Account
 from k8sproxy.common.errors import Refusal
 from k8sproxy.dataplane.handshake import Address, ConnectError, connect, handshake, join, resolve
 from k8sproxy.dataplane.limits import Limits
+from k8sproxy.dataplane.resumption import Resumption
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 
 
@@ -55,13 +56,15 @@ MAX_HANDSHAKES = 32
 
 class UpstreamConnection:
     """One connection to the API server. reused: it has carried a request before this one. context: what it was made
-    with: the client certificate is in it, so a connection is as good as its context."""
+    with: the client certificate is in it, so a connection is as good as its context. checked: when the certificate of
+    its server was checked (Resumption)."""
 
-    __slots__ = ("context", "idle_since", "reused", "wire")
+    __slots__ = ("checked", "context", "idle_since", "reused", "wire")
 
-    def __init__(self, wire: Wire, context: ssl.SSLContext | None) -> None:
+    def __init__(self, wire: Wire, context: ssl.SSLContext | None, checked: float = 0.0) -> None:
         self.wire = wire
         self.context = context
+        self.checked = checked
         self.reused = False
         self.idle_since = 0.0
 
@@ -87,6 +90,7 @@ class Upstream:
         self._idle: deque[UpstreamConnection] = deque()
         self._closed = False
         self._turns = asyncio.Semaphore(MAX_HANDSHAKES)
+        self._resumption = Resumption()
 
     def take_idle(self, *, repeatable: bool) -> UpstreamConnection | None:
         """The connection that was idle for the shortest time, None without one.
@@ -136,12 +140,15 @@ class Upstream:
         endpoint = self.endpoint
         addresses: list[Address] = []
         context = endpoint.tls()
+        checked = 0.0
         try:
             async with asyncio.timeout(self._limits.connect_timeout):
                 addresses = await resolve(loop, endpoint.host, endpoint.port)
                 sock = await connect(loop, addresses)
                 if context is not None:
-                    sock = await handshake(loop, sock, context, server_name=endpoint.server_name)
+                    ticket = self._resumption.ticket(context)
+                    sock = tls = await handshake(loop, sock, context, server_name=endpoint.server_name, ticket=ticket)
+                    checked = self._resumption.checked(tls)
         except TimeoutError:
             where = ", ".join(map(join, addresses)) or f"the name server, asked for {endpoint.host},"
             raise Refusal(
@@ -151,6 +158,7 @@ class Upstream:
             ) from None
         except ssl.SSLError as error:
             endpoint.suspect()
+            self._resumption.forget()
             reason = getattr(error, "verify_message", "") or error.reason or "handshake failed"
             raise Refusal(502, "upstream_tls", f"cluster {self.name}: TLS with the API server: {reason}") from error
         except OSError as error:
@@ -161,12 +169,14 @@ class Upstream:
                 502, "upstream_unreachable", f"cluster {self.name}: the API server can't be reached: {reason}"
             ) from error
         self.opened += 1
-        return UpstreamConnection(Wire(loop, sock, self._buffer), context)
+        return UpstreamConnection(Wire(loop, sock, self._buffer), context, checked)
 
     def release(self, connection: UpstreamConnection, *, reusable: bool) -> None:
         """Take a connection back; it is closed unless the exchange left it at a message's end."""
         self.active -= 1
-        wire = connection.wire
+        wire, context = connection.wire, connection.context
+        if context is not None and self._resumption.needs(context, connection.checked):
+            self._resumption.keep(context, wire.ticket, connection.checked)
         if not reusable or self._closed or wire.ended or wire.blocked or len(self._idle) >= self._limits.pool_size:
             wire.close()
             return

@@ -428,6 +428,11 @@ class Wire:
             return 0.0
         return quiet / 1000 if unacked else 0.0
 
+    @property
+    def ticket(self) -> ssl.SSLSession | None:
+        """What another connection to the same server may be resumed by; None without TLS, and once it is closed."""
+        return self._sock.session if isinstance(self._sock, ssl.SSLSocket) else None
+
     def break_unheard(self) -> None:
         """Break the wire if nothing of what was sent has been acknowledged for UNHEARD seconds."""
         if self.unheard() > UNHEARD:
