@@ -28,7 +28,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.sockets import bind, join_address
 from k8sproxy.common.tailnet.peer import Peer, is_named, is_tailnet
-from k8sproxy.dataplane.site import Site
+from k8sproxy.dataplane.shared import Shared
 
 Checks = Callable[[], Awaitable[Mapping[str, str | None]]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -94,7 +94,7 @@ class AdminSite:
 
     def __init__(
         self,
-        site: Site,
+        shared: Shared,
         *,
         checks: Checks,
         ca_pem: Callable[[], bytes | None],
@@ -103,7 +103,7 @@ class AdminSite:
     ) -> None:
         self.allow = frozenset(allow)
         self.address: str = ""
-        self._site = site
+        self._shared = shared
         self._checks = checks
         self._warnings = warnings
         self._ca_pem = ca_pem
@@ -181,7 +181,7 @@ class AdminSite:
         if address is None or not (address.is_loopback or is_tailnet(address)):
             return None
         name = request.transport.get_extra_info("peername") if request.transport else None
-        whois = self._site.whois
+        whois = self._shared.whois
         if name is None:
             return None
         key = whois.open(name[0], name[1])
@@ -198,7 +198,7 @@ class AdminSite:
         return is_named(peer, self.allow)
 
     def _refuse(self, refusal: Refusal) -> web.Response:
-        self._site.telemetry.refusal(refusal.cause)
+        self._shared.telemetry.refusal(refusal.cause)
         return web.Response(status=refusal.status, body=refusal.body(), content_type="application/json")
 
     async def _healthz(self, _: web.Request) -> web.Response:
@@ -218,11 +218,11 @@ class AdminSite:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(
-            body=generate_latest(self._site.telemetry.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+            body=generate_latest(self._shared.telemetry.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
     async def _sessions(self, _: web.Request) -> web.Response:
-        return web.json_response({"sessions": self._site.sessions.listed()})
+        return web.json_response({"sessions": self._shared.sessions.listed()})
 
     async def _end_session(self, request: web.Request) -> web.Response:
         """End the one session whose id is, or begins with, what the path has."""
@@ -236,7 +236,7 @@ class AdminSite:
         if not isinstance(reason, str) or not reason.strip() or len(reason) > REASON or not reason.isprintable():
             message = f"the reason must be one line that the user will read, of at most {REASON} characters"
             return self._refuse(Refusal(400, "bad_request", message))
-        sessions = self._site.sessions
+        sessions = self._shared.sessions
         prefix = request.match_info["id"]
         found = sessions.find(prefix) if len(prefix) >= _SHORTEST_PREFIX else []
         if len(found) != 1:

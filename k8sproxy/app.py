@@ -38,7 +38,7 @@ from k8sproxy.common.sockets import raise_file_limit
 from k8sproxy.common.tasks import Tasks, beside
 from k8sproxy.config import Config, ConfigError, dotted, load, warnings_of
 from k8sproxy.dataplane.listener import Server
-from k8sproxy.dataplane.site import Site
+from k8sproxy.dataplane.shared import Shared
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.sessions.registry import Sessions
 from k8sproxy.telemetry import RequestLog, Telemetry
@@ -99,7 +99,7 @@ class App:
         )
         self._events = Events(queues, EventSettings())
         set_event_settings(self._events, config)
-        self._site = Site(
+        self._shared = Shared(
             whois=self._tailnet.whois,
             sessions=self._sessions,
             events=self._events,
@@ -111,7 +111,7 @@ class App:
             documents={},
             longwork=self._longwork,
         )
-        self._server = Server(self._site)
+        self._server = Server(self._shared)
 
     async def run(self) -> int:
         """Start, serve, drain. Returns the exit code."""
@@ -176,7 +176,7 @@ class App:
         documents = {}
         if assembly.ca_pem() is not None:
             documents["ca.pem"] = lambda: (b"application/x-pem-file", assembly.ca_pem() or b"")
-        self._site.documents = documents
+        self._shared.documents = documents
 
     async def _dial(self, host: str, port: int) -> socket.socket:
         """A connection to a recorder, by the daemon that is used now."""
@@ -195,7 +195,7 @@ class App:
 
     async def _open_admin(self, config: Config) -> AdminSite:
         admin = AdminSite(
-            self._site,
+            self._shared,
             checks=self._checks,
             warnings=lambda: self._assembly.warnings() if self._assembly is not None else {},
             ca_pem=lambda: self._assembly.ca_pem() if self._assembly is not None else None,
@@ -212,7 +212,7 @@ class App:
         return admin
 
     async def _checks(self) -> dict[str, str | None]:
-        checks: dict[str, str | None] = {"draining": "the proxy is shutting down" if self._site.draining else None}
+        checks: dict[str, str | None] = {"draining": "the proxy is shutting down" if self._shared.draining else None}
         if self._assembly is not None:
             checks |= await self._assembly.checks()
         return checks
@@ -268,13 +268,14 @@ class App:
         _warn(config)
         configure_logging(config.log.level, config.log.format)
         requests = config.log.requests and config.log.level in ("debug", "info")
-        self._site.requests = RequestLog(config.log.format, enabled=requests)
-        self._site.limits = assembly.limits
+        self._shared.requests = RequestLog(config.log.format, enabled=requests)
+        self._shared.limits = assembly.limits
         set_recording_limits(self._recorders, tailnet.dialer, config)
         self._sessions.limit = config.limits.sessions_per_peer
         set_event_settings(self._events, config)
         tailnet.whois.ttl = config.tailnet.whois_ttl
-        self._tailnet, self._site.whois = tailnet, tailnet.whois
+        self._tailnet = tailnet
+        self._shared.ask(tailnet.whois)
         if new_admin is not None:
             self._admin = new_admin
         elif self._admin is not None:

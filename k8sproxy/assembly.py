@@ -18,6 +18,7 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from k8sproxy.access.decision import Snapshot
 from k8sproxy.audit.events import Events
 from k8sproxy.clusters.account import Account, Standing
 from k8sproxy.clusters.credentials import ClusterCredentials, CredentialsError
@@ -31,8 +32,8 @@ from k8sproxy.common.tasks import Tasks
 from k8sproxy.config import Cluster, Config, Listen, warnings_of
 from k8sproxy.dataplane.dial import Dialer
 from k8sproxy.dataplane.limits import Limits
-from k8sproxy.dataplane.listener import Entry, Listener, Server, Trust
-from k8sproxy.dataplane.site import Gate, Route
+from k8sproxy.dataplane.listener import Listener, Server, Terms, Trust
+from k8sproxy.dataplane.routes import Permit, Route, Routes
 from k8sproxy.dataplane.upstream import Endpoint, Upstream
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.tls.certificates import CertificateError, FileCertificate, ServerCertificate
@@ -97,7 +98,7 @@ class Assembly:
         self._tasks = Tasks()
         self._credentials: list[ClusterCredentials] = []
         self._certificates: dict[int, ServerCertificate] = {}
-        self._entries: dict[int, Entry] = {}
+        self._terms: dict[int, Terms] = {}
         # (configured host, port, bound IP) -> listener; "tailnet" stands for several.
         self._listeners: dict[tuple[str, int, str], Listener] = {}
         self._not_listening: dict[int, str] = {}  # why not, on an address of the tailnet's
@@ -111,7 +112,7 @@ class Assembly:
                 await self._add_cluster(cluster)
             for number, listen in enumerate(self.config.listen):
                 await self._add_certificate(number, listen)
-                self._entries[number] = self._entry(number, listen)
+                self._terms[number] = self._terms_of(number, listen)
         except (CredentialsError, CertificateError) as error:
             await self.close()
             raise StartError(str(error)) from error
@@ -198,19 +199,18 @@ class Assembly:
                     _log.warning("certificate_refused", error=str(error))
             await source.wait_changed(seen)
 
-    def _entry(self, number: int, listen: Listen) -> Entry:
+    def _terms_of(self, number: int, listen: Listen) -> Terms:
         cluster = self.config.cluster_of(listen)
         route = Route(
             self.upstreams[cluster.name],
-            impersonate=_impersonates(cluster),
-            grants=self.config.tailnet.grants,
+            Snapshot(self.config.tailnet.grants, impersonate=_impersonates(cluster)),
             origins=frozenset(origin.encode("ascii") for origin in listen.allow_origins),
         )
         certificate = self._certificates.get(number)
-        return Entry(
+        return Terms(
             trust=Trust.PROXY if listen.proxy_protocol else Trust.DIRECT,
             tls=certificate.context if certificate is not None else None,
-            gate=Gate(route),
+            permit=Permit(Routes(route)),
             service=listen.service,
         )
 
@@ -223,23 +223,23 @@ class Assembly:
         """
         held = old._listeners if old is not None else {}
         opened: dict[tuple[str, int, str], Listener] = {}
-        chosen: dict[tuple[str, int, str], tuple[Listener, Entry]] = {}
+        chosen: dict[tuple[str, int, str], tuple[Listener, Terms]] = {}
         try:
             for number, listen in enumerate(self.config.listen):
                 for ip in self._addresses(listen):
                     key = (listen.address.host, listen.address.port, ip)
                     listener = held.get(key)
                     if listener is None:
-                        listener = opened[key] = self._server.listen(ip, listen.address.port, self._entries[number])
-                    chosen[key] = (listener, self._entries[number])
+                        listener = opened[key] = self._server.listen(ip, listen.address.port, self._terms[number])
+                    chosen[key] = (listener, self._terms[number])
         except OSError as error:
             for listener in opened.values():
                 listener.close()
             raise StartError(_cannot_listen(ip, listen.address.port, error)) from error
         if old is not None:
             self._succeed(old)
-        for key, (listener, entry) in chosen.items():
-            listener.replace(entry)
+        for key, (listener, terms) in chosen.items():
+            listener.replace(terms)
             self._listeners[key] = listener
         for key, listener in held.items():
             if key not in chosen:
@@ -255,9 +255,9 @@ class Assembly:
     def _succeed(self, old: Assembly) -> None:
         """Take over the connections of `old`. They belong to what is configured, not to the sockets that are open just
         now: an address of the tailnet may be gone, and the connections on it still there."""
-        entries = {_name(listen): self._entries[number] for number, listen in enumerate(self.config.listen)}
+        terms = {_name(listen): self._terms[number] for number, listen in enumerate(self.config.listen)}
         for number, listen in enumerate(old.config.listen):
-            self._server.succeed(old._entries[number], entries.get(_name(listen)))
+            self._server.succeed(old._terms[number], terms.get(_name(listen)))
 
     def _addresses(self, listen: Listen) -> Iterable[str]:
         return self.tailnet.addresses.current if listen.address.host == "tailnet" else (listen.address.host,)
@@ -286,7 +286,7 @@ class Assembly:
             if (host, port, ip) in self._listeners:
                 continue
             try:
-                listener = self._listeners[host, port, ip] = self._server.listen(ip, port, self._entries[number])
+                listener = self._listeners[host, port, ip] = self._server.listen(ip, port, self._terms[number])
                 _log.info("listening", address=join_address(*listener.address), configured="tailnet")
             except OSError as error:
                 fault = _cannot_listen(ip, port, error)

@@ -16,7 +16,7 @@ from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.admin import REASON, AdminSite
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.tailnet.peer import Peer
-from k8sproxy.dataplane.site import Site
+from k8sproxy.dataplane.shared import Shared
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.sessions.registry import Sessions
 from tests.recording.scenes import FACTS, Scene, WebSocket, scene
@@ -96,7 +96,7 @@ async def place(path: Path | None = None) -> AsyncGenerator[Place, None]:
         return {}
 
     sessions = Sessions(Recorders(dial))
-    site = cast(Site, type("S", (), {"whois": daemon, "telemetry": books, "sessions": sessions})())
+    site = cast(Shared, type("S", (), {"whois": daemon, "telemetry": books, "sessions": sessions})())
     admin = AdminSite(site, checks=checks, ca_pem=lambda: None, allow=("bob@example.com",))
     if path is None:
         await admin.start_tcp("127.0.0.1", 0)

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 
 from k8sproxy.assembly import Assembly, StartError, Tailnet
 from k8sproxy.config import parse
-from k8sproxy.dataplane.listener import Entry, Listener, Server, Trust
-from k8sproxy.dataplane.site import Gate, GateState, Route
+from k8sproxy.dataplane.listener import Listener, Server, Terms, Trust
+from k8sproxy.dataplane.routes import Permit, PermitState, Route, Routes
 from tests.dataplane.proxied import Stage
 from tests.recorder.serving import free_port
 
@@ -31,8 +31,8 @@ V4, V6 = "100.64.0.1", "fd7a:115c:a1e0::1"
 class _Socket:
     """A listener that a Server has opened."""
 
-    def __init__(self, entry: Entry, address: tuple[str, int]) -> None:
-        self.entry, self.address = entry, address
+    def __init__(self, terms: Terms, address: tuple[str, int]) -> None:
+        self.terms, self.address = terms, address
 
     def close(self) -> None:
         pass
@@ -45,10 +45,10 @@ class _Server:
         self.errors: dict[str, int] = {}
         self.buffer = None
 
-    def listen(self, host: str, port: int, entry: Entry) -> Listener:
+    def listen(self, host: str, port: int, terms: Terms) -> Listener:
         if host in self.errors:
             raise OSError(self.errors[host], os.strerror(self.errors[host]))
-        return cast(Listener, _Socket(entry, (host, port)))
+        return cast(Listener, _Socket(terms, (host, port)))
 
 
 def assembled(
@@ -58,7 +58,7 @@ def assembled(
     config = parse(text.replace("kubeconfig: kubeconfig", f"kubeconfig: {kubeconfig}").encode(), Path("x"), files=False)
     tailnet = Tailnet(config)
     assembly = Assembly(config, cast(Server, server), tailnet)
-    assembly._entries[0] = cast(Entry, None)
+    assembly._terms[0] = cast(Terms, None)
     return assembly, tailnet
 
 
@@ -158,12 +158,12 @@ class _Addresses:
         return generation
 
 
-def _reloaded(stage: Stage, addresses: _Addresses, port: int, entry: Entry, old: Assembly | None) -> Assembly:
+def _reloaded(stage: Stage, addresses: _Addresses, port: int, terms: Terms, old: Assembly | None) -> Assembly:
     """A configuration with one listener, in force."""
     config = parse((CONFIG % (f"tailnet:{port}", "none")).encode(), Path("x"), files=False)
     tailnet = SimpleNamespace(addresses=addresses, follow=lambda **_: None)
     assembly = Assembly(config, stage.server, cast(Tailnet, tailnet))
-    assembly._entries[0] = entry
+    assembly._terms[0] = terms
     assembly.take_over(old)
     return assembly
 
@@ -179,7 +179,8 @@ def test_a_reload_reaches_the_connections_of_a_listener_whose_address_is_gone(
     async def scene() -> None:
         async with Stage() as stage:
             addresses = _Addresses("127.0.0.1", "127.0.0.2")
-            first = _reloaded(stage, addresses, port := free_port(), Entry(Trust.DIRECT, None, Gate(stage.route)), None)
+            terms = Terms(Trust.DIRECT, None, Permit(Routes(stage.route)))
+            first = _reloaded(stage, addresses, port := free_port(), terms, None)
             reader, writer = await asyncio.open_connection("127.0.0.2", port)
             await stage.until(lambda: len(stage.connections) == 1)
             (connection,) = stage.connections
@@ -187,14 +188,15 @@ def test_a_reload_reaches_the_connections_of_a_listener_whose_address_is_gone(
             addresses.current = left
             if noticed:
                 assert first._match_addresses(0, first.config.listen[0], left)
-            entry = Entry(Trust.DIRECT, None, Gate(Route(stage.upstream)), service)
-            second = _reloaded(stage, addresses, port, entry, first)
+            terms = Terms(Trust.DIRECT, None, Permit(Routes(Route(stage.upstream))), service)
+            second = _reloaded(stage, addresses, port, terms, first)
             await first.close()
             if service is None:
-                assert connection.gate.route is entry.gate.route
-                assert connection.gate is entry.gate and entry.gate.state is GateState.OPEN
+                assert connection.standing.permit.routes is terms.permit.routes
+                assert connection.standing.permit is terms.permit and terms.permit.state is PermitState.OPEN
             else:
-                assert connection.gate.state is GateState.REVOKED and entry.gate.state is GateState.OPEN
+                assert connection.standing.permit.state is PermitState.REVOKED
+                assert terms.permit.state is PermitState.OPEN
                 assert await reader.read() == b""
             writer.close()
             await second.close()

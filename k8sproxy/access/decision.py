@@ -1,12 +1,18 @@
 """What is done with a request: the one place where grants meet what is asked.
 
-    authorize(peer)             once a WhoIs answer: the grants, whom to impersonate, the Decision of ordinary requests
-    decide(authority, info)     once a request: that same Decision, or one that demands recording, or a Refusal
-    covers(now, before)         once an answer of WhoIs while it runs: whether it would still be allowed
+    authorize(caller, snapshot)      once for a caller and what its route says: grants, whom to impersonate, and the
+                                     Decisions of the requests that need nothing more
+    decide(authority, asked, now)    once for a request: one of those Decisions, or a Refusal
+    covers(now, before)              while it runs, after a change: whether it would still be allowed
+
+An Authority stands for caller and snapshot: everything of a decision that depends on these two alone is computed once.
+So decide() is cheap, and the Decision of ordinary requests is always the same object: whatever is derived from it can
+be kept beside it. Both are pure: the clock is handed in.
 
 A Decision can only come from decide(), and rewrite and upstream take nothing else: what was not decided can't be sent.
+(A third result is to come: questions that somebody has to answer before the decision, which is then made again.)
 
-Recording is demanded of exec and attach (the kubelet's own behind nodes/proxy too) where a grant asks for it, at the
+Recording is required for exec and attach (the kubelet's own behind nodes/proxy too) where a grant asks for it, at the
 strongest level that a grant says (ownrules.RecordingLevel): open, a session without a recorder goes on; closed and
 acknowledged (both are "enforced"), it must not start. What leads to a shell and can't be recorded as a session is
 refused where recording is enforced, and passed otherwise; an ephemeral container is put in place without a recording,
@@ -18,12 +24,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NoReturn, final
 
+from k8sproxy.access.caller import Caller
 from k8sproxy.access.grants import DEFAULT_SETTINGS, Grants, GrantSettings, Impersonation, impersonation, parse_grants
 from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.common.errors import Refusal
-from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.request.classify import SessionKind
 from k8sproxy.request.requestinfo import RequestInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What decisions are made by, beside the caller: one value that never changes; a reload makes another one.
+
+    settings: how grants are read. impersonate: False in passthrough mode, where the client's own credentials go
+    through, and grants still say what is recorded.
+    """
+
+    settings: GrantSettings = DEFAULT_SETTINGS
+    impersonate: bool = True
+
+
+DEFAULT_SNAPSHOT = Snapshot()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,66 +81,73 @@ class Decision:
     request need not be recorded. events: the grants ask for the request to be told to grants.recorders.
     """
 
-    __slots__ = ("events", "grants", "impersonation", "peer", "recording")
+    __slots__ = ("caller", "events", "grants", "impersonation", "recording")
 
     def __init__(
         self,
         maker: _Maker,
-        peer: Peer,
+        caller: Caller,
         grants: Grants,
         impersonation: Impersonation | None,
         recording: RecordingDemand | None,
     ) -> None:
         if maker is not _MAKER:
             raise TypeError("only decide() makes a Decision")
-        self.peer: Final = peer
+        self.caller: Final = caller
         self.grants: Final = grants
         self.impersonation: Final = impersonation
         self.recording: Final = recording
         self.events: Final = grants.enable_events
 
     def __repr__(self) -> str:
-        return f"Decision({self.peer!r}, {self.impersonation!r}, {self.recording!r}, events={self.events})"
+        return f"Decision({self.caller!r}, {self.impersonation!r}, {self.recording!r}, events={self.events})"
 
 
 @final
 class Authority:
-    """What depends on the peer alone. Only authorize() makes one.
+    """What depends on caller and snapshot alone. Only authorize() makes one.
 
     ordinary: the Decision of every request that need not be recorded, always the same object, so that whatever is
     derived from it can be kept beside it.
     """
 
-    __slots__ = ("_attach", "_exec", "grants", "impersonation", "ordinary", "peer")
+    __slots__ = ("_attach", "_exec", "caller", "grants", "impersonation", "ordinary", "snapshot")
 
-    def __init__(self, maker: _Maker, peer: Peer, grants: Grants, impersonation: Impersonation | None) -> None:
+    def __init__(
+        self, maker: _Maker, caller: Caller, snapshot: Snapshot, grants: Grants, impersonation: Impersonation | None
+    ) -> None:
         if maker is not _MAKER:
             raise TypeError("only authorize() makes an Authority")
-        self.peer: Final = peer
+        self.caller: Final = caller
+        self.snapshot: Final = snapshot
         self.grants: Final = grants
         self.impersonation: Final = impersonation
-        self.ordinary: Final = Decision(maker, peer, grants, impersonation, None)
-        self._exec: Final = Decision(maker, peer, grants, impersonation, _demand(grants, SessionKind.EXEC))
-        self._attach: Final = Decision(maker, peer, grants, impersonation, _demand(grants, SessionKind.ATTACH))
+        self.ordinary: Final = Decision(maker, caller, grants, impersonation, None)
+        self._exec: Final = Decision(maker, caller, grants, impersonation, _demand(grants, SessionKind.EXEC))
+        self._attach: Final = Decision(maker, caller, grants, impersonation, _demand(grants, SessionKind.ATTACH))
 
     def __repr__(self) -> str:
-        return f"Authority({self.peer!r}, {self.impersonation!r})"
+        return f"Authority({self.caller!r}, {self.impersonation!r})"
 
 
-def authorize(peer: Peer, *, impersonate: bool = True, settings: GrantSettings = DEFAULT_SETTINGS) -> Authority:
-    """The peer's Authority, to be kept as long as the WhoIs answer holds.
+def authorize(caller: Caller, snapshot: Snapshot = DEFAULT_SNAPSHOT) -> Authority:
+    """The caller's Authority, to be kept as long as caller and snapshot are the same.
 
-    impersonate: False in passthrough mode, where grants still say what is recorded. Raises Refusal (403):
-    malformed_grant, unusable_name, reserved_name.
+    Raises Refusal (403): malformed_grant, unusable_name, reserved_name.
     """
-    grants = parse_grants(peer, settings)
-    identity = impersonation(peer, grants) if impersonate else None
-    return Authority(_MAKER, peer, grants, identity)
+    grants = parse_grants(caller.peer, snapshot.settings)
+    identity = impersonation(caller, grants) if snapshot.impersonate else None
+    return Authority(_MAKER, caller, snapshot, grants, identity)
 
 
-def decide(authority: Authority, info: RequestInfo) -> Decision:
-    """What is done with one request of the peer. Raises Refusal (403, unrecordable_session)."""
-    session = info.session
+def decide(authority: Authority, asked: RequestInfo, now: float) -> Decision:
+    """What is done with one request of the caller. now: unix seconds.
+
+    Raises Refusal: 401 (proof_expired) once the caller's proof has ended, 403 (unrecordable_session).
+    """
+    if now >= authority.caller.until:
+        raise Refusal(401, "proof_expired", "what proves who you are is not valid any more; connect again", close=True)
+    session = asked.session
     if session is SessionKind.NONE:
         return authority.ordinary
     if session is SessionKind.EXEC or session is SessionKind.NODE_PROXY_EXEC:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple, NoReturn, TypeVar
 
+from k8sproxy.access.caller import Caller
 from k8sproxy.access.ownrules import DEFAULT_DOMAIN, RecordingLevel, own_capability, own_rules, strongest
 from k8sproxy.access.spelling import nearest, shown
 from k8sproxy.common.errors import Refusal
@@ -200,20 +201,20 @@ def misspelt_capabilities(peer: Peer, domain: str = DEFAULT_DOMAIN) -> tuple[str
     return tuple(notes)
 
 
-def impersonation(peer: Peer, grants: Grants) -> Impersonation:
-    """Whom the peer is impersonated as.
+def impersonation(caller: Caller, grants: Grants) -> Impersonation:
+    """Whom the caller is impersonated as.
 
     A user's node: the user's login name and the rules' groups; without a rule no group, and the API server's RBAC
     decides what that user may do. A tagged node: its own name, and the rules' groups or else its tags. Raises Refusal
     (403) where a name cannot be impersonated: unusable_name, reserved_name.
     """
-    if peer.is_tagged:
-        user = _usable(peer.node_name.removesuffix("."), "node name")
-        groups = grants.groups or tuple(_tag(tag) for tag in dict.fromkeys(peer.tags))
+    if caller.peer.is_tagged:
+        user = _usable(caller.user, "node name")
+        groups = grants.groups or tuple(map(_tag, caller.groups))
         if len(groups) > MAX_GROUPS:
             raise Refusal(403, "unusable_name", f"this peer has {len(groups)} tags; at most {MAX_GROUPS} are allowed")
     else:
-        user = _usable(peer.login_name, "login name")
+        user = _usable(caller.user, "login name")
         groups = grants.groups
         if user == "tagged-devices":
             # WhoIs's stand-in user of every tagged node. Where the node's tags are not told, this is nobody's name.

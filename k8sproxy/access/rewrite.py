@@ -173,7 +173,7 @@ def _field_block(
     if impersonation is None:
         authorization = None
     parts = [
-        _own_fields(impersonation, decision.peer.address, host, authorization),
+        _own_fields(impersonation, decision.caller.address, host, authorization),
         _end_to_end(fields, streaming, passthrough=impersonation is None),
     ]
     if streaming is not None:

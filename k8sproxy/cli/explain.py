@@ -115,7 +115,10 @@ def explain(
     Keys: peer, notes (what looks misspelt and refuses nothing), rules, impersonation (null in passthrough mode),
     request, recording, events, eventRecorderAddrs, refusal. What comes after the step that refuses is null.
     """
-    from k8sproxy.access.decision import authorize, decide
+    from time import time
+
+    from k8sproxy.access.caller import tailnet_caller
+    from k8sproxy.access.decision import Snapshot, authorize, decide
     from k8sproxy.access.grants import DEFAULT_SETTINGS, counted_rules
     from k8sproxy.access.ownrules import own_rules
     from k8sproxy.access.rewrite import check_offer
@@ -148,7 +151,7 @@ def explain(
             {"capability": rule.capability, "recording": rule.recording.value if rule.recording else None}
             for rule in own_rules(peer, settings.capability_domain)
         ]
-        authority = authorize(peer, impersonate=not passthrough, settings=settings)
+        authority = authorize(tailnet_caller(peer), Snapshot(settings, impersonate=not passthrough))
         identity = authority.impersonation
         if identity is not None:
             found["impersonation"] = {"user": identity.user, "groups": list(identity.groups)}
@@ -172,7 +175,7 @@ def explain(
             "name": info.name,
             "session": info.session.value,
         }
-        decision = decide(authority, info)
+        decision = decide(authority, info, time())
         if info.session in STREAMING:
             check_offer(fields)
         demand = decision.recording

@@ -2,7 +2,7 @@
 
 `ProtocolError` is what a parser in `protocol/` raises for bytes that are not what they claim to be. `Refusal` is an
 answer: it knows its HTTP status and the Kubernetes `Status` object that kubectl prints, and travels as an exception
-from wherever the flow stopped to the handler, which answers once. Both are leaves: they import nothing of ours.
+from wherever the flow stopped to the spine, which answers once. Both are leaves: they import nothing of ours.
 
 A `Refusal`'s message is read by the client and written to the log, so whoever raises one keeps secrets out of it.
 """

@@ -1,1 +1,1 @@
-"""Moving the bytes: the listener takes connections, the handler is the spine, upstream and relay do the rest."""
+"""Moving the bytes: the listener takes connections, connection is the spine, upstream and relay do the rest."""

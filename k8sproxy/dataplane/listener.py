@@ -1,4 +1,4 @@
-"""Taking connections: accept, find out whose they are, TLS, and on to the handler.
+"""Taking connections: accept, find out whose they are, TLS, and on to the spine (connection).
 
 How the address that WhoIs is asked about is found (Trust):
 
@@ -31,15 +31,18 @@ from dataclasses import dataclass
 
 import structlog
 
+from k8sproxy.authenticators.evidence import Evidence
 from k8sproxy.common.errors import ProtocolError, Refusal
 from k8sproxy.common.sockets import bind, join_address
 from k8sproxy.common.tailnet.whois import ClientKey
 from k8sproxy.common.tasks import Tasks
 from k8sproxy.dataplane.client import Client
-from k8sproxy.dataplane.handler import Connection
+from k8sproxy.dataplane.connection import Connection
 from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
 from k8sproxy.dataplane.places import Place, Places
-from k8sproxy.dataplane.site import Gate, GateState, Site
+from k8sproxy.dataplane.routes import OPEN, RETIRED, REVOKED, Permit
+from k8sproxy.dataplane.shared import Shared
+from k8sproxy.dataplane.standing import Standing
 from k8sproxy.dataplane.turns import HANDSHAKE, Turns
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 from k8sproxy.protocol.proxyprotocol import HEAD_SIZE, ProxyHeaderParser
@@ -82,27 +85,27 @@ class Trust(enum.Enum):
 
 
 @dataclass(slots=True)
-class Entry:
+class Terms:
     """What connections of one listener get. tls: gives the context of this moment, or raises CertificateError while
     there is none; None for plain HTTP. service: the Tailscale Service whose grants count, None for the node's own."""
 
     trust: Trust
     tls: Callable[[], ssl.SSLContext] | None
-    gate: Gate
+    permit: Permit
     service: str | None = None
 
     @property
-    def standing(self) -> tuple[Trust, str | None, bool]:
-        """What a client's identity rests on, once its connection is open: whoever was let in by another standing than
-        that of today was identified by what does not hold any more."""
+    def identified_by(self) -> tuple[Trust, str | None, bool]:
+        """What a client's identity rests on, once its connection is open. Who was let in by something else than what
+        the listener has now was identified by what is not valid any more."""
         return self.trust, self.service, self.tls is None
 
 
 class Listener:
     """One listening socket, and what its connections get."""
 
-    def __init__(self, server: Server, sock: socket.socket, entry: Entry) -> None:
-        self.entry = entry
+    def __init__(self, server: Server, sock: socket.socket, terms: Terms) -> None:
+        self.terms = terms
         self.address: tuple[str, int] = sock.getsockname()[:2]
         self._server = server
         self._sock = sock
@@ -123,16 +126,16 @@ class Listener:
                     self._loop.remove_reader(self._sock.fileno())
                     self._retry = self._loop.call_later(_OUT_OF_FILES, self._resume)
                 return
-            self._server.take(sock, address, self.entry)
+            self._server.take(sock, address, self.terms)
 
     def _resume(self) -> None:
         self._retry = None
         self._loop.add_reader(self._sock.fileno(), self._accept)
 
-    def replace(self, entry: Entry) -> None:
-        """Give connections from now on what `entry` says, and those that are open too (Server.succeed)."""
-        self._server.succeed(self.entry, entry)
-        self.entry = entry
+    def replace(self, terms: Terms) -> None:
+        """Give connections from now on what `terms` says, and those that are open too (Server.succeed)."""
+        self._server.succeed(self.terms, terms)
+        self.terms = terms
 
     def close(self) -> None:
         """Stop accepting. Connections that are open go on."""
@@ -148,29 +151,29 @@ class Listener:
 class Server:
     """All client connections of the process, each one task, and the clock."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
         self.buffer = ReadBuffer()
         self._loop = asyncio.get_running_loop()
         self._turns = Turns(self._loop)
-        self._places = Places(lambda: site.limits.connections, lambda: site.telemetry.refusal("silent_connection"))
+        self._places = Places(lambda: shared.limits.connections, lambda: shared.telemetry.refusal("silent_connection"))
         self._tasks = Tasks()
         self._connections: set[Connection] = set()
         self._rechecking: set[Connection] = set()
         self._ticks = 0
         self._held: Counter[str] = Counter()  # connections by tailnet address
 
-    def listen(self, host: str, port: int, entry: Entry) -> Listener:
+    def listen(self, host: str, port: int, terms: Terms) -> Listener:
         """Open a listener. Raises OSError."""
-        return Listener(self, bind(host, port), entry)
+        return Listener(self, bind(host, port), terms)
 
     # -- one connection
 
-    def take(self, sock: socket.socket, address: tuple[str, int], entry: Entry) -> None:
+    def take(self, sock: socket.socket, address: tuple[str, int], terms: Terms) -> None:
         """Start a connection's task, or close it where there are too many."""
-        telemetry = self.site.telemetry
+        telemetry = self.shared.telemetry
         telemetry.accepted += 1
-        place = None if self.site.draining else self._places.take()
+        place = None if self.shared.draining else self._places.take()
         if place is None:
             telemetry.refusal("too_many_connections")
             sock.close()
@@ -185,35 +188,36 @@ class Server:
             sock.close()
 
         name = f"connection {join_address(*address[:2])}"
-        place.task = self._tasks.start(self._serve(sock, address[0], address[1], entry, place), name, ended=ended)
+        place.task = self._tasks.start(self._serve(sock, address[0], address[1], terms, place), name, ended=ended)
 
-    async def _serve(self, sock: socket.socket, ip: str, port: int, entry: Entry, place: Place) -> None:
+    async def _serve(self, sock: socket.socket, ip: str, port: int, terms: Terms, place: Place) -> None:
         key = None
         held = ""
         try:
             try:
                 prepare(sock)
-                async with asyncio.timeout(self.site.limits.handshake_timeout):
-                    if entry.trust is Trust.PROXY:
+                async with asyncio.timeout(self.shared.limits.handshake_timeout):
+                    if terms.trust is Trust.PROXY:
                         ip, port = await self._proxied(sock, ip, port)
-                    key = self.site.whois.open(ip, port, service=entry.service)
+                    key = self.shared.whois.open(ip, port, service=terms.service)
                     held = self._hold(key)
-                    if entry.tls is not None:
+                    if terms.tls is not None:
                         if await _speaks_http(self._loop, sock):
                             raise _PlainHTTP
                         await self._turns.turn(held, HANDSHAKE)
-                        sock = await handshake(self._loop, sock, entry.tls(), server_name=None)
+                        sock = await handshake(self._loop, sock, terms.tls(), server_name=None)
             except _PlainHTTP:
                 await self._refuse_plain(sock, ip, port)
                 return
             except (OSError, TimeoutError, ProtocolError, Refusal, CertificateError) as error:
                 self._failed(ip, port, error)
                 return
-            if entry.gate.state is GateState.REVOKED:
+            if terms.permit.state is REVOKED:
                 return  # within its handshake: a client that dials anew meets what is so now
             wire = Wire(self._loop, sock, self.buffer)
-            client = Client(wire, self.site.limits, asyncio.current_task(), self._turns, held)
-            connection = Connection(self.site, client, key, entry.gate, place)
+            client = Client(wire, self.shared.limits, asyncio.current_task(), self._turns, held)
+            standing = Standing(self.shared, Evidence(key), terms.permit, place, client)
+            connection = Connection(self.shared, client, standing)
             self._connections.add(connection)
             try:
                 await connection.serve()
@@ -225,19 +229,19 @@ class Server:
                 if not self._held[held]:
                     del self._held[held]
             if key is not None:
-                self.site.whois.close(key)
+                self.shared.whois.close(key)
             sock.close()
 
     def _hold(self, key: ClientKey) -> str:
         """Count a connection to its tailnet address, before anything is asked or answered; what it was counted under.
 
-        A peer's connections are counted, and refused in words, at their first request (handler). Whoever never makes
+        A peer's connections are counted, and refused in words, at their first request (standing). Whoever never makes
         one must not take the places of all others: twice the limit is the end. Connections that a userspace daemon
         forwards all come from loopback, where only their requests tell them apart.
         """
         if not key.shared:
             return ""
-        if self._held[key.address] >= 2 * self.site.limits.connections_per_peer:
+        if self._held[key.address] >= 2 * self.shared.limits.connections_per_peer:
             raise Refusal(429, "too_many_connections", "this address has too many connections", close=True)
         self._held[key.address] += 1
         return key.address
@@ -249,7 +253,7 @@ class Server:
         self._failed(ip, port, refusal)
         wire = Wire(self._loop, sock, self.buffer)
         try:
-            client = Client(wire, self.site.limits, asyncio.current_task(), self._turns)
+            client = Client(wire, self.shared.limits, asyncio.current_task(), self._turns)
             client.refuse(refusal, close=True, warn=True)  # kubectl prints a warning, and not what discovery answers
             await client.finish()
         finally:
@@ -257,7 +261,7 @@ class Server:
 
     def _failed(self, ip: str, port: int, error: Exception) -> None:
         """Say why a connection came to nothing. There is no HTTP yet, so there is nobody to tell but the log."""
-        telemetry = self.site.telemetry
+        telemetry = self.shared.telemetry
         telemetry.handshake_failures += 1
         if isinstance(error, Refusal):
             telemetry.refusal(error.cause)
@@ -292,7 +296,7 @@ class Server:
             if len(got) >= HEAD_SIZE:
                 want = HEAD_SIZE + int.from_bytes(got[HEAD_SIZE - 2 : HEAD_SIZE])
         # Asked once bytes are here: only then has the daemon registered what it forwards (WhoIs.resolves).
-        if _is_forwarded_to(sock.getsockname()[0]) and await self.site.whois.resolves(ip, port):
+        if _is_forwarded_to(sock.getsockname()[0]) and await self.shared.whois.resolves(ip, port):
             raise Refusal(403, "proxy_forged", "a peer of the tailnet sent a PROXY header of its own")
         if header.source is None:
             raise Refusal(403, "proxy_without_client", "the PROXY header names no client")
@@ -300,26 +304,26 @@ class Server:
 
     # -- what a reload says of connections that are open
 
-    def succeed(self, old: Entry, new: Entry | None) -> None:
+    def succeed(self, old: Terms, new: Terms | None) -> None:
         """Give the connections of `old` what a reload says of them. Again does no harm.
 
-        They get the route of `new` for their next request, unless they were let in by what is not so any more
-        (Entry.standing): those are ended, with whatever runs. None: the listener is gone, and they end with their next
-        response; what runs comes to its own end.
+        They get the routes of `new` for their next request, unless they were let in by what is not so any more
+        (Terms.identified_by): those are ended, with whatever runs. None: the listener is gone, and they end with their
+        next response; what runs comes to its own end.
         """
-        gate = old.gate
+        permit = old.permit
         if new is None:
-            if gate.state is GateState.OPEN:
-                gate.state = GateState.RETIRED
-        elif new.gate is gate:
+            if permit.state is OPEN:
+                permit.move(RETIRED)
+        elif new.permit is permit:
             pass
-        elif new.standing == old.standing:
-            gate.route = new.gate.route
-            new.gate = gate
-        elif gate.state is not GateState.REVOKED:
-            gate.state = GateState.REVOKED
+        elif new.identified_by == old.identified_by:
+            permit.routes = new.permit.routes
+            new.permit = permit
+        elif permit.state is not REVOKED:
+            permit.move(REVOKED)
             for connection in tuple(self._connections):
-                if connection.gate is gate:
+                if connection.standing.permit is permit:
                     connection.leave()
 
     def running(self) -> dict[str, int]:
@@ -357,14 +361,14 @@ class Server:
 
     async def drain(self, grace: float) -> int:
         """Let what runs end within `grace` seconds, then close it, sessions with a word; how many were closed so."""
-        self.site.draining = True
+        self.shared.draining = True
         for connection in tuple(self._connections):
             connection.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._tasks.finished()
         count = len(self._tasks)
-        if self.site.sessions.end_all("stopping", "the proxy is being stopped"):
+        if self.shared.sessions.end_all("stopping", "the proxy is being stopped"):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FAREWELLS):
                     await self._tasks.finished()

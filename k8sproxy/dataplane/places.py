@@ -1,7 +1,7 @@
 """The places for connections: how many there are, and who gives one up when they are taken.
 
 A connection's place is anonymous until its first request, when it is known whose it is; from then on it counts to its
-owner's share (handler). Whoever never makes a request has no share that could be looked at, least of all behind a
+owner's share (standing). Whoever never makes a request has no share that could be looked at, least of all behind a
 userspace daemon, where all connections come from loopback. So anonymous places are held only as long as nobody else
 wants them: once all places are taken, or half of them by anonymous ones, the oldest anonymous connection makes way for
 the new one. A client needs its anonymous place for a handshake and a head; one that is silent keeps it until there is

@@ -3,7 +3,7 @@
 Idle connections are kept last in, first out. An idle one is still read: its end, or bytes that nobody asked for (the
 sign that both sides disagree about where a response ended), take it out of the pool at once, so a connection that
 died idle costs no request; one system call more looks at it again when it is handed out. What remains is the race of
-a request that crosses the server's close: the relay tells that by StaleConnection, and the handler may try again.
+a request that crosses the server's close: the relay tells that by StaleConnection, and the spine may try again.
 
 `send` takes an UpstreamHead and nothing else: what has not been through decide() and rewrite() cannot go upstream.
 """

@@ -215,7 +215,7 @@ def facts_of(info: RequestInfo, decision: Decision, cluster: str, connection: st
     return session_facts(
         str(uuid.uuid4()),
         info,
-        decision.peer,
+        decision.caller.peer,
         decision.impersonation,
         cluster=cluster,
         connection=connection,

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 from hypothesis import given
 
-from k8sproxy.access.decision import Authority, Decision, RecordingDemand, authorize, decide
+from k8sproxy.access.caller import tailnet_caller
+from k8sproxy.access.decision import Authority, Decision, RecordingDemand, Snapshot, authorize, decide
 from k8sproxy.access.grants import CAPABILITY, Grants, GrantSettings, Impersonation
 from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.common.errors import ProtocolError, Refusal
@@ -38,14 +39,14 @@ ACKNOWLEDGED = peer({"recorderAddrs": [ADDRESS]}, own=({"recording": "acknowledg
 
 
 def decide_on(who: Peer, path: str, method: str = "GET", upgrade: str = "") -> Decision:
-    return decide(authorize(who), request_info(method, path, upgrade))
+    return decide(authorize(tailnet_caller(who)), request_info(method, path, upgrade), 0.0)
 
 
 def test_an_ordinary_request_gets_the_decision_that_was_made_beforehand() -> None:
-    authority = authorize(RECORDED)
-    decision = decide(authority, request_info("GET", "/api/v1/pods"))
+    authority = authorize(tailnet_caller(RECORDED))
+    decision = decide(authority, request_info("GET", "/api/v1/pods"), 0.0)
     assert decision is authority.ordinary
-    assert decision.peer is RECORDED
+    assert decision.caller.peer is RECORDED
     assert decision.impersonation == authority.impersonation == Impersonation("ann@example.com", ("dev",))
     assert (
         decision.grants
@@ -54,13 +55,13 @@ def test_an_ordinary_request_gets_the_decision_that_was_made_beforehand() -> Non
     )
     assert decision.recording is None
     assert decision.events is False
-    assert decide(authority, request_info("GET", "/version")) is decision
+    assert decide(authority, request_info("GET", "/version"), 0.0) is decision
 
 
 def test_events_are_told_where_a_rule_asks_for_them() -> None:
-    authority = authorize(peer({}, {"enableEvents": True}))
+    authority = authorize(tailnet_caller(peer({}, {"enableEvents": True})))
     for path in ("/api/v1/pods", f"{POD}/exec"):
-        assert decide(authority, request_info("GET", path)).events is True
+        assert decide(authority, request_info("GET", path), 0.0).events is True
 
 
 @pytest.mark.parametrize(
@@ -116,8 +117,8 @@ def test_what_cannot_be_recorded_is_refused_where_recording_is_enforced(path: st
             assert why in caught.value.message
             assert "use kubectl exec" in caught.value.message
     for who in (peer(), RECORDED):
-        authority = authorize(who)
-        assert decide(authority, request_info("GET", path, upgrade)) is authority.ordinary
+        authority = authorize(tailnet_caller(who))
+        assert decide(authority, request_info("GET", path, upgrade), 0.0) is authority.ordinary
 
 
 @pytest.mark.parametrize(
@@ -134,45 +135,47 @@ def test_what_cannot_be_recorded_is_refused_where_recording_is_enforced(path: st
     ],
 )
 def test_what_is_no_session_goes_on_where_recording_is_enforced(path: str, upgrade: str) -> None:
-    authority = authorize(ENFORCED)
-    assert decide(authority, request_info("GET", path, upgrade)) is authority.ordinary
+    authority = authorize(tailnet_caller(ENFORCED))
+    assert decide(authority, request_info("GET", path, upgrade), 0.0) is authority.ordinary
 
 
 def test_in_passthrough_mode_grants_still_demand_recording() -> None:
     nameless = dataclasses.replace(ENFORCED, login_name="")
-    authority = authorize(nameless, impersonate=False)
+    authority = authorize(tailnet_caller(nameless), Snapshot(impersonate=False))
     assert authority.impersonation is None
-    assert decide(authority, request_info("GET", "/api/v1/pods")).impersonation is None
-    session = decide(authority, request_info("GET", f"{POD}/exec"))
+    assert decide(authority, request_info("GET", "/api/v1/pods"), 0.0).impersonation is None
+    session = decide(authority, request_info("GET", f"{POD}/exec"), 0.0)
     assert session.impersonation is None
     assert session.recording == RecordingDemand((ADDRESS,), RecordingLevel.CLOSED, SessionKind.EXEC)
     with pytest.raises(Refusal):
-        authorize(nameless)
+        authorize(tailnet_caller(nameless))
     for malformed in (peer("malformed"), peer(own=({"recordin": "closed"},))):
         with pytest.raises(Refusal):
-            authorize(malformed, impersonate=False)
+            authorize(tailnet_caller(malformed), Snapshot(impersonate=False))
 
 
 def test_rules_of_our_own_are_read_below_the_domain_that_is_configured() -> None:
     who = dataclasses.replace(RECORDED, capabilities={"example.com/cap/k8sproxy": ({"recording": "closed"},)})
     exec_of_a_pod = request_info("GET", f"{POD}/exec")
-    assert decide(authorize(who), exec_of_a_pod).recording is None
-    demand = decide(authorize(who, settings=GrantSettings("example.com")), exec_of_a_pod).recording
+    assert decide(authorize(tailnet_caller(who)), exec_of_a_pod, 0.0).recording is None
+    demand = decide(
+        authorize(tailnet_caller(who), Snapshot(GrantSettings("example.com"))), exec_of_a_pod, 0.0
+    ).recording
     assert demand == RecordingDemand((), RecordingLevel.CLOSED, SessionKind.EXEC)
 
 
 def test_only_decide_makes_a_decision() -> None:
-    authority = authorize(peer())
+    authority = authorize(tailnet_caller(peer()))
     made = authority.ordinary
     # mypy refuses each of these as well: it counts an ignore without a fault as a fault.
     with pytest.raises(TypeError):
         Decision()  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        Decision(None, made.peer, made.grants, made.impersonation, None)  # type: ignore[arg-type]
+        Decision(None, made.caller, made.grants, made.impersonation, None)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         Authority()  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        Authority(None, made.peer, made.grants, made.impersonation)  # type: ignore[arg-type]
+        Authority(None, made.caller, authority.snapshot, made.grants, made.impersonation)  # type: ignore[arg-type]
     for value in (made, authority):
         with pytest.raises(TypeError):
             dataclasses.replace(value)  # type: ignore[type-var]
@@ -185,9 +188,9 @@ def test_under_enforcement_whatever_is_decided_is_recorded_or_known_to_be_no_ses
     who: Peer, method: str, target: str, upgrade: str
 ) -> None:
     try:
-        authority = authorize(who)
+        authority = authorize(tailnet_caller(who))
         info = request_info(method, target, upgrade)
-        decision = decide(authority, info)
+        decision = decide(authority, info, 0.0)
     except (Refusal, ProtocolError):
         return
     if decision.recording is not None:
@@ -200,3 +203,12 @@ def test_under_enforcement_whatever_is_decided_is_recorded_or_known_to_be_no_ses
             SessionKind.PORT_FORWARD,
             SessionKind.NODE_PROXY_SAFE,
         }
+
+
+def test_a_proof_that_has_ended_decides_nothing() -> None:
+    caller = dataclasses.replace(tailnet_caller(RECORDED), until=1000.0)
+    info = request_info("GET", "/api/v1/pods")
+    assert decide(authorize(caller), info, 999.9).caller is caller
+    with pytest.raises(Refusal, match="is not valid any more") as refused:
+        decide(authorize(caller), info, 1000.0)
+    assert (refused.value.status, refused.value.cause) == (401, "proof_expired")

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 
+from k8sproxy.access.caller import tailnet_caller
 from k8sproxy.access.grants import (
     CAPABILITY,
     LEGACY_CAPABILITY,
@@ -278,15 +279,16 @@ def test_of_hundreds_of_recorders_the_first_ones_count() -> None:
 
 
 def test_a_user_is_impersonated_by_login_name_with_the_rules_groups() -> None:
-    assert impersonation(USER, Grants()) == Impersonation("ann@example.com")
-    assert impersonation(USER, Grants(groups=("b", "a"))) == Impersonation("ann@example.com", ("b", "a"))
+    ann = tailnet_caller(USER)
+    assert impersonation(ann, Grants()) == Impersonation("ann@example.com")
+    assert impersonation(ann, Grants(groups=("b", "a"))) == Impersonation("ann@example.com", ("b", "a"))
 
 
 def test_a_tagged_node_is_impersonated_by_name_with_the_rules_groups_or_its_tags() -> None:
-    assert impersonation(TAGGED, Grants()) == Impersonation("ci.t.ts.net", ("tag:ci", "tag:k8s"))
-    assert impersonation(TAGGED, Grants(groups=("dev",))) == Impersonation("ci.t.ts.net", ("dev",))
+    assert impersonation(tailnet_caller(TAGGED), Grants()) == Impersonation("ci.t.ts.net", ("tag:ci", "tag:k8s"))
+    assert impersonation(tailnet_caller(TAGGED), Grants(groups=("dev",))) == Impersonation("ci.t.ts.net", ("dev",))
     doubled = dataclasses.replace(TAGGED, node_name="ci", login_name="tagged-devices", tags=("tag:a", "tag:b", "tag:a"))
-    assert impersonation(doubled, Grants()) == Impersonation("ci", ("tag:a", "tag:b"))
+    assert impersonation(tailnet_caller(doubled), Grants()) == Impersonation("ci", ("tag:a", "tag:b"))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +310,7 @@ def test_a_tagged_node_is_impersonated_by_name_with_the_rules_groups_or_its_tags
 )
 def test_names_that_nobody_may_have_are_refused(peer: Peer, cause: str, message: str) -> None:
     with pytest.raises(Refusal) as caught:
-        impersonation(peer, Grants())
+        impersonation(tailnet_caller(peer), Grants())
     assert (caught.value.status, caught.value.cause) == (403, cause)
     assert message in caught.value.message
 
@@ -334,7 +336,7 @@ def test_a_field_twice_where_nobody_looks_is_ignored() -> None:
 def test_any_peer_gives_clean_values_or_a_refusal(peer: Peer) -> None:
     try:
         grants = parse_grants(peer)
-        who = impersonation(peer, grants)
+        who = impersonation(tailnet_caller(peer), grants)
     except Refusal as refusal:
         assert (refusal.status, refusal.cause) in {
             (403, cause) for cause in ("malformed_grant", "unusable_name", "reserved_name")

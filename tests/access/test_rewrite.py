@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from k8sproxy.access.decision import Decision, authorize, decide
+from k8sproxy.access.caller import tailnet_caller
+from k8sproxy.access.decision import Decision, Snapshot, authorize, decide
 from k8sproxy.access.grants import CAPABILITY, Impersonation
 from k8sproxy.access.rewrite import UpstreamHead, identity_fields, rewrite
 from k8sproxy.common.errors import ProtocolError, Refusal
@@ -33,7 +34,9 @@ def peer(*groups: str, login: str = "ann@example.com", address: str = "100.64.0.
 
 
 def decision(who: Peer, *, impersonate: bool = True) -> Decision:
-    return decide(authorize(who, impersonate=impersonate), request_info("GET", "/version"))
+    return decide(
+        authorize(tailnet_caller(who), Snapshot(impersonate=impersonate)), request_info("GET", "/version"), 0.0
+    )
 
 
 ANN = decision(peer("dev", "ops team"))

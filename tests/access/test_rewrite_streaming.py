@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from k8sproxy.access.decision import authorize, decide
+from k8sproxy.access.caller import tailnet_caller
+from k8sproxy.access.decision import Snapshot, authorize, decide
 from k8sproxy.access.rewrite import Streaming, offered_protocols, rewrite
 from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.protocol.http1 import RequestHead, parse_fields
@@ -22,7 +23,11 @@ def head(*lines: str) -> RequestHead:
 
 
 def lines(*sent: str, protocols: frozenset[str] | None = KNOWN, impersonate: bool = True) -> list[str]:
-    decision = decide(authorize(PEER, impersonate=impersonate), request_info("GET", TARGET, "websocket"))
+    decision = decide(
+        authorize(tailnet_caller(PEER), Snapshot(impersonate=impersonate)),
+        request_info("GET", TARGET, "websocket"),
+        0.0,
+    )
     made = rewrite(
         head(*sent), decision, target=TARGET, host=b"api", authorization=None, streaming=Streaming("the-id", protocols)
     )
@@ -64,7 +69,7 @@ def test_offered() -> None:
 
 
 def test_nothing_of_one_session_is_remembered_for_the_next() -> None:
-    decision = decide(authorize(PEER), request_info("GET", TARGET, "websocket"))
+    decision = decide(authorize(tailnet_caller(PEER)), request_info("GET", TARGET, "websocket"), 0.0)
     one = head("A: b")
     made = [
         rewrite(one, decision, target=TARGET, host=b"api", authorization=None, streaming=streaming).data

@@ -166,7 +166,7 @@ async def test_a_client_that_goes_while_a_401_is_settled() -> None:
         await client.end()
         answer.set()
         await stage.until(lambda: stage.upstream.active == 0)
-        await stage.until(lambda: not stage.site.per_peer)
+        await stage.until(lambda: not stage.shared.per_peer)
 
 
 # -- the account itself, against an API server that a test plays

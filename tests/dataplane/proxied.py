@@ -1,4 +1,4 @@
-"""A stage for the data plane: the real listener, handler, relay and WhoIs between a client and an API server whose
+"""A stage for the data plane: the real listener, spine, relay and WhoIs between a client and an API server whose
 every byte, end and silence the test decides.
 
     async with Stage(tls=True) as stage:
@@ -28,6 +28,7 @@ from functools import cache
 from types import TracebackType
 from typing import Any
 
+from k8sproxy.access.decision import Snapshot
 from k8sproxy.audit.apievents import ApiEvents
 from k8sproxy.audit.events import Events, EventSettings
 from k8sproxy.clusters.account import Account, Standing
@@ -35,10 +36,11 @@ from k8sproxy.common.errors import Refusal
 from k8sproxy.common.tailnet.localapi import LocalAPI
 from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.common.tailnet.whois import WhoIs
-from k8sproxy.dataplane.handler import Connection
+from k8sproxy.dataplane.connection import Connection
 from k8sproxy.dataplane.limits import Limits
-from k8sproxy.dataplane.listener import Entry, Server, Trust
-from k8sproxy.dataplane.site import Gate, Route, Site
+from k8sproxy.dataplane.listener import Server, Terms, Trust
+from k8sproxy.dataplane.routes import Permit, Route, Routes
+from k8sproxy.dataplane.shared import Shared
 from k8sproxy.dataplane.upstream import Endpoint, Upstream
 from k8sproxy.recording.recorders import Recorders
 from k8sproxy.sessions.registry import Sessions
@@ -354,8 +356,8 @@ class Stage:
         queues = ApiEvents(self.recorders.post_events, self.recorders.probe_events)
         self.events = Events(queues, EventSettings())
         requests = RequestLog("json", enabled=False)
-        self.site = Site(self.whois, self.limits, Telemetry(), self.sessions, self.events, requests)
-        self.server = Server(self.site)
+        self.shared = Shared(self.whois, self.limits, Telemetry(), self.sessions, self.events, requests)
+        self.server = Server(self.shared)
         self.account = Accounted()
         self.authorization = b"Bearer the-proxy"
         endpoint = Endpoint(
@@ -370,9 +372,9 @@ class Stage:
             account=self.account if impersonate else None,
         )
         self.upstream = Upstream("prod", endpoint, self.limits, self.server.buffer)
-        self.route = Route(self.upstream, impersonate=impersonate)
-        self.entry = Entry(trust, (lambda: pki()[0]) if tls else None, Gate(self.route))
-        self.listener = self.server.listen("127.0.0.1", 0, self.entry)
+        self.route = Route(self.upstream, Snapshot(impersonate=impersonate))
+        self.terms = Terms(trust, (lambda: pki()[0]) if tls else None, Permit(Routes(self.route)))
+        self.listener = self.server.listen("127.0.0.1", 0, self.terms)
         self._clients: list[Raw] = []
 
     async def raw(self, *, receive_buffer: int = 0) -> Raw:
@@ -432,7 +434,7 @@ class Stage:
         clock.cancel()
         await self.events.queues.aclose(1.0)
         await self.sessions.aclose()
-        await self.site.longwork.aclose()
+        await self.shared.longwork.aclose()
         self.upstream.close()
         await self.whois.aclose()
         if error is None:
@@ -440,9 +442,9 @@ class Stage:
 
     def assert_clean(self) -> None:
         assert not self.server._connections and not self.server._tasks
-        assert self.site.per_peer == {}
+        assert self.shared.per_peer == {}
         assert self.upstream.active == 0 and self.upstream.idle == 0
-        assert self.site.telemetry.connections == 0
+        assert self.shared.telemetry.connections == 0
         assert set(self.server.running().values()) == {0}
         assert tcp_sockets() <= self._sockets
 

@@ -45,7 +45,7 @@ def in_pieces(data: bytes, size: int = 4096) -> list[bytes]:
 
 async def draining(stage: Stage) -> asyncio.Future[int]:
     drained = asyncio.ensure_future(stage.server.drain(10))
-    await stage.until(lambda: stage.site.draining)
+    await stage.until(lambda: stage.shared.draining)
     return drained
 
 

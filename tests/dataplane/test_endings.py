@@ -272,9 +272,9 @@ async def test_connection_that_dies_in_the_very_turn_of_a_request_is_not_used(
         await stage.until(lambda: stage.upstream.idle == 1)
         cached = stage.whois.cached
 
-        def dying(key: ClientKey) -> Peer | None:
+        def dying(key: ClientKey, ahead: float) -> Peer | None:
             upstream.close()
-            return cached(key)
+            return cached(key, ahead)
 
         monkeypatch.setattr(stage.whois, "cached", dying)
         _, other, head = await stage.exchange(sent, client)

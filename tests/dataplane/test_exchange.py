@@ -336,7 +336,7 @@ async def test_an_internal_fault_refuses(monkeypatch: pytest.MonkeyPatch) -> Non
     """Whatever nobody thought of fails closed: 500, and nothing goes upstream."""
     async with Stage() as stage:
         client = await stage.client()
-        monkeypatch.setattr("k8sproxy.dataplane.handler.decide", lambda *_: 1 / 0)
+        monkeypatch.setattr("k8sproxy.dataplane.connection.decide", lambda *_: 1 / 0)
         await client.send(get())
         assert (await client.response()).refusal()[0] == 500
         assert await client.rest() == b"" and stage.api.untouched()
@@ -346,7 +346,7 @@ async def test_an_internal_fault_behind_a_response_adds_nothing_to_it(monkeypatc
     """Once a response has begun, a second one would be read as its body, or as the next one."""
     async with Stage() as stage:
         client, upstream, _ = await stage.exchange(get())
-        monkeypatch.setattr(stage.site.telemetry, "request", lambda *_: 1 / 0)
+        monkeypatch.setattr(stage.shared.telemetry, "request", lambda *_: 1 / 0)
         await upstream.send(reply())
         assert (await client.response()).body == b"ok"
         assert await client.gone()
@@ -372,6 +372,6 @@ async def test_metrics_of_a_request() -> None:
         await upstream.exactly(5)
         await upstream.send(reply(b"123", "201 Created"))
         await client.response()
-        await stage.until(lambda: stage.site.telemetry.bytes_to_clients == 3)
-        assert stage.site.telemetry.bytes_from_clients == 5
-        assert stage.site.telemetry._requests == {("create", "pods", 201): 1}
+        await stage.until(lambda: stage.shared.telemetry.bytes_to_clients == 3)
+        assert stage.shared.telemetry.bytes_from_clients == 5
+        assert stage.shared.telemetry._requests == {("create", "pods", 201): 1}

@@ -412,7 +412,7 @@ async def test_garbage_on_a_tls_port() -> None:
         client = await stage.raw()
         await client.send(b"\x00" * 200)
         await _all(client)
-        assert stage.api.untouched() and stage.site.telemetry.handshake_failures == 1
+        assert stage.api.untouched() and stage.shared.telemetry.handshake_failures == 1
 
 
 async def test_plain_http_on_a_tls_port() -> None:
@@ -420,7 +420,7 @@ async def test_plain_http_on_a_tls_port() -> None:
         client = await stage.raw()
         await client.send(get())
         assert b"HTTP/1.1 2" not in await _all(client)
-        assert stage.api.untouched() and stage.site.telemetry.handshake_failures == 1
+        assert stage.api.untouched() and stage.shared.telemetry.handshake_failures == 1
 
 
 async def test_tls_on_a_plain_port() -> None:
@@ -435,4 +435,4 @@ async def test_silent_handshake_ends() -> None:
         client = await stage.raw()
         await client.send(b"\x16\x03\x01")
         assert await client.gone()
-        assert stage.site.telemetry.handshake_failures == 1
+        assert stage.shared.telemetry.handshake_failures == 1

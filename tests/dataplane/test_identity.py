@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from k8sproxy.access.decision import Decision, authorize, covers, decide
+from k8sproxy.access.caller import tailnet_caller
+from k8sproxy.access.decision import Decision, Snapshot, authorize, covers, decide
 from k8sproxy.access.grants import GrantSettings
 from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.tailnet.localapi import LocalAPI
 from k8sproxy.common.tailnet.peer import Peer
-from k8sproxy.dataplane import handler
-from k8sproxy.dataplane.listener import Entry, Trust
-from k8sproxy.dataplane.site import Gate, Route
+from k8sproxy.dataplane import connection, standing
+from k8sproxy.dataplane.listener import Terms, Trust
+from k8sproxy.dataplane.routes import Permit, Route, Routes
 from k8sproxy.dataplane.upstream import Upstream
 from k8sproxy.request.requestinfo import request_info
 from standins.tailscaled import FakeTailscaled, groups, user_whois
@@ -260,7 +261,8 @@ async def test_narrower_grant_after_a_wider_one_ends_what_began_under_the_first(
 
 async def test_outage_of_the_daemon_is_survived_for_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 5000.0
-    monkeypatch.setattr(handler, "perf_counter", lambda: clock)
+    for module in (connection, standing):
+        monkeypatch.setattr(module, "perf_counter", lambda: clock)
     async with Stage() as stage:
         client, upstream = await _watching(stage)
         stage.daemon.answer = AWAY
@@ -347,8 +349,8 @@ async def test_unknown_fields_of_a_grant_are_said_once_a_peer() -> None:
 async def test_unknown_fields_refuse_where_the_configuration_says_so() -> None:
     async with Stage() as stage:
         stage.daemon.answer = peer("dev", enforceRecoder=True)
-        route = Route(stage.upstream, grants=GrantSettings(refuse_unknown=True))
-        stage.listener.replace(Entry(Trust.DIRECT, None, Gate(route)))
+        route = Route(stage.upstream, snapshot=Snapshot(GrantSettings(refuse_unknown=True)))
+        stage.listener.replace(Terms(Trust.DIRECT, None, Permit(Routes(route))))
         client = await stage.client()
         await client.send(get())
         status, message = (await client.response()).refusal()
@@ -366,7 +368,8 @@ def test_a_session_goes_on_where_its_recording_is_what_is_demanded(
     def decided(level: RecordingLevel | None) -> Decision:
         rules = {"tailscale.com/cap/k8sproxy": ({"recording": level.value} if level else {},)}
         who = Peer("100.64.0.7", "n", "l.", login_name="ana@x", capabilities=rules)
-        return decide(authorize(who), request_info("GET", "/api/v1/namespaces/a/pods/web/exec", "websocket"))
+        asked = request_info("GET", "/api/v1/namespaces/a/pods/web/exec", "websocket")
+        return decide(authorize(tailnet_caller(who)), asked, 0.0)
 
     levels = [None, *RecordingLevel]
     assert covers(decided(now), decided(before)) is (levels.index(before) >= levels.index(now))
@@ -382,7 +385,8 @@ async def test_what_runs_is_judged_by_the_settings_of_a_reload(settings: GrantSe
         rules = {KUBERNETES: ({"enforceRecoder": True},), "c.d/cap/k8sproxy": ({"recordin": "closed"},)}
         stage.daemon.answer = Peer("100.64.0.7", "n", "l.", login_name="ana@x", capabilities=rules)
         client, upstream = await _watching(stage)
-        stage.listener.replace(Entry(Trust.DIRECT, None, Gate(Route(stage.upstream, grants=settings))))
+        route = Route(stage.upstream, snapshot=Snapshot(settings))
+        stage.listener.replace(Terms(Trust.DIRECT, None, Permit(Routes(route))))
         await stage.tick(1)
         assert stage.server.running().get("watch", 0) == (0 if ends else 1)
         if ends:
@@ -401,8 +405,8 @@ async def test_another_domain_of_the_configuration_counts_for_the_next_request()
         await client.send(get("/.well-known/k8sproxy/whoami"))
         document = json.loads((await client.response()).body)
         assert (document["recording"], document["enforceRecorder"]) == ("open", False)
-        route = Route(stage.upstream, grants=GrantSettings("a.b"))
-        stage.listener.replace(Entry(Trust.DIRECT, None, Gate(route)))
+        route = Route(stage.upstream, snapshot=Snapshot(GrantSettings("a.b")))
+        stage.listener.replace(Terms(Trust.DIRECT, None, Permit(Routes(route))))
         await client.send(get("/.well-known/k8sproxy/whoami"))
         document = json.loads((await client.response()).body)
         assert (document["recording"], document["enforceRecorder"]) == ("closed", True)
@@ -430,13 +434,13 @@ async def test_log_names_the_cluster_of_the_request() -> None:
         await upstream.send(reply())
         await client.response()
         (connection,) = stage.connections
-        assert '"cluster":"prod"' in connection._fields
+        assert '"cluster":"prod"' in connection.standing.who
         blue = Upstream("blue", stage.upstream.endpoint, stage.limits, stage.server.buffer)
-        stage.listener.replace(Entry(Trust.DIRECT, None, Gate(Route(blue))))
+        stage.listener.replace(Terms(Trust.DIRECT, None, Permit(Routes(Route(blue)))))
         await client.send(get())
         other = await stage.api.accept()
         await other.head()
         await other.send(reply())
         await client.response()
-        assert '"cluster":"blue"' in connection._fields
+        assert '"cluster":"blue"' in connection.standing.who
         blue.close()

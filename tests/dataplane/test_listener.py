@@ -126,8 +126,8 @@ async def test_header_refused(header: bytes, direct: Peer | Refusal, cause: str)
         client = await stage.raw()
         await client.send(header + get())
         assert await client.gone()
-        assert stage.api.untouched() and stage.site.telemetry.handshake_failures == 1
-        assert set(stage.site.telemetry._refusals) == ({cause} if cause else set())
+        assert stage.api.untouched() and stage.shared.telemetry.handshake_failures == 1
+        assert set(stage.shared.telemetry._refusals) == ({cause} if cause else set())
         assert not any(address.startswith("100.") for address in stage.daemon.asked)
 
 
@@ -137,10 +137,10 @@ async def test_header_from_elsewhere_than_loopback() -> None:
         ours, theirs = socket.socketpair()
         client = Raw(theirs)
         await client.send(proxy_header() + get())
-        stage.server.take(ours, ("100.64.0.9", 1234), stage.entry)
+        stage.server.take(ours, ("100.64.0.9", 1234), stage.terms)
         assert await client.gone()
         client.close()
-        assert stage.site.telemetry._refusals == {"proxy_not_loopback": 1} and stage.daemon.asked == []
+        assert stage.shared.telemetry._refusals == {"proxy_not_loopback": 1} and stage.daemon.asked == []
 
 
 async def test_header_that_does_not_end() -> None:
@@ -175,7 +175,7 @@ async def test_connections_are_limited() -> None:
         clients = [(await stage.exchange(get()))[0] for _ in range(2)]
         other = await stage.client()
         assert await other.gone()
-        assert stage.site.telemetry._refusals == {"too_many_connections": 1}
+        assert stage.shared.telemetry._refusals == {"too_many_connections": 1}
         clients[0].close()
         await stage.until(lambda: len(stage.connections) == 1)
         await stage.exchange(get())
@@ -190,11 +190,11 @@ async def test_silent_connections_make_way(silent: str, tls: bool) -> None:
         held = []
         for number in range(20):
             held.append(await (stage.raw() if silent == "at once" else stage.client()))
-            await stage.until(partial(lambda count: stage.site.telemetry.accepted == count, number + 4))
+            await stage.until(partial(lambda count: stage.shared.telemetry.accepted == count, number + 4))
         assert len(stage.server._places.anonymous) == 4
         for client in held[:16]:
             assert await client.gone()
-        assert stage.site.telemetry._refusals == {"silent_connection": 16}
+        assert stage.shared.telemetry._refusals == {"silent_connection": 16}
         await stage.exchange(get())
         for client, upstream in known:
             await upstream.send(reply())
@@ -210,7 +210,7 @@ async def test_places_that_are_all_taken_by_their_owners() -> None:
         await stage.exchange(get())
         refused = await stage.raw()
         assert await refused.gone()
-        assert stage.site.telemetry._refusals["too_many_connections"] == 1
+        assert stage.shared.telemetry._refusals["too_many_connections"] == 1
 
 
 async def test_connections_of_a_peer_are_limited() -> None:
@@ -225,10 +225,10 @@ async def test_connections_of_a_peer_are_limited() -> None:
         await stage.exchange(get())
         stage.daemon.answer = ANA
         held[0][0].close()
-        await stage.until(lambda: stage.site.per_peer["ana@example.com"] == 1)
+        await stage.until(lambda: stage.shared.per_peer["ana@example.com"] == 1)
         stage.daemon.answer = peer("dev", node="n-ana-2")
         await stage.exchange(get())
-        assert stage.site.per_peer == {"ana@example.com": 2, "ben@example.com": 1}, "all nodes of a user together"
+        assert stage.shared.per_peer == {"ana@example.com": 2, "ben@example.com": 1}, "all nodes of a user together"
 
 
 async def test_connections_that_ask_nothing_are_limited() -> None:
@@ -242,7 +242,7 @@ async def test_connections_that_ask_nothing_are_limited() -> None:
         other = await stage.raw()
         await other.send(proxy_header())
         assert await other.gone()
-        assert stage.site.telemetry._refusals == {"too_many_connections": 1}
+        assert stage.shared.telemetry._refusals == {"too_many_connections": 1}
         third = await stage.raw()
         await third.send(proxy_header("100.64.0.8"))
         await stage.until(lambda: len(stage.connections) == 5)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from k8sproxy.dataplane.client import Client
-from k8sproxy.dataplane.handler import Connection
+from k8sproxy.dataplane.connection import Connection
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.wire import Wire
 from tests.dataplane.proxied import CHUNKED, Stage, Truncated, get, reply

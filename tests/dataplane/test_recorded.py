@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
-from k8sproxy.dataplane.handler import Connection
+from k8sproxy.dataplane.connection import Connection
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.switched import Switched
 from k8sproxy.dataplane.wire import Wire

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 
 import pytest
 
+from k8sproxy.access.decision import Snapshot
 from k8sproxy.clusters.account import Standing
 from k8sproxy.common.tailnet.peer import Peer
-from k8sproxy.dataplane.listener import Entry, Trust
-from k8sproxy.dataplane.site import Gate, GateState, Route
+from k8sproxy.dataplane.listener import Terms, Trust
+from k8sproxy.dataplane.routes import Permit, PermitState, Route, Routes
 from k8sproxy.dataplane.upstream import Upstream
 from standins.recorder import FakeRecorder
 from tests.dataplane.proxied import ANA, CHUNKED, UNKNOWN, Raw, Stage, get, peer, pki, reply
@@ -28,14 +29,14 @@ _WATCH = "/api/v1/pods?watch=1"
 def blue_route(stage: Stage, *, impersonate: bool = True) -> Iterator[Route]:
     """To another cluster, at the same address: what differs is its name."""
     blue = Upstream("blue", stage.upstream.endpoint, stage.limits, stage.server.buffer)
-    yield Route(blue, impersonate=impersonate)
+    yield Route(blue, Snapshot(impersonate=impersonate))
     blue.close()
 
 
-def change(stage: Stage, route: Route, *, service: str | None = None, trust: Trust = Trust.DIRECT) -> Entry:
-    entry = Entry(trust, stage.entry.tls, Gate(route), service)
-    stage.listener.replace(entry)
-    return entry
+def change(stage: Stage, route: Route, *, service: str | None = None, trust: Trust = Trust.DIRECT) -> Terms:
+    terms = Terms(trust, stage.terms.tls, Permit(Routes(route)), service)
+    stage.listener.replace(terms)
+    return terms
 
 
 async def test_a_request_keeps_its_route_while_it_waits_for_whois() -> None:
@@ -60,7 +61,7 @@ async def test_a_request_keeps_its_route_while_it_waits_for_whois() -> None:
             await upstream.head()
             (connection,) = stage.connections
             assert stage.upstream.active == 1 and not route.upstream.active
-            assert '"cluster":"prod"' in connection._fields and '"cluster":"blue"' not in connection._fields
+            assert '"cluster":"prod"' in connection.standing.who and '"cluster":"blue"' not in connection.standing.who
             await upstream.send(agreed(speech))
             await client.head()
             assert [session["cluster"] for session in stage.sessions.listed()] == ["prod"]
@@ -240,14 +241,14 @@ async def test_who_said_which_client_it_is_says_so_no_more(before: Trust) -> Non
 async def test_a_listener_that_begins_or_ends_to_speak_tls_ends_its_connections(tls: bool) -> None:
     async with Stage(tls=tls) as stage:
         client = await idle(stage)
-        stage.listener.replace(Entry(Trust.DIRECT, None if tls else (lambda: pki()[0]), Gate(stage.route)))
+        stage.listener.replace(Terms(Trust.DIRECT, None if tls else (lambda: pki()[0]), Permit(Routes(stage.route))))
         assert await client.rest() == b""
 
 
 async def test_a_change_within_a_handshake_ends_the_connection() -> None:
     async with Stage(tls=True) as stage:
         raw = await stage.raw()
-        await stage.until(lambda: stage.site.telemetry.connections == 1)
+        await stage.until(lambda: stage.shared.telemetry.connections == 1)
         change(stage, stage.route, service="svc:blue")
         client = await raw.start_tls(pki()[1], server_side=False)
         assert await client.gone()
@@ -261,8 +262,8 @@ async def test_another_cluster_alone_ends_nothing() -> None:
         await watching.head()
         client = await idle(stage)
         with blue_route(stage) as route:
-            entry = change(stage, route)
-            assert entry.gate is stage.entry.gate and entry.gate.state is GateState.OPEN
+            terms = change(stage, route)
+            assert terms.permit is stage.terms.permit and terms.permit.state is PermitState.OPEN
             await upstream.send(b"3\r\n{}\n\r\n0\r\n\r\n")
             assert await watching.until(b"0\r\n\r\n")
             await client.send(get())
@@ -278,7 +279,7 @@ async def test_connections_of_a_listener_that_is_gone_end_with_their_next_respon
         running, upstream, _ = await stage.exchange(get())
         unused = await idle(stage)
         stage.listener.close()
-        stage.server.succeed(stage.entry, None)
+        stage.server.succeed(stage.terms, None)
         await upstream.send(reply(b"whole"))
         assert (await running.response()).body == b"whole"
         assert await running.rest() == b""

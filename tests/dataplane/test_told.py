@@ -15,7 +15,7 @@ import pytest
 
 from k8sproxy.audit.requestevent import IN_FLIGHT
 from k8sproxy.audit.shares import Pot
-from k8sproxy.dataplane import handler
+from k8sproxy.dataplane import connection
 from k8sproxy.protocol.spdy import DICTIONARY
 from standins.recorder import FakeRecorder
 from tests.dataplane.proxied import Stage, get, peer, post, reply, request
@@ -180,7 +180,7 @@ async def test_unfinished_bodies_of_one_user_leave_room_for_others() -> None:
         await client.send(post(b"x" * 400))
         response = await client.response()
         assert response.status == 429 and response.fields["retry-after"] == "1"
-        assert stage.site.telemetry._refusals == {"event_share": 1}
+        assert stage.shared.telemetry._refusals == {"event_share": 1}
         rules = {"recorderAddrs": [recorder.address], "enforceRecorder": True, "enableEvents": True}
         stage.daemon.answer = peer("dev", login="ben@example.com", node="n-ben", **rules)
         body = b'{"kind":"Pod","n":"%s"}' % (b"y" * 380)
@@ -244,13 +244,13 @@ async def test_long_queries_are_not_read_by_the_loop(kind: str, monkeypatch: pyt
     """Reading 60 KiB of escapes takes 30 ms: nobody else's request waits for that."""
     threads: dict[str, set[int]] = {"request_info": set(), "facts_of": set()}
     for name in threads:
-        real = getattr(handler, name)
+        real = getattr(connection, name)
 
         def noted(*arguments: Any, name: str = name, real: Any = real) -> Any:
             threads[name].add(threading.get_ident())
             return real(*arguments)
 
-        monkeypatch.setattr(handler, name, noted)
+        monkeypatch.setattr(connection, name, noted)
     query = "&".join("%41%42=%43" for _ in range(5000))
     async with Stage() as stage:
         if kind == "request":
@@ -270,9 +270,9 @@ async def test_who_it_is_is_asked_anew_behind_long_work() -> None:
     async with Stage() as stage:
         client = await stage.client()
         gate = threading.Event()
-        busy = asyncio.ensure_future(stage.site.longwork.run("x", gate.wait, 10))
+        busy = asyncio.ensure_future(stage.shared.longwork.run("x", gate.wait, 10))
         await client.send(get("/api/v1/pods?" + "a" * 5000))
-        await stage.until(lambda: stage.site.longwork.waiting == 1)
+        await stage.until(lambda: stage.shared.longwork.waiting == 1)
         stage.daemon.answer = peer("viewers")
         stage.whois.invalidate()
         gate.set()
@@ -288,14 +288,14 @@ async def test_a_client_that_goes_during_long_work() -> None:
     async with Stage() as stage:
         client = await stage.client()
         gate = threading.Event()
-        busy = asyncio.ensure_future(stage.site.longwork.run("x", gate.wait, 10))
+        busy = asyncio.ensure_future(stage.shared.longwork.run("x", gate.wait, 10))
         await client.send(get("/api/v1/pods?" + "a" * 5000))
-        await stage.until(lambda: stage.site.longwork.waiting == 1)
+        await stage.until(lambda: stage.shared.longwork.waiting == 1)
         client.close()
         await stage.until(lambda: not stage.connections)
         gate.set()
         await busy
-        assert stage.api.untouched() and stage.site.longwork.waiting == 0
+        assert stage.api.untouched() and stage.shared.longwork.waiting == 0
 
 
 @pytest.mark.parametrize("batch", [None, 100])

@@ -1,0 +1,487 @@
+"""The spine: what happens to one connection, from its first byte to its last.
+
+    serve()      heads one after the other, each answered in order
+    _request()   head -> route -> Authority -> RequestInfo -> Decision -> UpstreamHead -> gates -> upstream -> exchange
+
+A Refusal on the way is answered once. A connection is one task. Every step of `_request` is first tried at once; only
+where that gives nothing is something waited for: the authenticator (standing), a turn or a long target, a place among
+the events, a gate, a new connection to upstream. A request that meets a known caller and an idle upstream connection
+waits twice: for its head and for its response; bytes move in callbacks (relay).
+
+Whatever is not a Refusal or an orderly end is a fault of ours: it is logged with its traceback, answered with 500 if
+nothing has been answered, and ends the connection.
+
+What runs is looked at again where something has changed that it depends on (standing), and ended here, in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+from time import perf_counter, time
+
+import structlog
+
+from k8sproxy.access.decision import Authority, Decision, decide
+from k8sproxy.access.rewrite import UpstreamHead, check_offer, offered_protocols, rewrite
+from k8sproxy.audit.events import untold
+from k8sproxy.audit.requestevent import RequestEvent
+from k8sproxy.common.errors import ProtocolError, Refusal
+from k8sproxy.common.longwork import LONG
+from k8sproxy.dataplane.client import Client
+from k8sproxy.dataplane.doubt import is_doubtful, settle
+from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
+from k8sproxy.dataplane.local import LOCAL_PREFIX, local_document
+from k8sproxy.dataplane.relay import Exchange
+from k8sproxy.dataplane.routes import OPEN, Route, listener_changed
+from k8sproxy.dataplane.shared import Shared
+from k8sproxy.dataplane.standing import Standing
+from k8sproxy.dataplane.turns import REQUEST, TARGET_CHARACTERS
+from k8sproxy.dataplane.upstream import UpstreamConnection
+from k8sproxy.protocol.http1 import RequestHead
+from k8sproxy.request.browsers import opens_document
+from k8sproxy.request.classify import STREAMING, SessionKind
+from k8sproxy.request.foreign import DOCUMENT, guard_of
+from k8sproxy.request.requestinfo import RequestInfo, request_info
+from k8sproxy.sessions.registry import facts_of
+from k8sproxy.sessions.session import Session
+from k8sproxy.sessions.tap import NO_TAP, Tap
+
+_log = structlog.get_logger("k8sproxy")
+_NO_SESSION = SessionKind.NONE
+_serial = count(1)
+
+# Seconds in which the client of a session that was ended takes what it is told. A session is over in two.
+_FAREWELL_SECONDS = 1.5
+
+
+class Connection:
+    """One client connection. requests: how many heads have come."""
+
+    __slots__ = (
+        "_answering",
+        "_decision",
+        "_exchange",
+        "_info",
+        "_seen",
+        "_session",
+        "_shared",
+        "_stalled_since",
+        "client",
+        "id",
+        "requests",
+        "standing",
+    )
+
+    def __init__(self, shared: Shared, client: Client, standing: Standing) -> None:
+        self.id = f"c{next(_serial)}"
+        self.client = client
+        self.standing = standing
+        self.requests = 0
+        self._shared = shared
+        self._answering = False  # whether something of an answer to the current request has been sent
+        # What runs:
+        self._info: RequestInfo | None = None
+        self._decision: Decision | None = None
+        self._exchange: Exchange | None = None
+        self._session: Session | None = None
+        # The upload that runs: bytes received when it was last seen to move, and when that was.
+        self._seen = 0
+        self._stalled_since = 0.0
+
+    async def serve(self) -> None:
+        """Answer requests until either side ends the connection. Raises nothing but CancelledError."""
+        client = self.client
+        head: RequestHead | None = None
+        try:
+            while True:
+                try:
+                    head = None
+                    head = await client.next_head()
+                    if head is None:
+                        break
+                    self.requests += 1
+                    if not await self._request(head):
+                        break
+                except ProtocolError as error:
+                    if not self._refuse(head, Refusal(error.status, "bad_request", error.message, close=True)):
+                        break
+                except Refusal as refusal:
+                    if not self._refuse(head, refusal):
+                        break
+            await client.finish()
+        except ClientGone:
+            pass
+        except Cut as cut:
+            await self._cut(cut)
+        except Exception:
+            _log.exception("request_failed", connection=self.id, request=self.requests)
+            await self._fault(head)
+        except BaseException:
+            # Cancelled (a drain whose time is over): what is unfinished must not look whole.
+            client.wire.abort()
+            raise
+        finally:
+            self.standing.close()
+            client.wire.close()
+
+    async def _fault(self, head: RequestHead | None) -> None:
+        """A fault of ours ends the connection, with a 500 where no answer had begun."""
+        if self._answering:
+            self.client.wire.abort()
+            return
+        self._refuse(head, Refusal(500, "internal", "an internal error of k8sproxy; its log has more", close=True))
+        await self.client.finish()
+
+    async def _cut(self, cut: Cut) -> None:
+        self._shared.telemetry.refusal(cut.cause)
+        _log.warning("response_cut", connection=self.id, request=self.requests, cause=cut.cause)
+        if cut.reset:
+            self.client.wire.abort()
+        elif cut.said:
+            try:
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    await self.client.finish()
+            except TimeoutError:
+                self.client.wire.abort()
+        else:
+            await self.client.flush()
+            self.client.wire.cut()
+
+    async def _request(self, head: RequestHead) -> bool:
+        """One request; whether there may be another on this connection."""
+        started = perf_counter()
+        standing = self.standing
+        self._answering = False
+        self._info = None
+        route = standing.permit.routes.choose(standing.evidence, head)  # once: whatever a reload does meanwhile
+        authority = standing.current(route) or await standing.ask(route)
+        info = self._read(head)
+        if info is None:
+            info = await self._read_later(head, authority)
+            authority = standing.current(route) or await standing.ask(route)  # it may have taken its time
+        self._info = info
+        if info.path.startswith(LOCAL_PREFIX):
+            return self._answer(head, info, authority)
+        decision = decide(authority, info, time())
+        endpoint = route.upstream.endpoint
+        authorization = endpoint.authorization()
+        session = None if info.session is _NO_SESSION else await self._begin_session(head, info, decision, route)
+        upstream_head = rewrite(
+            head,
+            decision,
+            target=endpoint.base_path + head.target if endpoint.base_path else head.target,
+            host=endpoint.authority,
+            authorization=authorization,
+            streaming=session.streaming if session is not None else None,
+            origins=route.origins,
+            foreign=info.foreign,
+        )
+        exchange = self._prepare(head, info, upstream_head, session)
+        event = await self._tell(head, info, decision, route, session) if decision.events else None
+        if event is not None and event.body is not None:
+            exchange.body_seen = event.body.feed
+        elif event is not None:
+            event.refused = lambda why: _end_untold(exchange, session, untold(decision.grants, why))
+        standing.allow(started)
+        self._decision, self._session = decision, session
+        try:
+            if session is not None:
+                self._shared.sessions.enter(session)
+                await session.open()
+            await self._run(exchange, upstream_head, route, info, authorization, started)
+        except (Cut, ClientGone) as end:
+            if isinstance(end, Cut) and end.reset:
+                self.client.wire.abort()  # before the end of a recording is waited for
+            self._record(info, exchange, perf_counter() - started)
+            raise
+        finally:
+            self._answering = exchange.status > 0
+            self._exchange = self._decision = self._session = None
+            if event is not None and event.body is not None:
+                if not exchange.body_came:
+                    event.body.truncated = True
+                self._shared.events.tell(decision.grants, event)
+            elif event is not None:
+                event.refused = None
+            if session is not None:
+                if decision.events and session.began and session.facts.kind == "portforward":
+                    self._shared.events.tell_ports(
+                        decision.grants, info, standing.origin, session.facts.id, session.ports, authority.caller.owner
+                    )
+                await session.close()
+        self._record(info, exchange, perf_counter() - started)
+        return not (exchange.closing or self._shared.draining or standing.permit.state is not OPEN)
+
+    # -- what is asked
+
+    def _read(self, head: RequestHead) -> RequestInfo | None:
+        """What is asked, if it is this connection's turn and the target is not long; None where `_read_later` is."""
+        size = len(head.target)
+        if size > LONG or not self.client.turns.begin(REQUEST + size // TARGET_CHARACTERS):
+            return None
+        return request_info(head.method, head.target, head.fields.upgrade)
+
+    async def _read_later(self, head: RequestHead, authority: Authority) -> RequestInfo:
+        """What is asked, in a later turn of the loop."""
+        client, size = self.client, len(head.target)
+        if size <= LONG:
+            await client.turns.turn(client.owner, REQUEST + size // TARGET_CHARACTERS)
+            return request_info(head.method, head.target, head.fields.upgrade)
+        if not client.turns.begin(REQUEST):
+            await client.turns.turn(client.owner, REQUEST)
+        arguments = (head.method, head.target, head.fields.upgrade)
+        return await self._shared.longwork.run(authority.caller.owner, request_info, *arguments)
+
+    def _answer(self, head: RequestHead, info: RequestInfo, authority: Authority) -> bool:
+        """Answer a path of the proxy's own."""
+        content_type, body = local_document(head, info.path, authority, self._shared.documents)
+        close = head.fields.close or head.fields.chunked or bool(head.fields.content_length) or bool(info.upgrade)
+        self.client.answer(200, body, content_type=content_type, close=close, head_only=head.method == "HEAD")
+        self._shared.telemetry.request(info.verb, "", 200, 0.0, 0, len(body))
+        return not close
+
+    # -- the exchange
+
+    def _prepare(
+        self, head: RequestHead, info: RequestInfo, upstream_head: UpstreamHead, session: Session | None
+    ) -> Exchange:
+        """The exchange, before it has a connection to upstream."""
+        fields = head.fields
+        # A tap of its own, for callbacks of the switched connection that must go with it.
+        tap = session or (Tap() if fields.upgrade else NO_TAP)
+        limit = self._shared.limits.head_bytes
+        exchange = Exchange(self.client, upstream_head, tap, head_limit=limit, closing=fields.close)
+        exchange.watching = info.verb == "watch"
+        if info.foreign:
+            exchange.guard = guard_of(info.root)
+        elif info.subresource == "log" or opens_document(fields):
+            exchange.guard = DOCUMENT
+        return exchange
+
+    async def _run(
+        self,
+        exchange: Exchange,
+        head: UpstreamHead,
+        route: Route,
+        info: RequestInfo,
+        authorization: bytes | None,
+        started: float,
+    ) -> None:
+        """Give the exchange a connection to upstream, and wait for its end. Raises as Exchange.start does."""
+        upstream, permit, repeatable = route.upstream, self.standing.permit, head.repeatable
+        connection: UpstreamConnection | None = None
+        try:
+            connection = upstream.take_idle(repeatable=repeatable) or await upstream.connect(repeatable=repeatable)
+            try:
+                permit.check()  # it may have been revoked since, and upstream has heard nothing yet
+            except Refusal:
+                upstream.release(connection, reusable=True)
+                connection = None
+                raise
+            self._exchange = exchange
+            if self._shared.draining:
+                self.drain()  # it may have begun since the head came
+            elif permit.state is not OPEN:
+                exchange.closing = True
+            exchange.doubts = is_doubtful(upstream.endpoint, info)
+            try:
+                try:
+                    await exchange.start(connection, started)
+                except StaleConnection:
+                    exchange.detach()
+                    upstream.release(connection, reusable=False)
+                    connection = None
+                    connection = await upstream.dial()
+                    await exchange.start(connection, perf_counter())
+            except Doubtful:
+                await settle(upstream.endpoint, authorization, connection)
+                await exchange.pass_on()
+        finally:
+            if connection is not None:
+                exchange.detach()
+                upstream.release(connection, reusable=exchange.reusable)
+
+    async def _begin_session(
+        self, head: RequestHead, info: RequestInfo, decision: Decision, route: Route
+    ) -> Session | None:
+        """The session that a request asks for. Raises Refusal and ProtocolError."""
+        if info.session not in STREAMING:
+            if decision.recording is not None:
+                raise Refusal(500, "internal", "recording is required for a request that is not a session", close=True)
+            return None
+        fields = head.fields
+        check_offer(fields)
+        shared, cluster, agent = self._shared, route.upstream.name, fields.get(b"user-agent")
+        if len(head.target) > LONG:
+            facts = await shared.longwork.run(decision.caller.owner, facts_of, info, decision, cluster, self.id, agent)
+        else:
+            facts = facts_of(info, decision, cluster, self.id, agent)
+        return shared.sessions.make(facts, info, decision, offered=offered_protocols(fields))
+
+    async def _tell(
+        self, head: RequestHead, info: RequestInfo, decision: Decision, route: Route, session: Session | None
+    ) -> RequestEvent:
+        """Tell recorders of a request. One with a body is still to be told, once that has been seen.
+
+        Raises Refusal where it must be told and can't be.
+        """
+        events, fields = self._shared.events, head.fields
+        weight = events.weigh(decision.caller.peer, info, content_length=fields.content_length, chunked=fields.chunked)
+        if not events.admit(decision.grants, weight):
+            await events.wait(decision.grants, weight)
+        standing = self.standing
+        if not standing.origin:
+            standing.origin = events.origin(decision.caller.peer, decision.impersonation, route.upstream.name)
+        body = fields.chunked or bool(fields.content_length)
+        event = events.begin(
+            decision.grants,
+            weight,
+            info,
+            standing.origin,
+            user_agent=fields.get(b"user-agent"),
+            body=body,
+            chunked=fields.chunked,
+            session_id=session.facts.id if session is not None else "",
+        )
+        if not body:
+            events.tell(decision.grants, event)
+        return event
+
+    def _record(self, info: RequestInfo, exchange: Exchange, seconds: float) -> None:
+        """Count a request that was forwarded, and write its line. A refusal is counted where it is answered."""
+        shared = self._shared
+        # 499, as nginx has it: the client went before there was an answer.
+        status = exchange.status or 499
+        shared.telemetry.request(
+            info.verb, _resource(info), status, exchange.proxy_seconds, exchange.received, exchange.sent
+        )
+        if shared.requests.enabled:
+            shared.requests.write(
+                self.id, self.requests, self.standing.who, info.verb, info.path, status, seconds, exchange.sent
+            )
+
+    def _refuse(self, head: RequestHead | None, refusal: Refusal) -> bool:
+        """Answer a Refusal; whether the connection goes on. It can't where the request's body is still to come."""
+        shared = self._shared
+        close = (
+            refusal.close
+            or shared.draining
+            or head is None
+            or head.fields.close
+            or head.fields.chunked
+            or bool(head.fields.content_length)
+            or bool(head.fields.upgrade)
+        )
+        self.client.refuse(
+            refusal,
+            close=close,
+            head_only=head is not None and head.method == "HEAD",
+            warn=head is not None and _is_discovery(head.target),
+        )
+        info = self._info if head is not None else None
+        authority = self.standing.authority
+        verb, resource = (info.verb, _resource(info)) if info is not None else ("", "")
+        shared.telemetry.refused(verb, resource, refusal.status, refusal.cause)
+        _log.warning(
+            "refused",
+            connection=self.id,
+            request=self.requests,
+            cause=refusal.cause,
+            code=refusal.status,
+            message=refusal.message,
+            method=head.method if head else None,
+            path=head.target.partition("?")[0][:256] if head else None,
+            address=authority.caller.address if authority else self.standing.evidence.address,
+            peer=authority.caller.display if authority else None,
+        )
+        return not close
+
+    # -- from outside: the clock, a reload, a drain
+
+    def tick(self, now: float) -> bool:
+        """Look at the limits, once a second; whether what runs needs a recheck."""
+        exchange = self._exchange
+        self.client.wire.look()
+        if exchange is None:
+            self.client.expire(now)
+            return False
+        exchange.look()
+        if exchange.uploading and exchange.received == self._seen and self._stalled_since:
+            if now - self._stalled_since > self._shared.limits.idle_timeout:
+                exchange.cut("upload_stalled")
+        else:
+            self._seen, self._stalled_since = exchange.received, now
+        return self.standing.is_due()
+
+    def break_unheard(self) -> None:
+        """End what runs, or waits for a request, if the other side of either wire is gone without a word."""
+        self.client.wire.break_unheard()
+        if self._exchange is not None:
+            self._exchange.break_unheard()
+
+    async def recheck(self) -> None:
+        """Look again at what runs, and end it if it would not be allowed now."""
+        exchange, decision, info = self._exchange, self._decision, self._info
+        if exchange is None or decision is None or info is None:
+            return
+        found = await self.standing.look_again(decision, info)
+        if self._exchange is not exchange:
+            return  # It has ended; what runs now was decided by itself.
+        if isinstance(found, Refusal):
+            self._end_by(found)
+        elif found is not None:
+            self.standing.confirm(found)
+
+    def leave(self) -> None:
+        """End, and whatever runs: the permit has been revoked."""
+        if self._exchange is None:
+            self.client.end_idle()  # a request that is on its way is refused (Permit.check)
+        else:
+            self._end_by(listener_changed())
+
+    def _end_by(self, refusal: Refusal) -> None:
+        """End what runs, with a word to its user."""
+        if self._session is not None and self._exchange is not None and self._exchange.upgraded:
+            self._session.end(refusal.cause, refusal.message)
+        elif self._exchange is not None:
+            self._exchange.cut(refusal.cause, refusal.message)
+
+    @property
+    def kind(self) -> str:
+        """What runs on it just now, for the metrics: nothing, "request", "watch" or "upgrade"."""
+        if self._exchange is None or self._info is None:
+            return ""
+        return "upgrade" if self._exchange.upgraded else "watch" if self._info.verb == "watch" else "request"
+
+    def drain(self) -> None:
+        """Take no further request; end a watch at its next boundary."""
+        if self._exchange is None:
+            self.client.end_idle()
+            return
+        self._exchange.closing = True  # said in the response's head, if that is still to come
+        if self._info is not None and self._info.verb == "watch":
+            self._exchange.end_at_boundary()
+
+
+def _end_untold(exchange: Exchange, session: Session | None, message: str) -> None:
+    """End a request that runs, whose event must be told and is refused by the recorder."""
+    if session is not None and exchange.upgraded:
+        session.end("event_refused", message)
+    else:
+        exchange.cut("event_refused", message)
+
+
+def _resource(info: RequestInfo) -> str:
+    """The resource as metrics name it: pods, pods/exec."""
+    return f"{info.resource}/{info.subresource}" if info.subresource else info.resource
+
+
+def _is_discovery(target: str) -> bool:
+    """Whether a target names no object or collection: /api, /apis/GROUP/VERSION, /version, /openapi/..
+
+    kubectl asks for some of these first, and prints "unknown" for whatever Status it is answered with there, but it
+    does print warnings.
+    """
+    parts = target.partition("?")[0].strip("/").split("/")
+    return len(parts) <= {"api": 2, "apis": 3}.get(parts[0], len(parts))
