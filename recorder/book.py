@@ -12,7 +12,6 @@ An index that has lost its looks gets them back from here (`recorder rebuild`, a
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
@@ -21,20 +20,10 @@ from itertools import groupby
 import structlog
 
 from recorder.index.rows import Look
-from recorder.model import id_day, id_time, is_id
+from recorder.model import id_day, is_id
 from recorder.store.api import Kept
-from recorder.store.chunk import (
-    FOOTER,
-    DamagedChunkError,
-    Frame,
-    assemble,
-    frame_rows,
-    pack,
-    read_trailer,
-    trailer_size,
-    unpack,
-)
 from recorder.store.errors import StoreError
+from recorder.store.linechunks import DAMAGES, beginning, read_lines, write_lines
 from recorder.store.store import Store
 
 _log = structlog.get_logger(__name__)
@@ -85,14 +74,11 @@ class Book:
                     self._waiting.remove(item)
 
     async def _put_day(self, day: str, looks: list[Look]) -> None:
-        lines = [json.dumps(asdict(look), separators=(",", ":")).encode() + b"\n" for look in looks]
-        text = b"".join(lines)
+        lines = [(look.id, json.dumps(asdict(look), separators=(",", ":")).encode() + b"\n") for look in looks]
         first, last = looks[0].id, looks[-1].id
-        origin = hashlib.sha256(b"recorder looks 1\n" + day.encode()).hexdigest()
-        frame = Frame(pack(text), len(text), id_time(first), id_time(last), len(lines))
         meta = {"day": day, "first_id": first, "last_id": last}
-        data, row = assemble([frame], meta, seq=0, offset=0, previous=origin)
-        kept: Kept = await self._store.blobs.keep(f"looks/{day}/{first}.chunk", data, row.sha256)
+        data, sha256 = write_lines(lines, meta, beginning("looks", day))
+        kept: Kept = await self._store.blobs.keep(f"looks/{day}/{first}.chunk", data, sha256)
         if self._store.registrar is not None:
             self._store.registrar.put_in(kept)
 
@@ -102,21 +88,22 @@ class Book:
         for day in [name.rstrip("/") async for name, _ in blobs.names("looks")]:
             for name in [name async for name, _ in blobs.names(f"looks/{day}")]:
                 try:
-                    for look in _read(await blobs.get(f"looks/{day}/{name}")):
-                        yield look
+                    data = await blobs.get(f"looks/{day}/{name}")
                 except KeyError:
                     continue
-                except (DamagedChunkError, ValueError, TypeError, RecursionError) as error:
+                try:
+                    looks = _read(data)
+                except DAMAGES as error:
                     _log.error("looks_unreadable", chunk=f"{day}/{name}", why=str(error))
+                    continue
+                for look in looks:
+                    yield look
 
 
 def _read(data: bytes) -> list[Look]:
-    """What is in a chunk. Raises DamagedChunkError, ValueError, TypeError."""
-    end = len(data) - trailer_size(data[-FOOTER:])
-    rows = frame_rows(read_trailer(data), end)
-    text = b"".join(unpack(data[row.position : row.position + row.packed], row.size) for row in rows)
+    """What is in a chunk. Raises one of DAMAGES."""
     looks = []
-    for line in text.splitlines():
+    for line in read_lines(data):
         value = json.loads(line)
         look = Look(**value | {"tags": tuple(value["tags"])}) if isinstance(value, dict) and "tags" in value else None
         if look is None or not is_id(look.id):

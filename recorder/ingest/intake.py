@@ -219,5 +219,5 @@ class Intake:
         if self.live is not None:
             self.live.listener = None
             self.live.end_as(End.CUT)
-            counts.ends["error" if self.error else self.live.asked.value] += 1
+            counts.ends["error" if self.error else self.live.end.value] += 1
         self._early = bytearray()

@@ -13,85 +13,68 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from recorder.model import ApiEvent, Source, id_day, id_time, is_id, new_id
-from recorder.store.api import Kept
+from recorder.model import ApiEvent, Source, id_day, is_id, new_id
 from recorder.store.blobs import Blobs
-from recorder.store.chunk import (
-    FOOTER,
-    DamagedChunkError,
-    Frame,
-    assemble,
-    frame_rows,
-    pack,
-    read_trailer,
-    trailer_size,
-    unpack,
-)
+from recorder.store.chunk import DamagedChunkError, read_trailer
 from recorder.store.errors import DamagedError, StoreError
-from recorder.store.journal import Item
-from recorder.store.records import Kind
+from recorder.store.journal import Journal
+from recorder.store.ledger import Ledger
+from recorder.store.linechunks import DAMAGES, beginning, read_lines, write_lines
+from recorder.store.records import Item, Kind
 
 _log = structlog.get_logger(__name__)
 
 # Bytes of text after which events become a chunk: some thousand events.
 CHUNK_TEXT = 4 << 20
-# Bytes of a frame's text.
-FRAME = 128 << 10
 # Bytes of events that wait for the journal: more are refused, so that a flood of them does not take all memory.
 MAX_WAITING = 32 << 20
 # Seconds between attempts to put a chunk after a failure.
 RETRY = 1.0
 
 
-async def _nothing(kept: Kept) -> None:
-    """Nobody signs."""
-
-
+@dataclass(slots=True)
 class _Batch:
-    """Events that came together."""
+    """Events that came together, and their lines."""
 
-    __slots__ = ("done", "events", "lines")
+    events: list[ApiEvent]
+    lines: list[bytes]
+    done: asyncio.Future[None]
 
-    def __init__(self, events: list[ApiEvent], lines: list[bytes], done: asyncio.Future[None]) -> None:
-        self.events = events
-        self.lines = lines
-        self.done = done
+
+@dataclass(frozen=True, slots=True)
+class Journaled:
+    """The line of an event that is safe in this segment of the journal."""
+
+    id: str
+    line: bytes
+    segment: int
 
 
 class EventLog:
-    """A source of the journal, and a task (`run`) that makes chunks. added: told of each event that is safe. stored:
-    waits until a chunk that was put is signed. instance: what tells this recorder's chunks from those of others that
-    share the store."""
+    """A source of the journal, and a task (`run`) that makes chunks, which are signed where somebody signs. journal:
+    None where the store is read only. instance: what tells this recorder's chunks from those of others that share the
+    store. fault: None, or why chunks cannot be put. errors: puts that failed. whole: chunks of which the journal still
+    speaks, after a crash."""
 
-    def __init__(
-        self,
-        blobs: Blobs,
-        *,
-        mark: Callable[[EventLog], None],
-        added: Callable[[ApiEvent], None],
-        segment: Callable[[], int],
-        stored: Callable[[Kept], Awaitable[None]] = _nothing,
-        instance: str = "main",
-    ) -> None:
+    def __init__(self, blobs: Blobs, journal: Journal | None, ledger: Ledger[Any], *, instance: str = "main") -> None:
         self.fault: str | None = None
-        self.errors = 0  # puts that failed
-        self.whole: list[str] = []  # chunks of which the journal still speaks, after a crash
+        self.errors = 0
+        self.whole: list[str] = []
         self._blobs = blobs
+        self._journal = journal
+        self._ledger = ledger
         self._instance = instance
-        self._mark = mark
-        self._added = added
-        self._segment = segment
-        self._stored_one = stored
         self._last_id = ""
         self._queue: list[_Batch] = []
         self._taken: list[_Batch] = []
         self._waiting = 0
-        self._kept: list[tuple[str, bytes, int]] = []  # id, line, segment
+        self._kept: list[Journaled] = []  # those that are in no chunk
         self._kept_size = 0
         self._previous: dict[str, str] = {}
         self._wake = asyncio.Event()
@@ -114,21 +97,20 @@ class EventLog:
                     _log.error("events_unreadable", chunk=f"{day}/{names[-1]}", why=str(error))
                     self._last_id = names[-1].removesuffix(".chunk")
 
-    async def restore(self, events: Sequence[tuple[str, bytes, int]]) -> list[ApiEvent]:
+    async def restore(self, events: Sequence[Journaled]) -> list[ApiEvent]:
         """Events of the journal, after a crash; those that no chunk has. Raises StoreError."""
         found = []
-        known = await self._stored({identifier for identifier, _, _ in events})
-        for identifier, line, segment in events:
-            if identifier in known:
+        known = await self._stored({one.id for one in events})
+        for one in events:
+            if one.id in known:
                 continue
-            known.add(identifier)
-            self._last_id = max(self._last_id, identifier)
-            self._kept.append((identifier, line, segment))
-            self._kept_size += len(line)
+            known.add(one.id)
+            self._last_id = max(self._last_id, one.id)
+            self._keep(one)
             try:
-                found.append(_event(line))
+                found.append(_event(one.line))
             except (ValueError, KeyError, TypeError, RecursionError):
-                _log.warning("event_unreadable", event=identifier)
+                _log.warning("event_unreadable", event=one.id)
         self._flush = bool(self._kept)
         self._wake.set()
         return found
@@ -155,13 +137,19 @@ class EventLog:
                     break
         return found
 
-    @property
-    def pin(self) -> int | None:
-        """The oldest segment with an event that is in no chunk."""
-        return self._kept[0][2] if self._kept else None
+    def _keep(self, one: Journaled) -> None:
+        self._kept.append(one)
+        self._kept_size += len(one.line)
+        self._pin()
+
+    def _pin(self) -> None:
+        """The journal must keep the oldest segment with an event that is in no chunk."""
+        self._ledger.events = self._kept[0].segment if self._kept else None
 
     async def add(self, documents: Sequence[Mapping[str, Any]], source: Source) -> list[ApiEvent]:
         """Keep events; safe on return. Raises StoreError."""
+        if self._journal is None:
+            raise StoreError("the store is open to be read only")
         if self._waiting > MAX_WAITING:
             raise StoreError("too many events are waiting to be written")
         now = time.time()
@@ -178,7 +166,7 @@ class EventLog:
         batch = _Batch(events, lines, done)
         self._queue.append(batch)
         self._waiting += sum(map(len, lines))
-        self._mark(self)
+        self._journal.mark(self)
         await done
         return events
 
@@ -208,9 +196,8 @@ class EventLog:
         for batch in taken:
             if error is None:
                 for event, line in zip(batch.events, batch.lines, strict=True):
-                    self._kept.append((event.id, line, segment))
-                    self._kept_size += len(line)
-                    self._added(event)
+                    self._keep(Journaled(event.id, line, segment))
+                    self._ledger.event_added(event)
             if not batch.done.done():  # who asked may have gone
                 if error is None:
                     batch.done.set_result(None)
@@ -226,20 +213,19 @@ class EventLog:
         self._flush = self._flush or flush
         self._wake.set()
 
-    async def run(self, trim: Callable[[], None]) -> None:
-        """Make chunks until cancelled. trim: called after each."""
+    async def run(self) -> None:
+        """Make chunks until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
             while self._kept and (self._flush or self._kept_size >= CHUNK_TEXT or self._is_old()):
                 await self._put()
-                trim()
             self._flush = False
             self._look()
 
     def _is_old(self) -> bool:
         # Like the builder's LAG.
-        return bool(self._kept) and self._kept[0][2] <= self._segment() - 4
+        return bool(self._kept) and self._journal is not None and self._kept[0].segment <= self._journal.segment - 4
 
     @property
     def drained(self) -> bool:
@@ -248,7 +234,7 @@ class EventLog:
 
     async def drain(self, before: str = "~") -> None:
         """Put all there is, or what has ids before that; returns without it where a put fails."""
-        while self._kept and self._kept[0][0] < before and self.fault is None:
+        while self._kept and self._kept[0].id < before and self.fault is None:
             self.poke(flush=True)
             self._looked = asyncio.get_running_loop().create_future()
             await self._looked
@@ -258,18 +244,19 @@ class EventLog:
             self._looked.set_result(None)
 
     async def _put(self) -> None:
-        day = id_day(self._kept[0][0])
+        day = id_day(self._kept[0].id)
         count = size = 0
-        for identifier, line, _ in self._kept:
-            if id_day(identifier) != day or size >= 2 * CHUNK_TEXT:
+        for one in self._kept:
+            if id_day(one.id) != day or size >= 2 * CHUNK_TEXT:
                 break
             count += 1
-            size += len(line)
+            size += len(one.line)
         part = self._kept[:count]
-        previous = self._previous.get(day) or hashlib.sha256(b"recorder events 1\n" + day.encode()).hexdigest()
-        first, last = part[0][0], part[-1][0]
+        previous = self._previous.get(day) or beginning("events", day)
+        first, last = part[0].id, part[-1].id
         meta = {"day": day, "first_id": first, "last_id": last, "recorder": self._instance}
-        data, sha256 = await asyncio.to_thread(_make, part, meta, previous)
+        lines = [(one.id, one.line) for one in part]
+        data, sha256 = await asyncio.to_thread(write_lines, lines, meta, previous)
         while True:
             try:
                 kept = await self._blobs.keep(f"events/{day}/{first}.chunk", data, sha256)
@@ -284,16 +271,18 @@ class EventLog:
                 break
         self.fault = None
         self._previous = {day: sha256}
-        await self._stored_one(kept)
+        if (registrar := self._ledger.registrar) is not None:
+            await registrar.stored(kept)
         del self._kept[:count]
         self._kept_size -= size
+        self._pin()
 
     # -- reading
 
     async def events(self) -> AsyncGenerator[ApiEvent, None]:
         """All, oldest first; a chunk that cannot be read is logged and left out. Raises StoreError."""
         # Of those in memory some may get into chunks before the end is reached, and others' ids may be newer.
-        waiting = {identifier: line for identifier, line, _ in self._kept}
+        waiting = {one.id: one.line for one in self._kept}
         for day in [name.rstrip("/") async for name, _ in self._blobs.names("events")]:
             for name in [name async for name, _ in self._blobs.names(f"events/{day}")]:
                 try:
@@ -310,7 +299,7 @@ class EventLog:
 
     async def days(self) -> set[str]:
         """The days ("yyyy-mm-dd") of which there are some. Raises StoreError."""
-        days = {id_day(identifier) for identifier, _, _ in self._kept}
+        days = {id_day(one.id) for one in self._kept}
         return days | {name.rstrip("/") async for name, _ in self._blobs.names("events")}
 
     async def _read(self, key: str) -> bytes:
@@ -318,21 +307,6 @@ class EventLog:
             return await self._blobs.get(key)
         except KeyError:
             raise StoreError("a chunk of events has vanished") from None
-
-
-def _make(part: list[tuple[str, bytes, int]], meta: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
-    frames: list[Frame] = []
-    lines: list[tuple[str, bytes]] = []
-    size = 0
-    for number, (identifier, line, _) in enumerate(part):
-        lines.append((identifier, line))
-        size += len(line)
-        if size >= FRAME or number == len(part) - 1:
-            text = b"".join(line for _, line in lines)
-            frames.append(Frame(pack(text), size, id_time(lines[0][0]), id_time(lines[-1][0]), len(lines)))
-            lines, size = [], 0
-    data, row = assemble(frames, meta, seq=0, offset=0, previous=previous)
-    return data, row.sha256
 
 
 def _trailer(data: bytes) -> dict[str, Any]:
@@ -349,11 +323,8 @@ async def read_events(data: bytes, name: str) -> list[ApiEvent]:
 
 def _events(data: bytes, name: str) -> list[ApiEvent]:
     try:
-        end = len(data) - trailer_size(data[-FOOTER:])
-        rows = frame_rows(read_trailer(data), end)
-        texts = [unpack(data[row.position : row.position + row.packed], row.size) for row in rows]
-        return [_event(line) for line in b"".join(texts).splitlines()]
-    except (DamagedChunkError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return [_event(line) for line in read_lines(data)]
+    except DAMAGES as error:
         raise DamagedError(f"the chunk of events {name} is damaged: {error}") from None
 
 

@@ -4,9 +4,9 @@ Whoever has something to keep is a `Source` and says so (`mark`). One task takes
 as one batch, waits until that is safe and tells each source (`settled`): one sync for however many sessions. Meanwhile
 the next batch collects by itself, so a slow disk makes larger batches and not longer queues of syncs.
 
-The journal is only ever read after a crash. A segment is deleted once nothing in it is needed: every source says what
-it is waiting to have elsewhere (`pin`), and a segment begins with a RUNNING record for each recording that is not over,
-so that a replay which begins there knows of recordings whose own beginning is gone.
+The journal is only ever read after a crash. A segment is deleted once nothing in it is needed: the ledger says which
+segments are (`Ledger.pins`), and what a segment begins with: a RUNNING record for each recording that is not over, so
+that a replay which begins there knows of recordings whose own beginning is gone.
 
 When a write fails, everything that was in it is told so, `fault` says what is wrong, and the task tries with an empty
 batch every RETRY seconds until one is safe; whatever comes meanwhile is told the same.
@@ -17,15 +17,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import structlog
 
 from recorder.store.errors import StoreError
+from recorder.store.ledger import Ledger
 from recorder.store.logs import Log
-from recorder.store.records import Kind, head, seal
+from recorder.store.records import Item, head, seal
 
 _log = structlog.get_logger(__name__)
 
@@ -50,17 +50,6 @@ QUIET = 10.0
 RATE_SECONDS = 2.0
 
 
-@dataclass(slots=True)
-class Item:
-    """One record to write. pieces: its data. size: their bytes."""
-
-    kind: Kind
-    id: str
-    offset: int = 0
-    pieces: list[bytes] = field(default_factory=list)
-    size: int = 0
-
-
 class Source(Protocol):
     """Who brings items. All of it is called on the loop."""
 
@@ -72,7 +61,7 @@ class Source(Protocol):
 
 
 class Journal:
-    """One journal. running: RUNNING items of what is not over. pins: the segments that are still needed.
+    """One journal.
 
     fault: None, or why nothing can be written. errors: attempts that failed. commits, synced: batches and bytes that
     were written. seconds: told the time of each commit.
@@ -81,9 +70,8 @@ class Journal:
     def __init__(
         self,
         log: Log,
+        ledger: Ledger[Any],
         *,
-        running: Callable[[], list[Item]],
-        pins: Callable[[], Iterable[int]],
         seconds: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.fault: str | None = None
@@ -92,10 +80,8 @@ class Journal:
         self.commits = 0
         self.synced = 0
         self.segments: list[int] = []
-        self.kept = 0
         self._log = log
-        self._running = running
-        self._pins = pins
+        self._ledger = ledger
         self._seconds = seconds
         self._dirty: dict[Source, None] = {}
         self._wake = asyncio.Event()
@@ -127,7 +113,7 @@ class Journal:
         self.segment, self._number, self._size, self._born = segment, 0, 0, time.monotonic()
         self._follow = False
         try:
-            await self._write(self._running())
+            await self._write(self._ledger.running())
         except BaseException:
             # A replay that begins with this segment would not know what runs: it needs yet another one.
             self._log.broken = True
@@ -261,9 +247,11 @@ class Journal:
         return True
 
     async def trim(self) -> None:
-        """Delete the segments that nothing needs. Raises StoreError."""
+        """Delete the segments that nothing needs; none before the store is open. Raises StoreError."""
+        if not self._ledger.opened:
+            return
         async with self._trimming:
-            needed = min([self.segment, *self._pins()])
+            needed = min([self.segment, *self._ledger.pins()])
             for segment in [number for number in self.segments if number < needed]:
                 await self._log.delete(segment)
                 self.segments.remove(segment)

@@ -5,26 +5,28 @@
     0 ........ durable ........ framed ........ acked ........ given
       chunks            frames     building, tail      queue, in the journal's hands
 
-Only what is acked can be read. The journal holds everything from `durable` on; `marks` remember in which segments.
+Only what is acked can be read. The journal holds everything from `durable` on; `text.marks` remember in which segments.
+How far it is says `life`, which `_move` alone changes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from k8sproxy.common.formats.asciicast import MAX_LINE
+from k8sproxy.common.states import State, table
 from recorder.model import End, Recording, Source, spender
 from recorder.store.api import Kept
-from recorder.store.chunk import ChunkRow, Frame, line_time, origin
+from recorder.store.chunk import ChunkRow, Frame, origin
 from recorder.store.errors import StoreError
-from recorder.store.journal import Item
-from recorder.store.records import Kind
-from recorder.store.soundness import Soundness
+from recorder.store.journal import Journal
+from recorder.store.ledger import Ledger
+from recorder.store.pressure import Bell
+from recorder.store.records import Item, Kind
+from recorder.store.text import Chunks, Text
 
 # Bytes given and not yet safe, of one recording: two commits of a fast sender on a slow disk.
 MAX_QUEUED = 4 << 20
@@ -33,99 +35,69 @@ MAX_QUEUED = 4 << 20
 SMALL = 4 << 10
 
 
-class Pressure:
-    """How much all recordings together hold in memory, and who waits for it to become less.
+class Life(State):
+    """How far a live recording is.
 
-    queued: bytes on their way into the journal. packed: of frames that are in no chunk yet. held: both, plus tails.
+    RUNNING     its sender may write                                             -> ENDING, FAILED, DROPPED
+    ENDING      its end was asked for, and is not safe yet                       -> OVER, FAILED, DROPPED
+    FAILED      a write failed; what was safe by then stays, and its end as CUT
+                is written as soon as the journal can                            -> OVER
+    DROPPED     a write failed before anything was safe: nothing of it stays     -> (final)
+    OVER        its end is safe, and its text is on its way into chunks          -> STORED
+    STORED      all of it is in the store, and its signature may be waited for   -> RELEASED
+    RELEASED    nothing of it is needed here any more                            -> (final)
     """
 
-    # Bytes. Twice a commit's.
-    MAX_QUEUED = 8 << 20
-    # Bytes. Queue, tails (20 MiB, see the builder) and frames (24 MiB), and some.
-    MAX_HELD = 64 << 20
-
-    # Of both, what one user's recordings may hold (by the name in their headers, else their node's): the last quarter
-    # is for others. Half would be too little for a busy recorder with a single user.
-    SHARE = 0.75
-
-    def __init__(self) -> None:
-        self.queued = 0
-        self.held = 0
-        self.packed = 0
-        self._queued_by: Counter[str] = Counter()
-        self._held_by: Counter[str] = Counter()
-        self._waiters: set[asyncio.Future[None]] = set()
-
-    @property
-    def high(self) -> bool:
-        """Whether nothing more should come."""
-        return self.queued > self.MAX_QUEUED or self.held > self.MAX_HELD
-
-    def over(self, user: str) -> bool:
-        """Whether nothing more should come of this user's recordings."""
-        queued, held = self._queued_by.get(user, 0), self._held_by.get(user, 0)
-        return queued > self.MAX_QUEUED * self.SHARE or held > self.MAX_HELD * self.SHARE
-
-    def queue(self, user: str, size: int) -> None:
-        """So many bytes of a user's more (or less) are on their way into the journal."""
-        self.queued += size
-        _add(self._queued_by, user, size)
-
-    def hold(self, user: str, size: int) -> None:
-        """So many bytes of a user's more (or less) are in memory."""
-        self.held += size
-        _add(self._held_by, user, size)
-
-    def wake(self) -> None:
-        """Something has changed: let those who wait look again."""
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiters.clear()
-
-    async def wait(self) -> None:
-        """Wait for the next `wake`."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        try:
-            await waiter
-        finally:
-            self._waiters.discard(waiter)
+    RUNNING = "running"
+    ENDING = "ending"
+    FAILED = "failed"
+    DROPPED = "dropped"
+    OVER = "over"
+    STORED = "stored"
+    RELEASED = "released"
 
 
-def _add(counts: Counter[str], name: str, size: int) -> None:
-    counts[name] += size
-    if counts[name] <= 0:
-        del counts[name]
+table(
+    {
+        Life.RUNNING: (Life.ENDING, Life.FAILED, Life.DROPPED),
+        Life.ENDING: (Life.OVER, Life.FAILED, Life.DROPPED),
+        Life.FAILED: (Life.OVER,),
+        Life.DROPPED: (),
+        Life.OVER: (Life.STORED,),
+        Life.STORED: (Life.RELEASED,),
+        Life.RELEASED: (),
+    }
+)
 
-
-class Room:
-    """What a live recording needs of the store around it."""
-
-    def __init__(self) -> None:
-        self.pressure = Pressure()
-        self.fault: Callable[[], str | None] = lambda: None
-        self.mark: Callable[[Live], None] = lambda live: None
-        self.grown: Callable[[Live], None] = lambda live: None
-        self.began: Callable[[Live], None] = lambda live: None
-        self.ended: Callable[[Live], None] = lambda live: None
-        self.dropped: Callable[[Live], None] = lambda live: None
-        # Told when it is found to be damaged, which may be after its end.
-        self.damaged: Callable[[Live], None] = lambda live: None
+# Looking up a member of an Enum is slow in Python 3.11, and these are asked for with every write and every commit.
+_RUNNING, _ENDING, _FAILED, _DROPPED = Life.RUNNING, Life.ENDING, Life.FAILED, Life.DROPPED
+_STORED = (Life.STORED, Life.RELEASED)
+_OVER = (Life.OVER, *_STORED)
 
 
 class Live:
-    """See the top of this file; as `recorder.store.api.Writer` it is what `Store.begin` gives."""
+    """See the top of this file; as `recorder.store.api.Writer` it is what `Store.begin` gives.
+
+    end: how it is to end, RUNNING as long as nobody has asked for its end. ended: unix seconds, None before its end is
+    given to the journal. error: why a write failed. given, acked: bytes that were written, and that are safe. listener:
+    called at every change, which is cheaper than a task that waits for it. It has more than 15 attributes because the
+    sender, the journal and the builder each have their own part of it; text and chunks are classes of their own.
+    """
 
     __slots__ = (
-        "_asked", "_changed", "_ended_safe", "_line", "_queue", "_said", "acked", "building", "chunks", "damaged",
-        "durable", "end", "ended", "error", "events", "framed", "frames", "given", "head", "header", "header_line",
-        "id", "inside", "last", "listener", "marks", "packed", "parts", "progress_at", "room", "soundness", "source",
-        "started", "tail", "tail_size", "user", "whole",
+        "_begun", "_changed", "_journal", "_ledger", "_line", "_queue", "acked", "chunks", "end", "ended", "error",
+        "given", "header", "header_line", "id", "life", "listener", "progress_at", "source", "started", "text", "user",
     )  # fmt: skip
 
     def __init__(
-        self, identifier: str, header_line: bytes, header: dict[str, Any], source: Source, started: float, room: Room
+        self,
+        identifier: str,
+        header_line: bytes,
+        header: dict[str, Any],
+        source: Source,
+        started: float,
+        journal: Journal,
+        ledger: Ledger[Live],
     ) -> None:
         self.id = identifier
         self.header_line = header_line
@@ -133,94 +105,81 @@ class Live:
         self.source = source
         self.user = spender(header, source)
         self.started = started
-        self.room = room
+        self.life = _RUNNING
         self.end = End.RUNNING
         self.ended: float | None = None
         self.error: StoreError | None = None
         self.given = 0
         self.acked = 0
-        self.framed = 0
-        self.durable = 0
-        self.tail: list[bytes] = []
-        self.tail_size = 0
-        self.building = b""
-        self.frames: list[Frame] = []
-        self.packed = 0
-        self.chunks: list[ChunkRow] = []
-        self.head = origin(identifier, header_line)
-        # What is stored of it; None where some of it was there before this process.
-        self.parts: list[Kept] | None = []
-        self.whole = False  # all of it is in the store, and its signature may be awaited
-        self.last = 0.0
-        self.events = 0
-        self.damaged = False
-        self.inside = False
-        self.soundness = Soundness()  # of what is in frames
-        self.marks: list[tuple[int, int]] = []
+        self.text = Text()
+        self.chunks = Chunks(origin(identifier, header_line))
         self.progress_at = 0.0
-        # Called at every change, which is cheaper than a task that waits for it.
         self.listener: Callable[[], None] | None = None
+        self._journal = journal
+        self._ledger = ledger
         self._queue: list[bytes] = []
         self._line = 0
-        self._said = False  # BEGIN has been given to the journal
-        self._asked: End | None = None
-        self._ended_safe = False
-        self._changed: set[asyncio.Future[None]] = set()
+        self._begun = False  # BEGIN has been given to the journal
+        self._changed = Bell()
 
-    # -- the sender's side (Writer)
+    def _move(self, life: Life) -> None:
+        self.life = self.life.to(life)
 
     @property
     def recording(self) -> Recording:
         """Its state now; what is not safe yet does not count."""
-        events, last = self.events, self.last
-        if self.building or self.tail:
-            for piece in (self.building, *self.tail):
-                events += piece.count(b"\n")
-            events -= self.framed == 0  # the header line
-            last = max(last, self._tail_time())
+        events, last = self.text.counted()
+        over = self.over
         return Recording(
             id=self.id,
             header=self.header,
             source=self.source,
             started=self.started,
-            ended=self.ended if self._ended_safe else None,
-            end=self.end if self._ended_safe else End.RUNNING,
+            ended=self.ended if over else None,
+            end=self.end if over else End.RUNNING,
             size=self.acked,
             duration=last,
-            events=max(events, 0),
-            damaged=self.damaged,
+            events=events,
+            damaged=self.text.damaged,
         )
 
-    def _tail_time(self) -> float:
-        """The time of the last whole line that is not in a frame yet, 0 where none is found close to the end."""
-        text = b"".join((self.building[-8192:], *self.tail[-8:]))
-        end = text.rfind(b"\n")
-        while end > 0:
-            start = text.rfind(b"\n", 0, end) + 1
-            seconds = line_time(text[start : min(end, start + 64)])
-            if seconds is not None or start == 0:
-                return seconds or 0.0
-            end = start - 1
-        return 0.0
+    @property
+    def over(self) -> bool:
+        """Whether its end is safe: nothing more will come."""
+        return self.life in _OVER
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is in the store."""
+        return self.life in _STORED
+
+    async def changed(self) -> None:
+        """Wait until anything of it changes: bytes become safe, an end, an error."""
+        await self._changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.ring()
+        if self.listener is not None:
+            self.listener()
+
+    # -- the sender's side (Writer)
 
     @property
     def blocked(self) -> bool:
         """See Writer."""
-        pressure = self.room.pressure
+        pressure = self._ledger.pressure
         return self.given - self.acked > MAX_QUEUED or pressure.high or pressure.over(self.user)
 
     @property
     def crowded(self) -> bool:
         """Whether its user's recordings hold more than their share."""
-        return self.room.pressure.over(self.user)
+        return self._ledger.pressure.over(self.user)
 
     def write(self, data: bytes) -> None:
         """See Writer. A line of more than MAX_LINE bytes ends the recording."""
-        if self.error is not None:
-            raise StoreError(str(self.error))
-        if self._asked is not None:
-            raise StoreError("the recording has ended")
-        if (fault := self.room.fault()) is not None:
+        if self.life is not _RUNNING:
+            raise StoreError("the recording has ended" if self.error is None else str(self.error))
+        if (fault := self._journal.fault) is not None:
             # Nothing of it is in the journal's hands while the journal has a fault.
             self._fail([], StoreError(fault))
             raise StoreError(fault)
@@ -230,82 +189,52 @@ class Live:
             raise StoreError(f"a line of more than {MAX_LINE} bytes")
         self._queue.append(data)
         self.given += len(data)
-        self.room.pressure.queue(self.user, len(data))
-        self.room.pressure.hold(self.user, len(data))
-        self.room.mark(self)
+        pressure = self._ledger.pressure
+        pressure.queue(self.user, len(data))
+        pressure.hold(self.user, len(data))
+        self._journal.mark(self)
 
     async def ready(self) -> None:
         """See Writer."""
         while self.blocked:
             if self.error is not None:
                 raise StoreError(str(self.error))
-            await self.room.pressure.wait()
+            await self._ledger.pressure.wait()
 
     async def wait_acked(self, beyond: int) -> int:
         """See Writer. Returns what is safe, too, once it is over (then it may be no more than `beyond`)."""
         while self.acked <= beyond:
             if self.error is not None:
                 raise StoreError(str(self.error))
-            if self._ended_safe:
+            if self.over:
                 break
             await self.changed()
         return self.acked
 
-    @property
-    def asked(self) -> End:
-        """How it is to end, RUNNING while nobody has said."""
-        return self._asked or End.RUNNING
-
     def end_as(self, end: End) -> None:
         """End it, without waiting until that is safe. Only the first end counts."""
         # What could not begin has no end either: the journal, once it is well again, would keep that alone.
-        if self._asked is None and self.error is None:
-            self._asked = end
-            self.room.mark(self)
+        if self.life is _RUNNING:
+            self._move(_ENDING)
+            self.end = end
+            self._journal.mark(self)
 
     async def finish(self, end: End) -> Recording:
         """See Writer."""
         self.end_as(end)
-        while not self._ended_safe:
+        while not self.over:
             if self.error is not None:
                 raise StoreError(str(self.error))
             await self.changed()
         return self.recording
 
-    async def changed(self) -> None:
-        """Wait until anything of it changes: bytes become safe, an end, an error."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._changed.add(waiter)
-        try:
-            await waiter
-        finally:
-            self._changed.discard(waiter)
-
-    def _wake(self) -> None:
-        for waiter in self._changed:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._changed.clear()
-        if self.listener is not None:
-            self.listener()
-
     # -- the journal's side (journal.Source)
-
-    @property
-    def over(self) -> bool:
-        """Whether its end is safe: nothing more will come."""
-        return self._ended_safe
-
-    @property
-    def pin(self) -> int | None:
-        """The oldest segment of the journal that holds something of it which is nowhere else."""
-        return self.marks[0][1] if self.marks else None
 
     def meta(self) -> dict[str, Any]:
         """What BEGIN and RUNNING say."""
         return {"source": self.source.values(), "started": self.started}
 
-    def begin_item(self, kind: Kind = Kind.BEGIN) -> Item:
+    def begin_item(self, kind: Kind) -> Item:
         """A BEGIN or RUNNING record."""
         data = json.dumps(self.meta()).encode()
         return Item(kind, self.id, 0, [data], len(data))
@@ -313,25 +242,26 @@ class Live:
     def take(self) -> list[Item]:
         """See journal.Source."""
         items: list[Item] = []
-        if not self._said:
-            self._said = True
-            items.append(self.begin_item())
+        if self.life is _DROPPED:
+            return items
+        if not self._begun:
+            self._begun = True
+            items.append(self.begin_item(Kind.BEGIN))
         if self._queue:
             pieces, self._queue = self._queue, []
             size = sum(map(len, pieces))
             if len(pieces) * SMALL > size:
                 pieces = [b"".join(pieces)]
             items.append(Item(Kind.DATA, self.id, self.given - size, pieces, size))
-        if self._asked is not None and not self._ended_safe:
-            self.end, self.ended = self._asked, time.time()
-            size = self.acked if self.error is not None else self.given
-            data = json.dumps({"end": self.end.value, "ended": self.ended, "size": size}).encode()
-            items.append(Item(Kind.END, self.id, size, [data], len(data)))
+        if self.life is _ENDING or self.life is _FAILED:
+            self.ended = time.time()
+            data = json.dumps({"end": self.end.value, "ended": self.ended, "size": self.given}).encode()
+            items.append(Item(Kind.END, self.id, self.given, [data], len(data)))
         return items
 
     def settled(self, items: list[Item], segment: int, error: StoreError | None) -> None:
         """See journal.Source."""
-        pressure = self.room.pressure
+        pressure = self._ledger.pressure
         for item in items:
             if item.kind is Kind.DATA:
                 pressure.queue(self.user, -item.size)
@@ -346,116 +276,110 @@ class Live:
                 self._keep(item, segment)
             elif item.kind is Kind.END:
                 over = True
-                self._mark(segment, self.acked + 1)
+                self.text.mark(segment, self.acked + 1)
         if over:
-            self._ended_safe = True
+            self._move(Life.OVER)
         self._wake()
-        pressure.wake()
+        pressure.ring()
         if began:
-            self.room.began(self)
-        self.room.grown(self)
+            self._ledger.began(self)
         if over:
-            self.room.ended(self)
+            self._ledger.ended(self)
+        elif items:
+            self._ledger.grown(self)
 
     def _keep(self, item: Item, segment: int) -> None:
         if item.offset != self.acked:
             # Cannot be: one batch is settled after the other, and a failure ends the recording.
             raise StoreError("the journal lost its place")
         self.acked += item.size
-        self.tail += item.pieces
-        self.tail_size += item.size
-        self._mark(segment, self.acked)
-
-    def _mark(self, segment: int, end: int) -> None:
-        if self.marks and self.marks[-1][1] == segment:
-            self.marks[-1] = (end, segment)
-        else:
-            self.marks.append((end, segment))
+        text = self.text
+        text.tail += item.pieces
+        text.tail_size += item.size
+        text.mark(segment, self.acked)
 
     def _fail(self, items: list[Item], error: StoreError) -> None:
         lost = sum(item.size for item in items if item.kind is Kind.DATA)
         waiting = sum(map(len, self._queue))
         self._queue.clear()
         self.given = self.acked
-        self.room.pressure.queue(self.user, -waiting)
-        self.room.pressure.hold(self.user, -lost - waiting)
-        first = self.error is None
-        if first:
+        pressure = self._ledger.pressure
+        pressure.queue(self.user, -waiting)
+        pressure.hold(self.user, -lost - waiting)
+        if self.life is _RUNNING or self.life is _ENDING:
             self.error = error
-        began = self.acked > 0
-        if began:
-            # Its end is still to be written down, once that is possible: as CUT, after what was acked.
-            self._asked = End.CUT
-            self.room.mark(self)
+            self._move(_FAILED if self.acked else _DROPPED)
+        if self.life is _FAILED:
+            self.end = End.CUT
+            self._journal.mark(self)
         self._wake()
-        self.room.pressure.wake()
-        if not began:
-            self.room.dropped(self)
+        pressure.ring()
+        if self.life is _DROPPED:
+            self._ledger.left(self)
 
     # -- the builder's side
 
     def framed_up(self, frames: list[Frame], rest: bytes) -> None:
-        """What was in `building` is in frames now, but for its rest."""
-        size = sum(frame.size for frame in frames)
-        packed = sum(len(frame.packed) for frame in frames)
-        self.framed += size
-        self.frames += frames
-        self.packed += packed
-        self.building = b""
-        if rest:
-            self.tail.insert(0, rest)
-            self.tail_size += len(rest)
-        if frames:
-            self.last = frames[-1].last
-            self.events += sum(frame.events for frame in frames)
-        self.room.pressure.hold(self.user, packed - size)
-        self.room.pressure.packed += packed
+        """What was being built is in frames now, but for its rest."""
+        pressure = self._ledger.pressure
+        pressure.hold(self.user, self.text.cut(frames, rest))
+        pressure.packed += sum(len(frame.packed) for frame in frames)
+        pressure.ring()
         if any(frame.damaged for frame in frames):
             self._damage()
 
     def close_text(self) -> None:
         """All of its text is in frames and nothing will follow: a recording that ended well ends with a whole line."""
-        if self.end is End.CLEAN and self.soundness.torn:
+        if self.end is End.CLEAN and self.text.soundness.torn:
             self._damage()
 
     def _damage(self) -> None:
-        if not self.damaged:
-            self.damaged = True
-            self.room.damaged(self)
+        if not self.text.damaged:
+            self.text.damaged = True
+            self._ledger.corrected(self)
 
-    def chunked(self, row: ChunkRow, count: int) -> None:
+    def chunked(self, row: ChunkRow, kept: Kept, count: int) -> None:
         """The first `count` frames are in a chunk, safe."""
-        packed = sum(len(frame.packed) for frame in self.frames[:count])
-        del self.frames[:count]
-        self.packed -= packed
-        self.room.pressure.hold(self.user, -packed)
-        self.room.pressure.packed -= packed
-        self.chunks.append(row)
-        self.head = row.sha256
-        self.durable = row.offset + row.size
-        while self.marks and self.marks[0][0] <= self.durable:
-            del self.marks[0]
+        pressure = self._ledger.pressure
+        packed = self.text.chunked(row, count)
+        pressure.hold(self.user, -packed)
+        pressure.packed -= packed
+        self.chunks.add(row, kept)
+        pressure.ring()
+
+    def stored(self) -> None:
+        """All of it is in the store, recording.json too."""
+        self._move(Life.STORED)
 
     def release(self) -> None:
-        """All of it is in the store, the end too."""
-        self.marks.clear()
+        """It is signed, or nobody signs."""
+        self._move(Life.RELEASED)
+        self.text.marks.clear()
         self._wake()
+        self._ledger.left(self)
 
     # -- the replay's side
 
+    def restore_chunks(self, rows: list[ChunkRow], head: str, unfinished: bytes) -> None:
+        """It has these chunks. head: the SHA-256 of the last one; unfinished: what is behind their last line feed."""
+        self.chunks.rows, self.chunks.head = rows, head
+        self.text.begin_after(rows, unfinished)
+        self.acked = self.given = self.text.durable
+
     def restore(self, data: bytes, segment: int) -> None:
         """Bytes that follow, out of the journal."""
-        self.tail.append(data)
-        self.tail_size += len(data)
+        self.text.tail.append(data)
+        self.text.tail_size += len(data)
         self.acked += len(data)
         self.given = self.acked
-        self.room.pressure.hold(self.user, len(data))
-        self._said = True
-        self._mark(segment, self.acked)
-        self.room.grown(self)
+        self._ledger.pressure.hold(self.user, len(data))
+        self.text.mark(segment, self.acked)
+        self._ledger.grown(self)
 
     def restore_end(self, end: End, ended: float) -> None:
         """It is over."""
-        self._said = self._ended_safe = True
-        self._asked = self.end = end
+        self._begun = True
+        self._move(_ENDING)
+        self._move(Life.OVER)
+        self.end = end
         self.ended = ended

@@ -15,7 +15,7 @@ from k8sproxy.common.formats.asciicast import MAX_LINE, event_of
 from recorder.store.blobs import Blobs
 from recorder.store.chunk import ChunkRow, DamagedChunkError, FrameRow, frame_rows, read_trailer, unpack
 from recorder.store.errors import DamagedError
-from recorder.store.live import Live
+from recorder.store.live import Life, Live
 from recorder.store.manifest import chunk_key
 
 # Bytes of text read at a time, if there are frames as small: 100 KiB or so of an object.
@@ -56,27 +56,27 @@ class TextReader:
                         return frame.offset, frame.inside
         position, inside = (self._chunks[-1].offset + self._chunks[-1].size if self._chunks else 0), False
         if self._live is not None:
-            for piece in self._live.frames:
+            for piece in self._live.text.frames:
                 inside = piece.inside
                 if piece.last >= start:
                     break
                 position += piece.size
             else:
-                inside = self._live.inside
+                inside = self._live.text.inside
         return position, inside
 
     async def read(self, position: int, end: float = math.inf) -> tuple[bytes, float]:
         """Some text from `position` on, never none while there is some, and the time of its first event (or one
         before). end: seconds; what lies past it is not read along. Raises StoreError."""
-        live = self._live
-        if live is not None and position >= live.durable:
-            at = live.durable
-            for frame in live.frames:
+        here = self._live.text if self._live is not None else None
+        if here is not None and position >= here.durable:
+            at = here.durable
+            for frame in here.frames:
                 if position < at + frame.size:
                     return unpack(frame.packed, frame.size)[position - at :], frame.first
                 at += frame.size
-            text = b"".join((live.building, *live.tail))
-            return text[position - live.framed :], live.last
+            text = b"".join((here.building, *here.tail))
+            return text[position - here.framed :], here.last
         for row in reversed(self._chunks):
             if row.offset <= position < row.offset + row.size:
                 return await self._read_chunk(row, position, end)
@@ -150,7 +150,7 @@ async def read_lines(
                 raise DamagedError("a line is too long")
         if live is None or (live.over and position >= live.acked):
             break
-        if live.error is not None and not live.over and position >= live.acked:
+        if live.life in (Life.FAILED, Life.DROPPED) and position >= live.acked:
             break
         await live.changed()
     # What was cut off in its middle is no line; what only lacks its line feed is one.

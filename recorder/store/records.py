@@ -16,7 +16,7 @@ import enum
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _BATCH = struct.Struct(">4sIIQ")
 _NUMBER = struct.Struct(">Q")
@@ -39,6 +39,17 @@ class Kind(enum.IntEnum):
     EVENT = 4
     RUNNING = 5
     REMOVE = 6
+
+
+@dataclass(slots=True)
+class Item:
+    """One record to write. pieces: its data. size: their bytes."""
+
+    kind: Kind
+    id: str
+    offset: int = 0
+    pieces: list[bytes] = field(default_factory=list)
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

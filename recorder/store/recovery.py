@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ import structlog
 from k8sproxy.common.formats.asciicast import MAX_HEADER_LINE
 from recorder.model import End, Source, is_id
 from recorder.store.blobs import Blobs
+from recorder.store.builder import Builder
 from recorder.store.chunk import (
     FOOTER,
     ChunkRow,
@@ -32,11 +33,13 @@ from recorder.store.chunk import (
     trailer_size,
     unpack,
 )
-from recorder.store.live import Live, Room
+from recorder.store.eventlog import Journaled
+from recorder.store.journal import Journal
+from recorder.store.ledger import Ledger
+from recorder.store.live import Live
 from recorder.store.logs import Log
 from recorder.store.manifest import MANIFEST, chunk_key, folder, parse_header
 from recorder.store.records import Kind, Reader, Record
-from recorder.store.soundness import Soundness
 
 _log = structlog.get_logger(__name__)
 
@@ -117,31 +120,20 @@ def _unfinished(before: bytes, data: bytes, frames: Sequence[FrameRow]) -> bytes
 
 
 class Recovery:
-    """One replay. lives: the recordings that were not over, as they are now. events: those of the journal, in order,
-    with their segments. removals: what was to be removed. whole: recordings that the journal speaks of and that have
-    their recording.json.
+    """One replay. lives: the recordings that were not over, as they are now. events: those of the journal, in order.
+    removals: what was to be removed. whole: recordings that the journal speaks of and that have their recording.json.
 
-    register: told of each recording as soon as it has a header, so that the builder can work on it meanwhile. forget:
-    of one that was removed after all. relief: waits while too much is in memory; raises StoreError if it won't end."""
+    A recording is in the ledger as soon as it has a header, so that the builder can work on it meanwhile."""
 
-    def __init__(
-        self,
-        blobs: Blobs,
-        room: Room,
-        *,
-        register: Callable[[Live], None],
-        forget: Callable[[Live], None],
-        relief: Callable[[], Awaitable[None]],
-    ) -> None:
+    def __init__(self, blobs: Blobs, journal: Journal, ledger: Ledger[Live], builder: Builder) -> None:
         self.lives: list[Live] = []
-        self.events: list[tuple[str, bytes, int]] = []
+        self.events: list[Journaled] = []
         self.removals: set[str] = set()
         self.whole: list[str] = []
         self._blobs = blobs
-        self._room = room
-        self._register = register
-        self._forget = forget
-        self._relief = relief
+        self._journal = journal
+        self._ledger = ledger
+        self._builder = builder
         self._found: dict[str, Found] = {}
 
     async def read(self, log: Log, segment: int, last: bool) -> None:
@@ -151,7 +143,7 @@ class Recovery:
             for batch in reader.feed(piece):
                 for record in batch:
                     await self._record(record, segment)
-                await self._relief()
+                await self._builder.relieved(self._ledger.pressure.MAX_HELD // 2)
         if reader.damaged:
             _log.warning("journal_tail_ignored", segment=segment, last=last)
 
@@ -159,7 +151,7 @@ class Recovery:
         if not is_id(record.id):
             return
         if record.kind is Kind.EVENT:
-            self.events.append((record.id, bytes(record.data), segment))
+            self.events.append(Journaled(record.id, bytes(record.data), segment))
             return
         if record.kind is Kind.REMOVE:
             self.removals.add(record.id)
@@ -193,22 +185,14 @@ class Recovery:
         if stored is not None:
             found.source, found.started = stored.source, stored.started
             found.live = self._live(identifier, stored.header_line, found)
-            live = found.live
-            for row in stored.chunks:
-                live.chunks.append(row)
-                live.last = max(live.last, row.last)
-                live.events += row.events
-                live.damaged = live.damaged or row.damaged
-            live.head, live.inside = stored.head, bool(stored.unfinished)
-            live.soundness = Soundness(stored.unfinished)
-            live.durable = live.framed = live.acked = live.given = stored.chunks[-1].offset + stored.chunks[-1].size
-            self._register(live)
+            found.live.restore_chunks(list(stored.chunks), stored.head, stored.unfinished)
+            self._ledger.entered(found.live)
         return found
 
     def _live(self, identifier: str, header_line: bytes, found: Found) -> Live:
         header = parse_header(header_line)
-        live = Live(identifier, header_line, header, found.source, found.started, self._room)
-        live.parts = None
+        live = Live(identifier, header_line, header, found.source, found.started, self._journal, self._ledger)
+        live.chunks.parts = None
         return live
 
     def _data(self, record: Record, found: Found, segment: int) -> None:
@@ -227,7 +211,7 @@ class Recovery:
                 return
             live.restore(bytes(found.text), segment)
             found.text.clear()
-            self._register(live)
+            self._ledger.entered(live)
             return
         skip = live.acked - record.offset
         if skip < 0:
@@ -244,7 +228,7 @@ class Recovery:
             if found.skip or found.live is None:
                 continue
             if identifier in self.removals:
-                self._forget(found.live)
+                self._ledger.left(found.live)
                 continue
             end, ended = End.CUT, now
             if found.end is not None:

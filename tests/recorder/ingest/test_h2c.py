@@ -612,7 +612,7 @@ def test_nothing_comes_between_the_frames_of_a_head(tmp_path: Path) -> None:
 
 def test_a_crowded_store_is_not_read_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What all senders may send together is more than the store holds: the rest stays where it is, and comes later."""
-    monkeypatch.setattr("recorder.store.live.Pressure.MAX_QUEUED", 300_000)
+    monkeypatch.setattr("recorder.store.pressure.Pressure.MAX_QUEUED", 300_000)
     body = HEADER + lines(6_000, width=100)
 
     async def main() -> None:

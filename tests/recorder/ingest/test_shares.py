@@ -212,7 +212,7 @@ def test_a_reload_changes_shares_for_what_comes(tmp_path: Path) -> None:
 def test_a_user_who_floods_a_slow_disk_is_not_read_and_others_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recorder.store.live.Pressure.MAX_QUEUED", 2_000_000)
+    monkeypatch.setattr("recorder.store.pressure.Pressure.MAX_QUEUED", 2_000_000)
 
     async def main() -> None:
         async with ingest(tmp_path, faulty=True) as running:

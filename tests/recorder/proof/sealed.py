@@ -136,7 +136,7 @@ class Stage:
                         writer.write(text)
                         given += len(text)
                         await writer.wait_acked(given - 1)
-                        while chunks > 1 and len(store.lives[writer.id].chunks) <= chunk:
+                        while chunks > 1 and len(store.lives[writer.id].chunks.rows) <= chunk:
                             store.builder.poke()
                             await asyncio.sleep(0.001)
                     ids.append((await writer.finish(End.CLEAN)).id)

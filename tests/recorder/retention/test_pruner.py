@@ -775,10 +775,10 @@ def test_what_runs_at_another_recorder_is_not_removed_by_hand() -> None:
         await live.wait_acked(live.given - 1)
         one.builder.relieve()
         async with asyncio.timeout(30):
-            while not live.frames:  # noqa: ASYNC110 - it has no event of its own
+            while not live.text.frames:  # noqa: ASYNC110 - it has no event of its own
                 await asyncio.sleep(0.002)
             one.builder.relieve()
-            while not live.chunks:  # noqa: ASYNC110
+            while not live.chunks.rows:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
         with pytest.raises(StoreError, match="not over yet"):
             await Pruner(other, Rules()).remove(Doomed(live.id, "by hand", await other.get(live.id)))

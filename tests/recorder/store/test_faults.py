@@ -18,9 +18,9 @@ from recorder.model import End
 from recorder.store import Store, StoreError
 from recorder.store.builder import PUTS
 from recorder.store.chunk import assemble
-from recorder.store.live import Pressure
 from recorder.store.logs import FolderLog
 from recorder.store.manifest import chunk_key, manifest_key
+from recorder.store.pressure import Pressure
 from recorder.store.records import Kind, Reader
 from tests.recorder.store.storing import (
     HEADER,
@@ -117,7 +117,7 @@ def test_a_recording_that_could_not_begin_is_not_there(tmp_path: Path) -> None:
             with pytest.raises(StoreError, match="full"):
                 await live.finish(End.CLEAN)
             assert not store.lives and not told.all
-            assert store._room.pressure.held == store._room.pressure.queued == 0
+            assert store.ledger.pressure.held == store.ledger.pressure.queued == 0
             log.fault = None
             await until_healthy(store)
             assert [one async for one in store.recordings()] == []
@@ -270,7 +270,7 @@ def test_backpressure(tmp_path: Path) -> None:
             assert not live.blocked
             await live.finish(End.CLEAN)
             await settled(store)
-            assert store._room.pressure.held == store._room.pressure.packed == 0
+            assert store.ledger.pressure.held == store.ledger.pressure.packed == 0
 
     run(main())
 
@@ -301,7 +301,7 @@ def test_one_user_can_not_hold_up_the_others(tmp_path: Path) -> None:
                 await live.finish(End.CLEAN)
                 assert not live.blocked
             await settled(store)
-            pressure = store._room.pressure
+            pressure = store.ledger.pressure
             assert pressure.held == pressure.queued == 0
             assert not pressure._held_by and not pressure._queued_by
 
@@ -422,11 +422,12 @@ def test_what_was_damaged_before_a_replay_is_not_called_whole(
                 await live.wait_acked(live.given - 1)
                 if what == "chunk" and number < 2:
                     store.builder.relieve()
-                    await until(lambda: live.durable == live.acked)
+                    await until(lambda: live.text.durable == live.acked)
                     assert store.journal is not None
                     store.journal._born = -1e9  # what follows is in another segment
-            await store._trim()
-            assert len(live.chunks) >= (2 if what == "chunk" else 0)
+            assert store.journal is not None
+            await store.journal.trim()
+            assert len(live.chunks.rows) >= (2 if what == "chunk" else 0)
             blobs.fault = "away"  # the end stays in the journal
             await live.finish(End.CLEAN)
             await kill(store)
@@ -512,7 +513,7 @@ def test_a_segment_without_its_first_batch_is_not_gone_on_with(tmp_path: Path, m
             quiet = await store.begin(HEADER, SOURCE)
             await quiet.wait_acked(0)
             store.builder.relieve()
-            await until(lambda: quiet.durable == quiet.acked)
+            await until(lambda: quiet.text.durable == quiet.acked)
             log.fault, store.journal._born = True, -1e9  # a new segment is due
             hit = await store.begin(HEADER, SOURCE)
             with pytest.raises(StoreError):
@@ -520,7 +521,7 @@ def test_a_segment_without_its_first_batch_is_not_gone_on_with(tmp_path: Path, m
             log.fault = False
             await until_healthy(store)
             await (await store.begin(HEADER, SOURCE)).wait_acked(0)
-            await store._trim()
+            await store.journal.trim()
             await kill(store)
         async with store_in(tmp_path) as store:
             await settled(store)
@@ -624,7 +625,7 @@ def test_what_ends_together_is_put_together_within_a_bound(
         async with store_in(tmp_path, blobs=blobs) as store:
             lives = [await store.begin(HEADER, SOURCE) for _ in range(PUTS + 4)]
             await asyncio.gather(*(live.finish(End.CLEAN) for live in lives))
-            await until(lambda: sum(bool(live.frames) for live in lives) == len(lives))
+            await until(lambda: sum(bool(live.text.frames) for live in lives) == len(lives))
             at_once = PUTS if most > 1 else 1
             await until(lambda: len(store.builder._puts) >= at_once)
             assert len(store.builder._puts) == at_once
@@ -636,7 +637,7 @@ def test_what_ends_together_is_put_together_within_a_bound(
 
 def test_tails_that_are_too_short_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Together they are more than should be held, none is worth a frame, and nothing more comes while it is so."""
-    monkeypatch.setattr("recorder.store.live.Pressure.MAX_HELD", 100_000)
+    monkeypatch.setattr("recorder.store.pressure.Pressure.MAX_HELD", 100_000)
 
     async def main() -> None:
         async with store_in(tmp_path) as store:

@@ -17,10 +17,10 @@ from recorder.model import End
 from recorder.store import Store, StoreError
 from recorder.store.blobs import FolderBlobs
 from recorder.store.chunk import FRAME, count_feeds, cut_frames
+from recorder.store.ledger import PROGRESS, PROGRESSING
 from recorder.store.logs import ObjectLog
 from recorder.store.objects import ObjectBlobs
 from recorder.store.soundness import Soundness
-from recorder.store.store import PROGRESS, PROGRESSING
 from tests.recorder.store.storing import (
     HEADER,
     SOURCE,
@@ -126,7 +126,7 @@ def test_following_from_a_time_reads_little(tmp_path: Path) -> None:
             for number in range(0, 60_000, 1000):
                 live.write(lines(1000, start=number, width=200))
                 await live.wait_acked(live.given - 1)
-            await until(lambda: live.framed > len(body) // 2)
+            await until(lambda: live.text.framed > len(body) // 2)
             pieces = store.follow(live.id, start=12_000.0)
             assert await anext(pieces) == HEADER
             seen = await anext(pieces)
@@ -425,7 +425,7 @@ def test_the_journal_is_trimmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 store.builder.poke()
                 await asyncio.sleep(0)
             await settled(store)
-            assert quiet.durable > 0 and quiet.end is End.RUNNING
+            assert quiet.text.durable > 0 and quiet.end is End.RUNNING
             assert await text_of(store, quiet.id) == HEADER + lines(1)
             await kill(store)
         async with store_in(tmp_path) as store:
@@ -493,9 +493,9 @@ def test_two_recorders_share_an_object_store(tmp_path: Path) -> None:
         running.write(lines(10_000))
         await running.wait_acked(len(HEADER))
         one.builder.relieve()
-        await until(lambda: bool(running.frames))
+        await until(lambda: bool(running.text.frames))
         one.builder.relieve()
-        await until(lambda: bool(running.chunks))
+        await until(lambda: bool(running.chunks.rows))
         assert (await other.get(running.id)).end is End.RUNNING  # and not cut, as if nobody had it
         theirs = await other.add_events([{"n": 2}], SOURCE)
         await other.eventlog.drain()
@@ -655,7 +655,7 @@ def test_many_small_pieces_are_made_one(tmp_path: Path) -> None:
             for byte in lines(50):
                 live.write(bytes((byte,)))
             assert await live.wait_acked(live.given - 1) == live.given
-            assert len(live.tail) <= 2
+            assert len(live.text.tail) <= 2
             assert await text_of(store, live.id) == HEADER + lines(50)
 
     run(main())
@@ -663,7 +663,7 @@ def test_many_small_pieces_are_made_one(tmp_path: Path) -> None:
 
 def test_progress_is_told_less_often_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("recorder.store.store.time", clock)
+    monkeypatch.setattr("recorder.store.ledger.time", clock)
 
     async def main() -> None:
         async with store_in(tmp_path) as store:
