@@ -98,6 +98,7 @@ def test_any_pieces_of_any_lines(lines: list[bytes], data: st.DataObject | None)
     whole = b"".join(line + b"\n" for line in lines)
     good = all(map(is_event, lines))
     assert are_events(whole) is good or not lines
+    assert are_events(b'[0.5,"o","%b"]\n' % (b"x" * 4096) + whole) is good or not lines
     assert told([whole]) == (good, False)
     if data is not None:
         cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=12)))
