@@ -30,7 +30,9 @@ from k8sproxy.assembly import (
     set_recording_limits,
 )
 from k8sproxy.audit.apievents import ApiEvents
+from k8sproxy.audit.entry import Trail
 from k8sproxy.audit.events import Events, EventSettings
+from k8sproxy.audit.sinks import sinks_of
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.logs import LOG, configure_logging
 from k8sproxy.common.longwork import LongWork
@@ -102,12 +104,9 @@ class App:
         self._shared = Shared(
             whois=self._tailnet.whois,
             sessions=self._sessions,
-            events=self._events,
             limits=limits_of(config),
             telemetry=self._telemetry,
-            requests=RequestLog(
-                config.log.format, enabled=config.log.requests and config.log.level in ("debug", "info")
-            ),
+            trail=Trail(self._events, sinks_of(self._telemetry, _request_log(config))),
             documents={},
             longwork=self._longwork,
         )
@@ -267,8 +266,7 @@ class App:
         # From here on nothing fails.
         _warn(config)
         configure_logging(config.log.level, config.log.format)
-        requests = config.log.requests and config.log.level in ("debug", "info")
-        self._shared.requests = RequestLog(config.log.format, enabled=requests)
+        self._shared.trail.sinks = sinks_of(self._telemetry, _request_log(config))
         self._shared.limits = assembly.limits
         set_recording_limits(self._recorders, tailnet.dialer, config)
         self._sessions.limit = config.limits.sessions_per_peer
@@ -323,6 +321,12 @@ class App:
             await self._assembly.close()
         await self._tailnet.close()
         _log.info("stopped", cut=cut)
+
+
+def _request_log(config: Config) -> RequestLog:
+    """The lines of requests, as the configuration wants them."""
+    wanted = config.log.requests and config.log.level in ("debug", "info")
+    return RequestLog(config.log.format, enabled=wanted)
 
 
 def _digest(path: Path) -> bytes:

@@ -30,7 +30,7 @@ SOURCES = sorted((ROOT / "k8sproxy").rglob("*.py"))
 # f"{question}_denied" and its like in tailnet/localapi.py.
 _QUESTIONS = ("whois", "localapi")
 # Causes that a Refusal or Cut takes over from elsewhere, where they are counted already.
-_PASSED_ON = {"cause", "outcome.cause", "refusal.cause", "error.cause", "cut.cause"}
+_PASSED_ON = {"cause", "outcome.cause", "refusal.cause", "error.cause", "cut.cause", "entry.cut"}
 
 
 def read(name: str) -> str:
@@ -96,8 +96,8 @@ def causes_in_the_code() -> dict[str, set[int]]:
     for call in calls("end", "end_all"):
         if call.args and isinstance(call.args[0], ast.Constant):
             found[str(call.args[0].value)] |= set()
-    # Exchange.cut(cause) is a Refusal 503 where nothing of an answer has been sent; Connection._end_running calls it.
-    for call in calls("cut", "_end_running"):
+    # Exchange.cut(cause) is a Refusal 503 where nothing of an answer has been sent.
+    for call in calls("cut"):
         for name in causes_of(call.args[0]) if call.args else ():
             found[name].add(503)
     # A ProtocolError is answered as bad_request; 502 are those of the API server's side (upstream_malformed).
@@ -135,10 +135,13 @@ def names(table: list[list[str]]) -> list[str]:
 
 
 def said_of_sessions() -> dict[str, tuple[str, list[str]]]:
-    """Log event -> its level and fields, of what sessions/ and recording/ say but for faults of ours."""
+    """Log event -> its level and fields, of what sessions/, recording/ and audit/ say but for faults of ours, and the
+    lines of requests (audit/sinks.py), which have a section of their own."""
     found = {}
     rooms = [ROOT / "k8sproxy" / room for room in ("sessions", "recording", "audit")]
     for path in sorted(path for room in rooms for path in room.rglob("*.py")):
+        if path.match("audit/sinks.py"):
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue

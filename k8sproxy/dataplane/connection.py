@@ -17,6 +17,7 @@ What runs is looked at again where something has changed that it depends on (sta
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from itertools import count
 from time import perf_counter, time
 
@@ -24,16 +25,17 @@ import structlog
 
 from k8sproxy.access.decision import Authority, Decision, decide
 from k8sproxy.access.rewrite import UpstreamHead, check_offer, offered_protocols, rewrite
-from k8sproxy.audit.events import untold
-from k8sproxy.audit.requestevent import RequestEvent
+from k8sproxy.audit.entry import Entry, Served
+from k8sproxy.authenticators.evidence import Evidence
 from k8sproxy.common.errors import ProtocolError, Refusal
 from k8sproxy.common.longwork import LONG
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.doubt import is_doubtful, settle
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.local import LOCAL_PREFIX, local_document
+from k8sproxy.dataplane.places import Place
 from k8sproxy.dataplane.relay import Exchange
-from k8sproxy.dataplane.routes import OPEN, Route, listener_changed
+from k8sproxy.dataplane.routes import OPEN, Permit, Route, listener_changed
 from k8sproxy.dataplane.shared import Shared
 from k8sproxy.dataplane.standing import Standing
 from k8sproxy.dataplane.turns import REQUEST, TARGET_CHARACTERS
@@ -43,6 +45,7 @@ from k8sproxy.request.browsers import opens_document
 from k8sproxy.request.classify import STREAMING, SessionKind
 from k8sproxy.request.foreign import DOCUMENT, guard_of
 from k8sproxy.request.requestinfo import RequestInfo, request_info
+from k8sproxy.sessions.gates import pass_gates
 from k8sproxy.sessions.registry import facts_of
 from k8sproxy.sessions.session import Session
 from k8sproxy.sessions.tap import NO_TAP, Tap
@@ -56,38 +59,44 @@ _FAREWELL_SECONDS = 1.5
 
 
 class Connection:
-    """One client connection. requests: how many heads have come."""
+    """One client connection. entry: the account of its requests."""
 
     __slots__ = (
         "_answering",
         "_decision",
         "_exchange",
-        "_info",
         "_seen",
         "_session",
         "_shared",
         "_stalled_since",
         "client",
-        "id",
-        "requests",
+        "entry",
         "standing",
     )
 
-    def __init__(self, shared: Shared, client: Client, standing: Standing) -> None:
-        self.id = f"c{next(_serial)}"
+    def __init__(self, shared: Shared, client: Client, evidence: Evidence, permit: Permit, place: Place) -> None:
         self.client = client
-        self.standing = standing
-        self.requests = 0
+        self.entry = Entry(shared.trail, f"c{next(_serial)}", evidence.address)
+        self.standing = Standing(shared, evidence, permit, place, client, self.entry)
         self._shared = shared
         self._answering = False  # whether something of an answer to the current request has been sent
         # What runs:
-        self._info: RequestInfo | None = None
         self._decision: Decision | None = None
         self._exchange: Exchange | None = None
         self._session: Session | None = None
         # The upload that runs: bytes received when it was last seen to move, and when that was.
         self._seen = 0
         self._stalled_since = 0.0
+
+    @property
+    def id(self) -> str:
+        """What the log calls it."""
+        return self.entry.connection
+
+    @property
+    def requests(self) -> int:
+        """How many requests have come."""
+        return self.entry.number
 
     async def serve(self) -> None:
         """Answer requests until either side ends the connection. Raises nothing but CancelledError."""
@@ -100,7 +109,7 @@ class Connection:
                     head = await client.next_head()
                     if head is None:
                         break
-                    self.requests += 1
+                    self.entry.begin(head)
                     if not await self._request(head):
                         break
                 except ProtocolError as error:
@@ -134,8 +143,6 @@ class Connection:
         await self.client.finish()
 
     async def _cut(self, cut: Cut) -> None:
-        self._shared.telemetry.refusal(cut.cause)
-        _log.warning("response_cut", connection=self.id, request=self.requests, cause=cut.cause)
         if cut.reset:
             self.client.wire.abort()
         elif cut.said:
@@ -151,16 +158,15 @@ class Connection:
     async def _request(self, head: RequestHead) -> bool:
         """One request; whether there may be another on this connection."""
         started = perf_counter()
-        standing = self.standing
+        standing, entry = self.standing, self.entry
         self._answering = False
-        self._info = None
         route = standing.permit.routes.choose(standing.evidence, head)  # once: whatever a reload does meanwhile
         authority = standing.current(route) or await standing.ask(route)
         info = self._read(head)
         if info is None:
             info = await self._read_later(head, authority)
             authority = standing.current(route) or await standing.ask(route)  # it may have taken its time
-        self._info = info
+        entry.info = info
         if info.path.startswith(LOCAL_PREFIX):
             return self._answer(head, info, authority)
         decision = decide(authority, info, time())
@@ -178,39 +184,37 @@ class Connection:
             foreign=info.foreign,
         )
         exchange = self._prepare(head, info, upstream_head, session)
-        event = await self._tell(head, info, decision, route, session) if decision.events else None
-        if event is not None and event.body is not None:
-            exchange.body_seen = event.body.feed
-        elif event is not None:
-            event.refused = lambda why: _end_untold(exchange, session, untold(decision.grants, why))
+        if decision.events:
+            wait = entry.tell(
+                decision,
+                head.fields,
+                cluster=route.upstream.name,
+                session=session.facts.id if session is not None else "",
+            )
+            if wait is not None:
+                await wait
+            exchange.body_seen = entry.watch(decision, partial(_end_untold, exchange, session))
         standing.allow(started)
         self._decision, self._session = decision, session
         try:
             if session is not None:
-                self._shared.sessions.enter(session)
-                await session.open()
+                await pass_gates(self._shared.gates, session)
             await self._run(exchange, upstream_head, route, info, authorization, started)
         except (Cut, ClientGone) as end:
             if isinstance(end, Cut) and end.reset:
                 self.client.wire.abort()  # before the end of a recording is waited for
-            self._record(info, exchange, perf_counter() - started)
+            entry.end(exchange, perf_counter() - started, end.cause if isinstance(end, Cut) else "")
             raise
         finally:
             self._answering = exchange.status > 0
             self._exchange = self._decision = self._session = None
-            if event is not None and event.body is not None:
-                if not exchange.body_came:
-                    event.body.truncated = True
-                self._shared.events.tell(decision.grants, event)
-            elif event is not None:
-                event.refused = None
+            if decision.events:
+                entry.over(decision, whole=exchange.body_came)
             if session is not None:
                 if decision.events and session.began and session.facts.kind == "portforward":
-                    self._shared.events.tell_ports(
-                        decision.grants, info, standing.origin, session.facts.id, session.ports, authority.caller.owner
-                    )
+                    entry.tell_ports(decision, session.facts.id, session.ports)
                 await session.close()
-        self._record(info, exchange, perf_counter() - started)
+        entry.end(exchange, perf_counter() - started)
         return not (exchange.closing or self._shared.draining or standing.permit.state is not OPEN)
 
     # -- what is asked
@@ -238,7 +242,7 @@ class Connection:
         content_type, body = local_document(head, info.path, authority, self._shared.documents)
         close = head.fields.close or head.fields.chunked or bool(head.fields.content_length) or bool(info.upgrade)
         self.client.answer(200, body, content_type=content_type, close=close, head_only=head.method == "HEAD")
-        self._shared.telemetry.request(info.verb, "", 200, 0.0, 0, len(body))
+        self.entry.end(Served(len(body)), 0.0)
         return not close
 
     # -- the exchange
@@ -319,54 +323,11 @@ class Connection:
             facts = facts_of(info, decision, cluster, self.id, agent)
         return shared.sessions.make(facts, info, decision, offered=offered_protocols(fields))
 
-    async def _tell(
-        self, head: RequestHead, info: RequestInfo, decision: Decision, route: Route, session: Session | None
-    ) -> RequestEvent:
-        """Tell recorders of a request. One with a body is still to be told, once that has been seen.
-
-        Raises Refusal where it must be told and can't be.
-        """
-        events, fields = self._shared.events, head.fields
-        weight = events.weigh(decision.caller.peer, info, content_length=fields.content_length, chunked=fields.chunked)
-        if not events.admit(decision.grants, weight):
-            await events.wait(decision.grants, weight)
-        standing = self.standing
-        if not standing.origin:
-            standing.origin = events.origin(decision.caller.peer, decision.impersonation, route.upstream.name)
-        body = fields.chunked or bool(fields.content_length)
-        event = events.begin(
-            decision.grants,
-            weight,
-            info,
-            standing.origin,
-            user_agent=fields.get(b"user-agent"),
-            body=body,
-            chunked=fields.chunked,
-            session_id=session.facts.id if session is not None else "",
-        )
-        if not body:
-            events.tell(decision.grants, event)
-        return event
-
-    def _record(self, info: RequestInfo, exchange: Exchange, seconds: float) -> None:
-        """Count a request that was forwarded, and write its line. A refusal is counted where it is answered."""
-        shared = self._shared
-        # 499, as nginx has it: the client went before there was an answer.
-        status = exchange.status or 499
-        shared.telemetry.request(
-            info.verb, _resource(info), status, exchange.proxy_seconds, exchange.received, exchange.sent
-        )
-        if shared.requests.enabled:
-            shared.requests.write(
-                self.id, self.requests, self.standing.who, info.verb, info.path, status, seconds, exchange.sent
-            )
-
     def _refuse(self, head: RequestHead | None, refusal: Refusal) -> bool:
         """Answer a Refusal; whether the connection goes on. It can't where the request's body is still to come."""
-        shared = self._shared
         close = (
             refusal.close
-            or shared.draining
+            or self._shared.draining
             or head is None
             or head.fields.close
             or head.fields.chunked
@@ -379,22 +340,7 @@ class Connection:
             head_only=head is not None and head.method == "HEAD",
             warn=head is not None and _is_discovery(head.target),
         )
-        info = self._info if head is not None else None
-        authority = self.standing.authority
-        verb, resource = (info.verb, _resource(info)) if info is not None else ("", "")
-        shared.telemetry.refused(verb, resource, refusal.status, refusal.cause)
-        _log.warning(
-            "refused",
-            connection=self.id,
-            request=self.requests,
-            cause=refusal.cause,
-            code=refusal.status,
-            message=refusal.message,
-            method=head.method if head else None,
-            path=head.target.partition("?")[0][:256] if head else None,
-            address=authority.caller.address if authority else self.standing.evidence.address,
-            peer=authority.caller.display if authority else None,
-        )
+        self.entry.refuse(refusal)
         return not close
 
     # -- from outside: the clock, a reload, a drain
@@ -422,7 +368,7 @@ class Connection:
 
     async def recheck(self) -> None:
         """Look again at what runs, and end it if it would not be allowed now."""
-        exchange, decision, info = self._exchange, self._decision, self._info
+        exchange, decision, info = self._exchange, self._decision, self.entry.info
         if exchange is None or decision is None or info is None:
             return
         found = await self.standing.look_again(decision, info)
@@ -450,9 +396,9 @@ class Connection:
     @property
     def kind(self) -> str:
         """What runs on it just now, for the metrics: nothing, "request", "watch" or "upgrade"."""
-        if self._exchange is None or self._info is None:
+        if self._exchange is None or self.entry.info is None:
             return ""
-        return "upgrade" if self._exchange.upgraded else "watch" if self._info.verb == "watch" else "request"
+        return "upgrade" if self._exchange.upgraded else "watch" if self.entry.info.verb == "watch" else "request"
 
     def drain(self) -> None:
         """Take no further request; end a watch at its next boundary."""
@@ -460,7 +406,7 @@ class Connection:
             self.client.end_idle()
             return
         self._exchange.closing = True  # said in the response's head, if that is still to come
-        if self._info is not None and self._info.verb == "watch":
+        if self.entry.info is not None and self.entry.info.verb == "watch":
             self._exchange.end_at_boundary()
 
 
@@ -470,11 +416,6 @@ def _end_untold(exchange: Exchange, session: Session | None, message: str) -> No
         session.end("event_refused", message)
     else:
         exchange.cut("event_refused", message)
-
-
-def _resource(info: RequestInfo) -> str:
-    """The resource as metrics name it: pods, pods/exec."""
-    return f"{info.resource}/{info.subresource}" if info.subresource else info.resource
 
 
 def _is_discovery(target: str) -> bool:

@@ -42,7 +42,6 @@ from k8sproxy.dataplane.handshake import handshake, prepare, wait_ready
 from k8sproxy.dataplane.places import Place, Places
 from k8sproxy.dataplane.routes import OPEN, RETIRED, REVOKED, Permit
 from k8sproxy.dataplane.shared import Shared
-from k8sproxy.dataplane.standing import Standing
 from k8sproxy.dataplane.turns import HANDSHAKE, Turns
 from k8sproxy.dataplane.wire import ReadBuffer, Wire
 from k8sproxy.protocol.proxyprotocol import HEAD_SIZE, ProxyHeaderParser
@@ -216,8 +215,7 @@ class Server:
                 return  # within its handshake: a client that dials anew meets what is so now
             wire = Wire(self._loop, sock, self.buffer)
             client = Client(wire, self.shared.limits, asyncio.current_task(), self._turns, held)
-            standing = Standing(self.shared, Evidence(key), terms.permit, place, client)
-            connection = Connection(self.shared, client, standing)
+            connection = Connection(self.shared, client, Evidence(key), terms.permit, place)
             self._connections.add(connection)
             try:
                 await connection.serve()

@@ -7,7 +7,7 @@
     look_again()        what follows from that for what runs
 
 An Authority belongs to a caller and a snapshot. It is computed anew only where one of them is another object; then the
-connection is also counted to the caller's owner, and the fields of its log lines are encoded.
+connection is also counted to the caller's owner, and its account is told who it is.
 
 What runs may outlive what it was allowed by. Four things can change meanwhile: who the caller is or what the tailnet
 grants it, what the configuration says of the route, whether the listener's clients are still identified in this way,
@@ -20,6 +20,7 @@ from time import perf_counter, time
 
 from k8sproxy.access.caller import Caller
 from k8sproxy.access.decision import Authority, Decision, authorize, covers, decide
+from k8sproxy.audit.entry import Entry
 from k8sproxy.authenticators.evidence import Evidence
 from k8sproxy.common.errors import Refusal
 from k8sproxy.dataplane.client import Client
@@ -36,35 +37,35 @@ _AHEAD = 1.0
 
 
 class Standing:
-    """Of one connection. permit: of its listener. authority: None while nobody knows the caller. who: the fields of its
-    log lines. origin: what its API events have in common, "" while there is none."""
+    """Of one connection. permit: of its listener. authority: None while nobody knows the caller. entry: the account of
+    the connection's requests, which is told who the caller is."""
 
     __slots__ = (
         "_allowed",
         "_client",
         "_counted",
+        "_entry",
         "_known",
         "_place",
         "_route",
         "_shared",
         "authority",
         "evidence",
-        "origin",
         "permit",
-        "who",
     )
 
-    def __init__(self, shared: Shared, evidence: Evidence, permit: Permit, place: Place, client: Client) -> None:
+    def __init__(
+        self, shared: Shared, evidence: Evidence, permit: Permit, place: Place, client: Client, entry: Entry
+    ) -> None:
         self.permit = permit
         self.evidence = evidence
         self.authority: Authority | None = None
-        self.who = '"peer":null'
-        self.origin = ""
         self._shared = shared
         self._client = client
         self._place = place
+        self._entry = entry
         self._counted = ""  # the owner that the connection is counted to
-        self._route: Route | None = None  # of `authority`, `who` and `origin`
+        self._route: Route | None = None  # of `authority`
         self._allowed: Authority | None = None  # by which what runs was last found to be allowed
         self._known = 0.0  # when, perf_counter()
 
@@ -84,7 +85,7 @@ class Standing:
         try:
             caller = await self._shared.authenticator.ask(self.evidence, before)
         except Refusal:
-            self.authority = None
+            self._forget()
             raise
         return self._authority(caller, route)
 
@@ -96,7 +97,7 @@ class Standing:
         return authority
 
     def _authorize(self, caller: Caller, route: Route) -> Authority:
-        self.authority = None
+        self._forget()
         authority = authorize(caller, route.snapshot)
         if authority.grants.unknown:
             self._shared.remarks.tell(caller.peer, authority.grants.unknown)
@@ -104,9 +105,8 @@ class Standing:
         self.authority = authority
         self._client.owner = caller.owner
         self._route = route
-        self.origin = ""
         identity = authority.impersonation
-        self.who = encode_fields(
+        who = encode_fields(
             {
                 "cluster": route.upstream.name,
                 "peer": caller.display,
@@ -116,7 +116,12 @@ class Standing:
                 "groups": list(identity.groups) if identity else None,
             }
         )
+        self._entry.identify(caller, who)
         return authority
+
+    def _forget(self) -> None:
+        self.authority = None
+        self._entry.caller = None
 
     # -- whose share it takes
 

@@ -30,7 +30,9 @@ from typing import Any
 
 from k8sproxy.access.decision import Snapshot
 from k8sproxy.audit.apievents import ApiEvents
+from k8sproxy.audit.entry import Trail
 from k8sproxy.audit.events import Events, EventSettings
+from k8sproxy.audit.sinks import sinks_of
 from k8sproxy.clusters.account import Account, Standing
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.tailnet.localapi import LocalAPI
@@ -355,8 +357,9 @@ class Stage:
         self.sessions = Sessions(self.recorders)
         queues = ApiEvents(self.recorders.post_events, self.recorders.probe_events)
         self.events = Events(queues, EventSettings())
-        requests = RequestLog("json", enabled=False)
-        self.shared = Shared(self.whois, self.limits, Telemetry(), self.sessions, self.events, requests)
+        telemetry = Telemetry()
+        trail = Trail(self.events, sinks_of(telemetry, RequestLog("json", enabled=False)))
+        self.shared = Shared(self.whois, self.limits, telemetry, self.sessions, trail)
         self.server = Server(self.shared)
         self.account = Accounted()
         self.authorization = b"Bearer the-proxy"

@@ -434,7 +434,7 @@ async def test_log_names_the_cluster_of_the_request() -> None:
         await upstream.send(reply())
         await client.response()
         (connection,) = stage.connections
-        assert '"cluster":"prod"' in connection.standing.who
+        assert '"cluster":"prod"' in connection.entry.who
         blue = Upstream("blue", stage.upstream.endpoint, stage.limits, stage.server.buffer)
         stage.listener.replace(Terms(Trust.DIRECT, None, Permit(Routes(Route(blue)))))
         await client.send(get())
@@ -442,5 +442,5 @@ async def test_log_names_the_cluster_of_the_request() -> None:
         await other.head()
         await other.send(reply())
         await client.response()
-        assert '"cluster":"blue"' in connection.standing.who
+        assert '"cluster":"blue"' in connection.entry.who
         blue.close()

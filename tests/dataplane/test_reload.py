@@ -61,7 +61,7 @@ async def test_a_request_keeps_its_route_while_it_waits_for_whois() -> None:
             await upstream.head()
             (connection,) = stage.connections
             assert stage.upstream.active == 1 and not route.upstream.active
-            assert '"cluster":"prod"' in connection.standing.who and '"cluster":"blue"' not in connection.standing.who
+            assert '"cluster":"prod"' in connection.entry.who and '"cluster":"blue"' not in connection.entry.who
             await upstream.send(agreed(speech))
             await client.head()
             assert [session["cluster"] for session in stage.sessions.listed()] == ["prod"]
