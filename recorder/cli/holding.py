@@ -71,16 +71,23 @@ async def place(
     keys: PublicKeys | None,
 ) -> list[Hold]:
     from recorder.cli.library import open_read_only
-    from recorder.model import new_id
+    from recorder.crypt import stored
+    from recorder.model import is_id, new_id
     from recorder.proof.keys import KeyFault
+    from recorder.proof.removal import has_bytes
     from recorder.retention.holds import Hold, Holds
+    from recorder.store import DamagedError
 
     async with open_read_only(where.store()) as store:
         wanted = [Hold(new_id(), time.time(), by, reason, None, identifier) for identifier in identifiers]
         for hold in wanted:
             try:
                 await store.get(hold.recording)
+            except DamagedError:
+                continue  # it is there, and its id is all that a hold of it needs
             except KeyError:
+                if is_id(hold.recording) and await has_bytes(stored(store.blobs), hold.recording):
+                    continue
                 # It may run, and be in the recorder's journal alone; but a misspelt id must not look like a hold.
                 raise Failed(f"there is no session {printable(hold.recording, 60)} in the store yet") from None
         if match is not None:

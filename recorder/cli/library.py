@@ -29,6 +29,8 @@ from recorder.proof.actlog import ActLog
 from recorder.proof.chain import stored_keys
 from recorder.proof.documents import is_day
 from recorder.proof.keys import KeyFault
+from recorder.proof.report import Finding
+from recorder.proof.standing import Standings
 from recorder.retention.holds import Hold, Holds
 from recorder.screen import CastText, Segment
 from recorder.store.errors import StoreError
@@ -261,6 +263,7 @@ class StoreLibrary:
         return values.session(recording) | {
             "header": values.header(recording.header),
             "holds": None if held is None else [values.hold(hold) for hold in held],
+            "proof": values.proof(await self._standing(recording)),
         }
 
     async def known(self, identifier: str) -> Values:
@@ -277,6 +280,15 @@ class StoreLibrary:
         try:
             return [hold for hold in await holds.all() if hold.holds(recording)]
         except (StoreError, KeyFault):
+            return None
+
+    async def _standing(self, recording: Recording) -> Finding | None:
+        """Whether it is signed, by the store's own keys: `verify` takes others. None where that can't be told."""
+        raw = stored(self._store.blobs)
+        keys = await stored_keys(raw)
+        try:
+            return await Standings(raw, keys).of(recording) if len(keys) else None
+        except StoreError:
             return None
 
     async def events(self, identifier: str) -> list[Values] | None:

@@ -117,12 +117,20 @@ def _lines(session: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("cut", f"{name} had {cut['bytes']} bytes, SHA-256 {cut['sha256']}")
             for name, cut in session.get("truncated", {}).items()
         ),
+        ("signed", _signed(session.get("proof"))),
         *(
             ("held", f"by {hold['by']} since {hold['at']}: {hold['reason']}{'' if hold['signed'] else ' (not signed)'}")
             for hold in session.get("holds") or ()
         ),
         ("sent by", sender),
     ]
+
+
+def _signed(proof: Mapping[str, Any] | None) -> str:
+    if proof is None:
+        return ""
+    listed = f"in the manifest of {proof['day']}" if proof["day"] else ""
+    return ", ".join(filter(None, (f"{proof['status']}{': ' if proof['detail'] else ''}{proof['detail']}", listed)))
 
 
 def _event(event: Mapping[str, Any]) -> tuple[str, ...]:

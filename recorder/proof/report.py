@@ -28,6 +28,10 @@ class Status(enum.Enum):
 WELL = frozenset({Status.OK, Status.LATE, Status.OPEN, Status.UNSEALED, Status.REMOVED})
 
 
+# What can be said of a recording by the signed lists alone.
+SIGNED = (Status.OPEN, Status.OK, Status.UNSEALED, Status.LATE, Status.UNKNOWN)
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One recording ("events/DAY/NAME" for a chunk of events, "looks/DAY/NAME" for one of looks). detail: which part,

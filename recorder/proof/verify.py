@@ -17,10 +17,7 @@ from recorder.proof.acts import HOLDS, Acts, Kind, compare, read_acts
 from recorder.proof.chain import Chain
 from recorder.proof.documents import (
     CHUNKS,
-    FOUND,
-    JOURNAL,
     UNSIGNED,
-    Manifest,
     Part,
     Sealed,
     chunks,
@@ -36,6 +33,7 @@ from recorder.proof.registers import Registers, holder, read_both
 from recorder.proof.removal import Removed, old_removals, removals, removals_of
 from recorder.proof.report import ActsReport, Finding, Progress, Report, Status
 from recorder.proof.sealer import DELAY
+from recorder.proof.standing import ORIGINS, SIGNING, lateness, listed, unlisted
 from recorder.proof.witness import Heads, Witness, missing
 from recorder.store.blobs import Blobs
 from recorder.store.manifest import MANIFEST, folder
@@ -49,16 +47,8 @@ _OVERDUE = DELAY + 86400
 # Seconds after its day from which on a manifest was sealed late, and that is told: the recorder was down, or somebody
 # with the key has sealed the day anew.
 _LATE = 7 * 86400.0
-# Seconds that the signature of what has ended may take: the recorder signs at once, or as soon as its store is well.
-_SIGNING = 300.0
-# The same of a chunk of events, from its first event on: a chunk waits for some thousand of them.
+# Seconds that the signature of a chunk of events may take, from its first event on: it waits for some thousand.
 _PUTTING = 86400.0
-
-_ORIGINS = {
-    UNSIGNED: "nobody has signed it when it ended: the recorder did not put it there, or could not sign then",
-    JOURNAL: "its end was signed at a start of the recorder, out of the journal",
-    FOUND: "it was there when the recorder began to keep a register, and was signed then",
-}
 
 
 class Verifier:
@@ -149,7 +139,8 @@ class Verifier:
                     report.faults.append(f"{sealed.id} is sealed twice, the second time on {manifest.day}")
                 else:
                     self._sealed[sealed.id] = (sealed, manifest.day)
-                    self._late(sealed, manifest)
+                    if detail := lateness(sealed, manifest):
+                        self._details[sealed.id] = detail
             self._unsigned |= set(manifest.unsigned)
             for name, part in chunks(manifest):
                 self._chunks.setdefault(name, (part, manifest.day))
@@ -157,13 +148,6 @@ class Verifier:
             self._sealed.setdefault(sealed.id, (sealed, ""))
         for name, part in self._registers.chunks.items():
             self._chunks.setdefault(name, (part, ""))
-
-    def _late(self, sealed: Sealed, manifest: Manifest) -> None:
-        day = day_of(max(sealed.ended, day_end(id_day(sealed.id)) - 86400))
-        if manifest.registers is None and day < manifest.day:
-            self._details[sealed.id] = f"it ended on {day}, and the manifest of {manifest.day} is the first to list it"
-        elif sealed.origin in _ORIGINS:
-            self._details[sealed.id] = _ORIGINS[sealed.origin]
 
     async def _look_at_acts(self, acts: Acts, chain: Chain, report: Report) -> None:
         self._removals = removals(chain, acts)
@@ -244,13 +228,8 @@ class Verifier:
         if known is not None:
             status, detail = await self._judge_sealed(known[0])
             if status is Status.OK:
-                detail = self._details.get(name, _ORIGINS.get(known[0].origin, ""))
-                if known[0].origin == UNSIGNED:
-                    status = Status.UNKNOWN
-                elif not known[1]:
-                    status = Status.UNSEALED
-                elif detail:
-                    status = Status.LATE
+                detail = self._details.get(name, ORIGINS.get(known[0].origin, ""))
+                status = listed(known[0].origin, known[1], detail)
             return Finding(name, status, detail, known[1])
         if name in self._removals:
             return Finding(name, *await self._judge_removed(name, self._removals[name]))
@@ -319,20 +298,14 @@ class Verifier:
         if recording is None or recording.ended is None:
             if looked.readable and not any(part.name == MANIFEST for part in looked.parts):
                 return Status.OPEN, ""
-            if not looked.readable and self._registers.there and self._now - id_time(name) > _SIGNING:
+            if not looked.readable and self._registers.there and self._now - id_time(name) > SIGNING:
                 over = any(part.name == MANIFEST for part in looked.parts)
-                return (Status.UNKNOWN, _ORIGINS[UNSIGNED]) if over else (Status.OPEN, "")
+                return (Status.UNKNOWN, ORIGINS[UNSIGNED]) if over else (Status.OPEN, "")
             # Encrypted, and the key is not here: by its id alone it is at least as old as this.
             late = id_day(name) < chain.last_day
             return Status.UNSEALED, "encrypted: it may be one that should be sealed" if late else ""
-        ended = max(recording.ended, day_end(id_day(name)) - 86400)
-        if chain.last_day and day_of(ended) <= chain.last_day:
-            return Status.UNKNOWN, f"it ended on {day_of(ended)}, which is sealed without it"
-        if not self._registers.there:
-            return Status.UNSEALED, ""
-        if self._now - ended < _SIGNING:
-            return Status.UNSEALED, "it ended just now, and is not signed yet"
-        return Status.UNKNOWN, _ORIGINS[UNSIGNED]
+        signs = self._registers.there
+        return unlisted(name, recording.ended, last_day=chain.last_day, signs=signs, now=self._now)
 
     async def _judge_chunk(self, name: str, chain: Chain) -> Finding | None:
         top, day, file = name.split("/", 2)
@@ -356,9 +329,9 @@ class Verifier:
                 return Finding(name, Status.REMOVED, _removed(removal, True))
             if chain.last_day and day <= chain.last_day:
                 return Finding(name, Status.UNKNOWN, "its day is sealed without it")
-            patience = _PUTTING if top == "events" else _SIGNING
+            patience = _PUTTING if top == "events" else SIGNING
             if self._registers.there and self._now - id_time(file.removesuffix(".chunk")) > patience:
-                return Finding(name, Status.UNKNOWN, _ORIGINS[UNSIGNED])
+                return Finding(name, Status.UNKNOWN, ORIGINS[UNSIGNED])
             return Finding(name, Status.UNSEALED)
         part, its_day = known
         if len(data) < part.size:
@@ -366,7 +339,7 @@ class Verifier:
         if await hash_of(data) != part.sha256:
             return Finding(name, Status.CHANGED, "it is not what was sealed", its_day)
         if name in self._unsigned:
-            return Finding(name, Status.UNKNOWN, _ORIGINS[UNSIGNED], its_day)
+            return Finding(name, Status.UNKNOWN, ORIGINS[UNSIGNED], its_day)
         return Finding(name, Status.OK if its_day else Status.UNSEALED, "", its_day)
 
     def _complain_of_gap(self, chain: Chain, report: Report) -> None:

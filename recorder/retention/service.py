@@ -15,12 +15,15 @@ from k8sproxy.common.tasks import Tasks
 from recorder.config import Config
 from recorder.config import Retention as Settings
 from recorder.crypt import KeyFileError, Keyring, read_keys, stored
+from recorder.model import Recording
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Acts
 from recorder.proof.keys import KeyFault, PublicKeys, Signer, read_public_key
 from recorder.proof.places import same_volume
 from recorder.proof.register import Register
+from recorder.proof.report import Finding, Status
 from recorder.proof.sealer import Sealer
+from recorder.proof.standing import Standings
 from recorder.proof.witness import FolderWitness, Witness, Witnesses
 from recorder.retention.holds import Hold, Holds, Match
 from recorder.retention.pruner import Pruner
@@ -156,6 +159,8 @@ class Keeping:
         # One log for all who sign: they take their numbers in turn, and see at once what the others have signed.
         log = ActLog(store.blobs, keys, own, witnesses=anchors) if len(keys) else None
         self.log = log
+        self._store = store
+        self._standings = Standings(stored(store.blobs), keys) if len(keys) else None
         self.holds = Holds(store.blobs, log)
         self.register: Register | None = None
         self.sealer: Sealer | None = None
@@ -221,6 +226,15 @@ class Keeping:
     async def acts(self) -> Acts:
         """All acts. Raises StoreError, KeyFault."""
         return await self.log.read() if self.log is not None else Acts()
+
+    async def standing(self, recording: Recording) -> Finding | None:
+        """Whether a recording is signed, by the signed lists; None where nothing is signed, or that cannot be told.
+        Raises StoreError."""
+        if self._standings is None:
+            return None
+        if recording.id in self._store.lives and recording.ended is not None:
+            return Finding(recording.id, Status.UNSEALED, "it is on its way into the store, and not signed yet")
+        return await self._standings.of(recording)
 
     def warnings(self) -> dict[str, str | None]:
         """What somebody has to look at, and what keeps nobody from sending: name -> what is wrong, None if nothing."""

@@ -126,6 +126,7 @@ async def session(request: web.Request) -> web.Response:
             "hits": values.hits(hits),
             "rights": asked.rights(granted, recording),
             "holds": None if held is None else [values.hold(hold) for hold in held],
+            "proof": values.proof(await asked.standing_of(request, recording)),
             "index": await asked.covered(request),
         }
     )

@@ -13,6 +13,7 @@ from recorder.index.filters import is_unrestricted
 from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
 from recorder.model import Recording
 from recorder.proof.acts import Act
+from recorder.proof.report import Finding
 from recorder.retention.holds import Hold
 from recorder.unseen import Unseen
 from recorder.web import kept, queries, values
@@ -125,6 +126,11 @@ async def holds_of(request: web.Request, recording: Recording) -> Sequence[Hold]
     if not granted_to(request).may(recording, Action.AUDIT):
         return None
     return await kept.of(request.app[SITE].keeps, recording)
+
+
+async def standing_of(request: web.Request, recording: Recording) -> Finding | None:
+    """Whether one session is signed; None where that can't be told."""
+    return await kept.standing(request.app[SITE].keeps, recording)
 
 
 async def find_acts(request: web.Request, found: Mapping[str, str], limit: int) -> tuple[Page[Act], Sequence[str]]:

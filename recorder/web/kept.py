@@ -3,7 +3,8 @@
 People with `audit` in a place see the holds of sessions in it. A hold of what matches, and the list of acts, name
 users, clusters and sessions of anywhere, removed ones too: those are told to whoever has `audit` everywhere.
 
-Whether somebody is under a hold is not for that somebody to know, so `view` alone tells nothing of it.
+Whether somebody is under a hold is not for that somebody to know, so `view` alone tells nothing of it. Whether a
+recording is signed, and when that was done, whoever may view it should know.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from recorder.access import ANYWHERE, Scope, holds
 from recorder.model import Recording
 from recorder.proof.acts import Act, Acts
 from recorder.proof.keys import KeyFault
+from recorder.proof.report import Finding
 from recorder.retention.holds import Hold
 from recorder.store import Reading, StoreError
 
@@ -34,6 +36,9 @@ class Keeps(Protocol):
     async def acts(self) -> Acts:
         """All acts. Raises StoreError, KeyFault."""
 
+    async def standing(self, recording: Recording) -> Finding | None:
+        """Whether it is signed; None where nothing is signed, or that cannot be told. Raises StoreError."""
+
 
 class Nothing:
     """Where nothing is held and nothing signed."""
@@ -47,6 +52,10 @@ class Nothing:
     async def acts(self) -> Acts:
         """See Keeps."""
         return Acts()
+
+    async def standing(self, recording: Recording) -> Finding | None:
+        """See Keeps."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,14 @@ async def of(keeps: Keeps, recording: Recording) -> Sequence[Hold] | None:
         return None
 
 
+async def standing(keeps: Keeps, recording: Recording) -> Finding | None:
+    """Whether a session is signed; None where that can't be told."""
+    try:
+        return await keeps.standing(recording)
+    except StoreError:
+        return None
+
+
 async def acts(keeps: Keeps, scope: Scope, *, limit: int, before: int | None) -> tuple[Sequence[Act], Sequence[str]]:
     """Acts, newest first, those below a number; and what is wrong with the chain. Raises Refusal."""
     if ANYWHERE not in scope:
@@ -100,4 +117,4 @@ async def acts(keeps: Keeps, scope: Scope, *, limit: int, before: int | None) ->
     return wanted[::-1][:limit], found.faults
 
 
-__all__ = ["Keeps", "Nothing", "Told", "acts", "of", "tell"]
+__all__ = ["Keeps", "Nothing", "Told", "acts", "of", "standing", "tell"]

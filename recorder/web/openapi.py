@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from recorder.proof.report import SIGNED
 from recorder.web.routes import BASE, Route, Schema
 
 _STRING: Schema = {"type": "string"}
@@ -72,6 +73,18 @@ _HOLDS: Schema = {
     "items": ref("Hold"),
     "description": "null: you may not know, or it can't be told",
 }
+_PROOF: Schema = {
+    "type": ["object", "null"],
+    "properties": {
+        "status": {"type": "string", "enum": [status.value for status in SIGNED]},
+        "detail": _STRING,
+        "day": {"type": ["string", "null"], "description": "of the manifest that lists it; null: none does yet"},
+    },
+    "required": ["status", "detail", "day"],
+    "additionalProperties": False,
+    "description": "whether it is signed, by the signed lists; `recorder verify` alone compares its bytes. null:"
+    " nothing is signed, or it can't be told",
+}
 _HITS: Schema = {"type": "array", "items": ref("Hit")}
 _TEXT: dict[str, Schema] = {
     "searchable": {
@@ -124,7 +137,14 @@ SCHEMAS: dict[str, Any] = {
     "Session": _extended(_SESSION, hits=_HITS, **_TEXT),
     "Sessions": _list("Session"),
     "SessionDetail": _extended(
-        _SESSION, **_TEXT, header=_ANY, hits=_HITS, rights=ref("Rights"), holds=_HOLDS, index=ref("Coverage")
+        _SESSION,
+        **_TEXT,
+        header=_ANY,
+        hits=_HITS,
+        rights=ref("Rights"),
+        holds=_HOLDS,
+        proof=_PROOF,
+        index=ref("Coverage"),
     ),
     "Export": _object(session=_SESSION, header=_ANY, events={"type": "array", "items": {"type": "array"}}),
     "Unseen": _object(time=_NUMBER, kind=_STRING, text=_STRING),

@@ -113,6 +113,7 @@ async def session(request: web.Request) -> web.Response:
         "may": asked.rights(granted, recording),
         "looks": looks,
         "holds": await asked.holds_of(request, recording),
+        "proof": await asked.standing_of(request, recording),
     }
     return _page(request, "session.html", values, player=readable)
 

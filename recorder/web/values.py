@@ -10,6 +10,7 @@ from recorder.index.coverage import Coverage
 from recorder.index.rows import Bucket, EventRow, Hit, Look, RecordingRow
 from recorder.model import Recording
 from recorder.proof.acts import Act
+from recorder.proof.report import Finding
 from recorder.retention.holds import Hold
 from recorder.unseen import Unseen
 from recorder.web.words import rfc3339
@@ -144,6 +145,11 @@ def hold(found: Hold) -> Values:
         "session": found.held or None,
         "match": None if found.match is None else found.match.values(),
     }
+
+
+def proof(found: Finding | None) -> Values | None:
+    """Whether it is signed, by the signed lists; its bytes are not compared."""
+    return None if found is None else {"status": found.status.value, "detail": found.detail, "day": found.day or None}
 
 
 def act(found: Act) -> Values:

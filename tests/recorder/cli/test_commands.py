@@ -278,6 +278,21 @@ def test_holds_without_a_key(own: Folder, key: str) -> None:
     assert [hold["recording"] for hold in own.json("prune", "--holds", "--key", key)] == [two]
 
 
+@pytest.mark.parametrize("left", ["manifest", "chunk"])
+def test_a_session_that_is_damaged_can_be_held_by_its_id(own: Folder, key: str, left: str) -> None:
+    one = own.ids[0]
+    place = own.stage.place(one)
+    for path in place.iterdir():
+        if left == "manifest" and path.name == "recording.json":
+            path.write_bytes(b"{")
+        elif left == "chunk":
+            path.unlink() if path.name == "recording.json" else path.write_bytes(b"rubbish")
+    (hold,) = own.json("prune", one, "--hold", "--reason", "x", "--key", key)
+    assert hold["recording"] == one and hold["signed"] is True
+    own("prune", one, "--key", key, "--reason", "y", "--yes", "--despite-faults", code=1)
+    assert any(place.iterdir())
+
+
 def test_a_hold_that_was_changed_is_told_and_can_be_released(own: Folder, key: str) -> None:
     one = own.ids[0]
     (hold,) = own.json("prune", one, "--hold", "--reason", "x", "--key", key)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from recorder.model import new_id
+from recorder.model import Recording, new_id
 from recorder.proof import PublicKeys, Signer
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Acts, Kind, Subject, act_file
+from recorder.proof.report import Finding, Status
 from recorder.retention.holds import Hold, Holds, Match
 from recorder.store.blobs import FolderBlobs
+from recorder.store.errors import StoreError
+from recorder.web.openapi import SCHEMAS
 from tests.recorder.proof.sealed import run
 from tests.recorder.web.schema import check
 from tests.recorder.web.visited import Stage, cast_header, person
@@ -30,6 +33,8 @@ class Keeps:
     def __init__(self, folder: Path) -> None:
         signer = Signer.make()
         self.fault: str | None = None
+        self.found: Finding | None = None
+        self.standing_fault: str | None = None
         self.log = ActLog(FolderBlobs(folder), PublicKeys([signer.public_key]), signer)
         self.holds = Holds(FolderBlobs(folder), self.log)
 
@@ -38,6 +43,11 @@ class Keeps:
 
     async def acts(self) -> Acts:
         return await self.log.read()
+
+    async def standing(self, recording: Recording) -> Finding | None:
+        if self.standing_fault is not None:
+            raise StoreError(self.standing_fault)
+        return self.found
 
 
 class Scene:
@@ -166,5 +176,32 @@ def test_where_nothing_is_signed(tmp_path: Path) -> None:
                 answer = (await stage.get(f"{BASE}/{name}")).json()
                 schemas = document["components"]["schemas"]
                 check(answer, schemas[name.capitalize()], schemas)
+
+    run(scene())
+
+
+def test_a_session_says_whether_it_is_signed_to_whoever_may_view_it(tmp_path: Path) -> None:
+    async def scene() -> None:
+        scene = Scene(tmp_path)
+        async with scene.stage as stage:
+            await scene.fill()
+            stage.peer = VIEWER
+            for status, detail, day in (
+                (Status.OK, "", "2026-01-02"),
+                (Status.LATE, "its end was signed at a start", "2026-01-02"),
+                (Status.UNKNOWN, "nobody has signed it", ""),
+            ):
+                scene.keeps.found = Finding(scene.shop, status, detail, day)
+                answer = (await stage.get(f"{BASE}/sessions/{scene.shop}")).json()
+                check(answer, SCHEMAS["SessionDetail"], SCHEMAS)
+                assert answer["proof"] == {"status": status.value, "detail": detail, "day": day or None}
+                page = (await stage.get(f"/sessions/{scene.shop}")).text
+                assert status.value in page and detail in page and day in page
+                assert (f'<span class="damaged">{status.value}</span>' in page) is (status is not Status.OK)
+            scene.keeps.found = None
+            assert (await stage.get(f"{BASE}/sessions/{scene.shop}")).json()["proof"] is None
+            assert "<dt>Signed</dt>" not in (await stage.get(f"/sessions/{scene.shop}")).text
+            scene.keeps.standing_fault = "the store is away"
+            assert (await stage.get(f"{BASE}/sessions/{scene.shop}")).json()["proof"] is None
 
     run(scene())
