@@ -34,7 +34,7 @@ from recorder import __version__
 from recorder.admin import AdminSite
 from recorder.assembly import Finding, WebServer, index_url
 from recorder.book import Book
-from recorder.config import Address, Config, ConfigError, load
+from recorder.config import Config, ConfigError, ListenAddress, load
 from recorder.crypt import EncryptedBlobs, EncryptedLog
 from recorder.index import IndexFailure
 from recorder.ingest.admission import Admission
@@ -315,7 +315,7 @@ class App:
             raise _NotYetError("the names of the web site are not known: tailscaled gives this node no name")
         return [name, name.partition(".")[0]]
 
-    def _bind(self, address: Address) -> socket.socket:
+    def _bind(self, address: ListenAddress) -> socket.socket:
         try:
             return bind(address.host, address.port)
         except OSError as error:
@@ -326,7 +326,7 @@ class App:
                 ) from None
             raise StartError(f"cannot listen on {address}: {error.strerror}") from None
 
-    async def _sockets(self, addresses: Sequence[Address]) -> list[socket.socket]:
+    async def _sockets(self, addresses: Sequence[ListenAddress]) -> list[socket.socket]:
         sockets: list[socket.socket] = []
         try:
             for address in addresses:
@@ -338,7 +338,7 @@ class App:
             raise
         return sockets
 
-    async def _resolve(self, address: Address) -> list[Address]:
+    async def _resolve(self, address: ListenAddress) -> list[ListenAddress]:
         if address.host != "tailnet":
             return [address]
         try:
@@ -349,7 +349,7 @@ class App:
             raise _NotYetError(f"cannot listen on {address}: tailscaled is {status.backend_state}")
         # A userspace daemon has no addresses in the kernel; it forwards to loopback.
         hosts = status.addresses if status.tun else ("127.0.0.1",)
-        return [Address(host=host, port=address.port) for host in hosts]
+        return [ListenAddress(host, address.port) for host in hosts]
 
     # -- what runs
 
@@ -375,7 +375,7 @@ class App:
             config = await asyncio.to_thread(load, self._path)
         except ConfigError as error:
             self._reloads["refused"] += 1
-            _log.error("reload_refused", faults=list(error.faults))
+            _log.error("reload_refused", faults=[str(fault) for fault in error.faults])
             return
         before, self._config = self._config, config
         configure_logging(config.log.level, config.log.format)

@@ -17,11 +17,11 @@ import yaml
 from k8sproxy.access.grants import _KNOWN, CAPABILITY, parse_grants
 from k8sproxy.access.ownrules import DEFAULT_DOMAIN, RecordingLevel, own_capability
 from k8sproxy.cli import cli
+from k8sproxy.common.config.sections import Section
 from k8sproxy.common.formats.asciicast import CastHeader, OutputEncoder
 from k8sproxy.common.formats.bounds import Truncation
 from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.config import Config, parse
-from k8sproxy.config.models import Section
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

@@ -15,12 +15,25 @@ import yaml
 
 from k8sproxy.common.config.addresses import TAILNET
 from k8sproxy.common.config.faults import Key
+from k8sproxy.common.config.loading import Sound
 from k8sproxy.config.models import Admin, Cluster, Config, Listen
 
 Found = Iterator[tuple[Key, str]]
 
 # Bytes. A kubeconfig with a hundred clusters and their certificates has about 1 MiB.
 _MAX_KUBECONFIG = 16 * 1024 * 1024
+
+
+def check(sound: Sound, *, files: bool) -> Found:
+    """All checks. files: also those of the files that are named."""
+    listeners, clusters = sound.numbered(Listen, "listen"), sound.numbered(Cluster, "clusters")
+    given = sound.data.get("clusters")
+    items = [item.get("name") for item in given if isinstance(item, dict)] if isinstance(given, list) else []
+    names = list(dict.fromkeys(name for name in items if isinstance(name, str)))
+    yield from check_listeners(listeners, sound.section(Admin, "admin"), names)
+    yield from check_clusters(clusters)
+    if files:
+        yield from check_files(listeners, clusters)
 
 
 def check_listeners(listeners: Mapping[int, Listen], admin: Admin | None, cluster_names: list[str]) -> Found:

@@ -15,40 +15,25 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationInfo, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo
 
 from k8sproxy.access.grants import GrantSettings
 from k8sproxy.access.ownrules import DEFAULT_DOMAIN
 from k8sproxy.common.config.addresses import AdminAddress, ListenAddress, parse_admin_address, parse_listen_address
+from k8sproxy.common.config.sections import DOMAIN, FilePath, FolderPath, Section, Who, matching, path_of
 from k8sproxy.common.config.units import duration_between, number_between, size_between
-from k8sproxy.common.tailnet.peer import read_name
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DNS_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?\Z", re.IGNORECASE)
-_DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")
 _SERVICE = re.compile(rf"svc:{_LABEL}\Z")
 _CLUSTER_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z")
+_socket_path = path_of("socket")
 _ORIGIN = re.compile(rf"(https?)://({_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])(?::([0-9]{{1,5}}))?")
-
-
-def _path(value: object, info: ValidationInfo) -> Path:
-    """A path; a relative one is taken from `base` in the validation's context, the directory of the file."""
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("must be the path of a file")
-    base = (info.context or {}).get("base")
-    try:
-        path = Path(value).expanduser()
-    except RuntimeError:
-        raise ValueError("begins with ~ for a user whose home is not known") from None
-    return Path(base) / path if base is not None else path
 
 
 def _admin_address(value: object, info: ValidationInfo) -> AdminAddress:
     address = parse_admin_address(value)
-    return AdminAddress(unix=_path(str(address.unix), info)) if address.unix is not None else address
+    return AdminAddress(unix=_socket_path(str(address.unix), info)) if address.unix is not None else address
 
 
 def _certificate_name(value: object) -> str:
@@ -71,44 +56,16 @@ def _origin(value: object) -> str:
     if match is None:
         raise ValueError("must be an origin: http://HOST, https://HOST, and a port where it is not 80 or 443; no path")
     scheme, host, port = match.groups()
+    if port is not None and not 0 < int(port) <= 65535:
+        raise ValueError("must have a port from 1 to 65535")
     plain = port is None or int(port) == {"http": 80, "https": 443}[scheme]
     return f"{scheme}://{host}" if plain else f"{scheme}://{host}:{int(port)}"
 
 
-def _matching(pattern: re.Pattern[str], wanted: str) -> BeforeValidator:
-    def check(value: object) -> str:
-        if not isinstance(value, str) or len(value) > 320 or not pattern.match(value):
-            raise ValueError(f"must be {wanted}")
-        return value
-
-    return BeforeValidator(check)
-
-
-FilePath = Annotated[Path, BeforeValidator(_path)]
 CertificateName = Annotated[str, BeforeValidator(_certificate_name)]
-ServiceName = Annotated[str, _matching(_SERVICE, "the name of a Tailscale Service, such as svc:kube")]
-ClusterName = Annotated[str, _matching(_CLUSTER_NAME, "1 to 63 letters, digits, dots, dashes or underscores")]
+ServiceName = Annotated[str, matching(_SERVICE, "the name of a Tailscale Service, such as svc:kube")]
+ClusterName = Annotated[str, matching(_CLUSTER_NAME, "1 to 63 letters, digits, dots, dashes or underscores")]
 Origin = Annotated[str, BeforeValidator(_origin)]
-Who = Annotated[str, BeforeValidator(read_name)]
-
-
-class Section(BaseModel):
-    """What all sections share: frozen, unknown keys refused, a key with nothing after it as good as absent.
-
-    Python may use the snake_case names; a file may not (`loading.py` turns them off).
-    """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True, arbitrary_types_allowed=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        known = {field.alias for field in cls.model_fields.values()}
-        return {name: item for name, item in value.items() if item is not None or name not in known}
 
 
 class Tailnet(Section):
@@ -128,7 +85,7 @@ class Tailnet(Section):
         description="How long the daemon may take for an answer (default 5s; it takes milliseconds). After this the "
         "client gets a 503 and the next request asks again.",
     )
-    capability_domain: Annotated[str, _matching(_DOMAIN, "a domain name in lower case")] = Field(
+    capability_domain: Annotated[str, matching(DOMAIN, "a domain name in lower case")] = Field(
         default=DEFAULT_DOMAIN,
         description="Rules of the proxy's own, such as {recording: acknowledged}, are read from DOMAIN/cap/k8sproxy "
         "(default tailscale.com). The recorder has a key of the same name for its own rules.",
@@ -154,7 +111,7 @@ class ListenTLS(Section):
     )
     cert: FilePath | None = Field(default=None, description="files: the certificate and its chain, PEM.")
     key: FilePath | None = Field(default=None, description="files: the private key, PEM, without a passphrase.")
-    directory: FilePath | None = Field(
+    directory: FolderPath | None = Field(
         default=None,
         description="generated: where the CA is kept (default /var/lib/k8sproxy/ca). It must outlive restarts.",
     )

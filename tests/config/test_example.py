@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 import k8sproxy
+from k8sproxy.common.config.sections import Section
 from k8sproxy.config import Admin, Config, Events, Limits, Log, Recording, Shutdown, Tailnet, load, parse
-from k8sproxy.config.models import Section
 
 EXAMPLE = Path(k8sproxy.__file__).parent / "example.yaml"
 TEXT = EXAMPLE.read_text()

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from k8sproxy.common.config.loading import MAX_FILE
 from k8sproxy.common.formats.recorderapi import MAX_EVENTS
 from k8sproxy.config import Config, ConfigError, Limits, parse
-from k8sproxy.config.loading import MAX_FILE, load
+from k8sproxy.config.loading import load
 
 HERE = Path("/etc/k8sproxy/config.yaml")
 GOOD = """\
@@ -203,6 +204,8 @@ def test_origins() -> None:
     assert read(GOOD).listen[0].allow_origins == ()
     for bad in ("'*'", "https://a/", "https://a/b", "a:8001", "file://", "https://u@a", "'https://a b'", "5", "''"):
         assert "listen[0].allowOrigins[0]: must be an origin" in refused(with_origins(bad))[0], bad
+    for port in (0, 65536, 99999):
+        assert "must have a port from 1 to 65535" in refused(with_origins(f"'http://a:{port}'"))[0]
     assert "every sandboxed frame" in refused(with_origins("'null'"))[0]
 
 

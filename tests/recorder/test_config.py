@@ -1,4 +1,4 @@
-"""recorder/config.py: a whole file, and every fault with its line."""
+"""recorder/config/: a whole file, and every fault with its line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recorder.config import Config, ConfigError, load, parse_address, parse_duration, parse_size
+from recorder.config import Config, ConfigError, load
 
 SMALL = "apiVersion: recorder/v1alpha1\nstore:\n  folder: data\n"
 
@@ -22,8 +22,9 @@ def faults(tmp_path: Path, text: str, **environment: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text, **environment)
     prefix = f"{tmp_path / 'recorder.yaml'}:"
-    assert all(fault.startswith(prefix) for fault in caught.value.faults)
-    return [fault.removeprefix(prefix) for fault in caught.value.faults]
+    found = [str(fault) for fault in caught.value.faults]
+    assert all(fault.startswith(prefix) for fault in found)
+    return [fault.removeprefix(prefix) for fault in found]
 
 
 def test_the_smallest_file(tmp_path: Path) -> None:
@@ -72,6 +73,12 @@ admin:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
+        ("apiVersion: recorder/v1alpha1\nstore: {folder: 5, url: 6}\nweb: {listen: [\"127.0.0.1:80\"]}\n",
+         ["2:9: store.folder: must be the path of a folder",
+          '2:20: store.url: must be the URL of an object store, such as "s3://bucket/prefix", "gs://.." or "az://.."']),
+        (SMALL + "index: {url: x, enabled: false}\nweb: {listen: [\"127.0.0.1:80\"]}\n",
+         ['4:9: index.url: must be "sqlite:PATH" or "postgresql://USER@HOST/DATABASE" (in a password, / ? # @ [ and ] '
+          "are written as % and two hex digits)"]),
         ("", ["1:1: the file is empty"]),
         ("- 1\n", ["1:1: the file must be a mapping of keys"]),
         ("a: [\n", ["2:1: not YAML: while parsing a flow node expected the node content, but found '<stream end>'"]),
@@ -84,6 +91,17 @@ admin:
             ['4:3: store.minFree: must be a size, such as "64KiB", "1GiB" or a number of bytes'],
         ),
         (SMALL + "nonsense: 1\n", ["4:1: nonsense: unknown key"]),
+        (SMALL + "proof: {anchor: {folders: /a}, publicKeys: /k}\n",
+         ["4:18: proof.anchor.folders: unknown key; did you mean folder?", "4:32: proof.publicKeys: must be a list"]),
+        (SMALL + "  options: {region: 1}\nretention: {rules: [{match: {user: [a]}, keep: 1h}, {keep: 1m}]}\n",
+         ["4:13: store.options.region: must be text (put it in quotes)",
+          "5:30: retention.rules[0].match.user: unknown key; did you mean users?",
+          "5:53: retention.rules[1].match: is required",
+          '5:54: retention.rules[1].keep: must be from "1h" to "36500d", or "forever"']),
+        (SMALL + "proof: {publicKeys: [1, data/k]}\n",
+         ["4:22: proof.publicKeys[0]: must be the path of a file",
+          "4:25: proof.publicKeys[1]: is in store.folder (by its name, a link or a mount), where it would protect "
+          "nothing: keep it elsewhere"]),
         (SMALL + "log:\n  level: loud\n", ["5:3: log.level: must be debug, info, warning or error"]),
         (
             SMALL + "ingest:\n  listen: [here]\n  sessions: 0\n",
@@ -92,26 +110,27 @@ admin:
                 "6:3: ingest.sessions: must be a whole number from 1 to 100000",
             ],
         ),
-        (SMALL + "admin: {address: \"tailnet:9090\"}\n", ["4:1: admin: must not be an address of the tailnet"]),
+        (SMALL + "admin: {address: \"tailnet:9090\"}\n", ["4:9: admin.address: must not be an address of the tailnet"]),
         (
             SMALL + "ingest: {allow: ['tag:a b']}\n",
             ["4:18: ingest.allow[0]: must be a tag of letters, digits and dashes, such as tag:ops"],
         ),
-        (SMALL + "store: {folder: y}\n", ["4:1: store: is there twice"]),
-        (SMALL + "log: {level: \"${LEVEL}\"}\n", ["4:7: log.level: the environment variable LEVEL is not set"]),
+        (SMALL + "store: {folder: y}\n", ["4:1: store: is already in line 2"]),
+        (SMALL + "log: {level: \"${LEVEL}\"}\n", ["4:14: log.level: the environment variable LEVEL is not set"]),
         (SMALL + "web: {listen: [\"127.0.0.1:80\"]}\nindex: {enabled: false}\n",
          ["4:7: web.listen: needs an index, and there is none: index.url"]),
         (SMALL + "ingest: {listen: [\"127.0.0.1:80\"]}\nweb: {listen: [\"[::1]:80\", \"127.0.0.1:80\"]}\n",
          ["5:28: web.listen[1]: is the address of ingest.listen[0] too"]),
         (SMALL + "ingest: {listen: [\"127.0.0.1:9003\"]}\n",
          ["4:19: ingest.listen[0]: is the address of admin.address too"]),
-        (SMALL + "log: !!python/object:x {}\n", ["4:1: log: must be a mapping of keys"]),
+        (SMALL + "admin: {address: \"0.0.0.0:81\"}\nweb: {listen: [\"127.0.0.1:81\"]}\n",
+         ["5:16: web.listen[0]: is the address of admin.address too"]),
+        (SMALL + "admin: {address: \"x:1\"}\ningest: {listen: [\"127.0.0.1:9003\"]}\n",
+         ['4:9: admin.address: must be "tailnet:PORT", "IP:PORT" or "[IPv6]:PORT", not a host name']),
+        (SMALL + "log: !!python/object:x {}\n", ["4:6: log: YAML tags are not supported"]),
     ],
 )  # fmt: skip
 def test_faults(tmp_path: Path, text: str, wanted: list[str]) -> None:
-    if "python/object" in text:
-        assert read(tmp_path, text).log.level == "info"  # a tag on a mapping makes nothing of it
-        return
     assert faults(tmp_path, text) == wanted
 
 
@@ -149,23 +168,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         f"{name}: &{name} [*{before}, *{before}, *{before}, *{before}, *{before}, *{before}, *{before}]\n"
         for before, name in zip("abcdefgh", "bcdefghi", strict=True)
     ))  # fmt: skip
-    with pytest.raises(ConfigError, match="too many values"):
+    with pytest.raises(ConfigError, match="more than 20000 values"):
         load(tmp_path / "recorder.yaml")
-
-
-def test_units() -> None:
-    assert [parse_duration(text) for text in ("500ms", "1m30s", "1.5h", "2d")] == [0.5, 90.0, 5400.0, 172800.0]
-    assert [parse_size(text) for text in (5, "5", "1KiB", "2TiB")] == [5, 5, 1024, 2 << 40]
-    for value in (5, "5", "", "s", "1w", "-1s", None, True):
-        with pytest.raises(ValueError):
-            parse_duration(value)
-    no_sizes: tuple[object, ...] = ("", "1kb", "-1", True, 1.5, None)
-    for size in no_sizes:
-        with pytest.raises(ValueError):
-            parse_size(size)
-    for value in ("", "80", ":80", "host:80", "1.2.3.4", "1.2.3.4:99999", "::1:80", "[1.2.3.4]:80", "[::1%x]:80", 80):
-        with pytest.raises(ValueError):
-            parse_address(value)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Durations and sizes as people write them: "1m30s", "500ms", "64KiB".
+"""Durations and sizes as people write them: "1m30s", "500ms", "90d", "64KiB".
 
-A duration is spelled as Go's time.ParseDuration spells it, the way Kubernetes users know it, and becomes seconds; a
-size has a binary unit, or none and is bytes. A bare number is no duration: nobody can tell seconds from milliseconds.
+A duration is spelled as Go's time.ParseDuration spells it, the way Kubernetes users know it, or in days of 24 hours,
+and becomes seconds. A size has a binary unit, or none and is bytes. A bare number is not a duration: nobody can tell
+seconds from milliseconds.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-_DURATION = re.compile(r"(?:(?:\d+\.?\d*|\.\d+)(?:ms|us|µs|h|m|s))+\Z", re.ASCII)
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ms|us|µs|h|m|s)", re.ASCII)
-_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"(\d{1,15})(B|KiB|MiB|GiB)?\Z", re.ASCII)
-_BYTES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_DURATION = re.compile(r"(?:(?:\d+\.?\d*|\.\d+)(?:ms|us|µs|d|h|m|s))+\Z", re.ASCII)
+_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ms|us|µs|d|h|m|s)", re.ASCII)
+_SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d{1,15})(B|KiB|MiB|GiB|TiB)?\Z", re.ASCII)
+_BYTES = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 def parse_duration(value: object) -> float:
@@ -28,7 +29,7 @@ def parse_size(value: object) -> int:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     match = _SIZE.match(text) if isinstance(text, str) else None
     if match is None:
-        raise ValueError('must be a size, such as "64KiB", "1MiB" or a number of bytes')
+        raise ValueError('must be a size, such as "64KiB", "1GiB" or a number of bytes')
     return int(match[1]) * _BYTES[match[2]]
 
 

@@ -11,14 +11,23 @@ from k8sproxy.common.config.units import duration_between, number_between, parse
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("10s", 10), ("500ms", 0.5), ("1h30m", 5400), ("1.5s", 1.5), (".5s", 0.5), ("250us", 0.00025), ("0s", 0)],
+    [
+        ("10s", 10),
+        ("500ms", 0.5),
+        ("1h30m", 5400),
+        ("1.5s", 1.5),
+        (".5s", 0.5),
+        ("250us", 0.00025),
+        ("1d12h", 129600),
+        ("0s", 0),
+    ],
 )
 def test_durations_are_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
-    "value", ["", "10", 10, 1.5, True, None, "s", "10 s", "-1s", "1s\n", "1d", "1s2", "١s", "1" * 50 + "s"]
+    "value", ["", "10", 10, 1.5, True, None, "s", "10 s", "-1s", "1s\n", "1w", "1s2", "١s", "1" * 50 + "s"]
 )
 def test_what_is_no_duration(value: object) -> None:
     with pytest.raises(ValueError, match="must be a duration"):
@@ -26,7 +35,8 @@ def test_what_is_no_duration(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "size"), [("64KiB", 65536), ("1MiB", 1 << 20), ("2GiB", 2 << 30), ("7B", 7), ("7", 7), (7, 7)]
+    ("value", "size"),
+    [("64KiB", 65536), ("1MiB", 1 << 20), ("2GiB", 2 << 30), ("3TiB", 3 << 40), ("7B", 7), ("7", 7), (7, 7)],
 )
 def test_sizes_are_bytes(value: object, size: int) -> None:
     assert parse_size(value) == size
