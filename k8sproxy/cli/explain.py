@@ -126,7 +126,7 @@ def explain(
     from k8sproxy.protocol.http1 import parse_fields
     from k8sproxy.request.classify import STREAMING
     from k8sproxy.request.requestinfo import request_info
-    from k8sproxy.sessions.session import unavailable
+    from k8sproxy.sessions.words import unavailable
 
     found: dict[str, Any] = {"peer": peer_values(peer)}
     found |= dict.fromkeys(

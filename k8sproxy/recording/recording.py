@@ -2,14 +2,6 @@
 
     Session -> Recording (Outbox -> Capture) -> Upload -> the recorder
 
-    state       it is so from                           and then
-    ACCEPTED    the recorder's word on                  begin -> RUNNING
-    RUNNING     the switch of protocols on              a full buffer -> SLOW, finish -> SETTLING
-    SLOW        the upload's buffer being full on       half of it is free -> RUNNING, finish -> SETTLING
-    SETTLING    the end being written on                the last confirmation -> KEPT
-    KEPT        all of it being stored on
-    FAILED      from any other, by `fail`: the recorder has not all of it
-
 What a recorder that is too slow means is the level's: where the session must be recorded its output is taken all the
 same, and whoever reads upstream waits (`state`); otherwise output is left out while it is SLOW, and the recording says
 how much. Of sizes the last one alone is kept meanwhile: a client can send them without end.
@@ -18,18 +10,26 @@ how much. Of sizes the last one alone is kept meanwhile: a client can send them 
 from __future__ import annotations
 
 import asyncio
-import enum
 from collections.abc import Callable, Sequence
 
 from k8sproxy.access.ownrules import RecordingLevel
+from k8sproxy.common import states
 from k8sproxy.common.formats.asciicast import CastHeader
 from k8sproxy.recording.capture import GuardedCapture
 from k8sproxy.recording.outbox import BATCH, Outbox
 from k8sproxy.recording.upload import Upload, UploadError
 
 
-class State(enum.Enum):
-    """Of a recording; see above."""
+class State(states.State):
+    """What has become of a recording.
+
+    ACCEPTED   the recorder has said that it takes it                  -> RUNNING, FAILED
+    RUNNING    protocols have been switched                            -> SLOW, SETTLING, FAILED
+    SLOW       the upload's buffer is full, until half of it is free   -> RUNNING, SETTLING, FAILED
+    SETTLING   its end is written                                      -> KEPT, FAILED
+    KEPT       the recorder has confirmed all of it                    -> (final)
+    FAILED     the recorder has not all of it                          -> (final)
+    """
 
     ACCEPTED = "accepted"
     RUNNING = "running"
@@ -39,16 +39,18 @@ class State(enum.Enum):
     FAILED = "failed"
 
 
-_NEXT = {
-    State.ACCEPTED: {State.RUNNING, State.FAILED},
-    State.RUNNING: {State.SLOW, State.SETTLING, State.FAILED},
-    State.SLOW: {State.RUNNING, State.SETTLING, State.FAILED},
-    State.SETTLING: {State.KEPT, State.FAILED},
-    State.KEPT: set(),
-    State.FAILED: set(),
-}
-# States in which output is taken.
-_TAKES = frozenset((State.RUNNING, State.SLOW))
+ACCEPTED, RUNNING, SLOW = State.ACCEPTED, State.RUNNING, State.SLOW
+SETTLING, KEPT, FAILED = State.SETTLING, State.KEPT, State.FAILED
+states.table(
+    {
+        ACCEPTED: (RUNNING, FAILED),
+        RUNNING: (SLOW, SETTLING, FAILED),
+        SLOW: (RUNNING, SETTLING, FAILED),
+        SETTLING: (KEPT, FAILED),
+        KEPT: (),
+        FAILED: (),
+    }
+)
 
 
 class Recording:
@@ -69,7 +71,7 @@ class Recording:
         wrote: Callable[[], None],
         faulty: Callable[[], None],
     ) -> None:
-        self.state = State.ACCEPTED
+        self.state = ACCEPTED
         self.lost = 0
         self.gaps = 0  # how often output was left out
         self._upload = upload
@@ -88,7 +90,7 @@ class Recording:
 
     def begin(self, header: CastHeader, *, tty: bool) -> None:
         """The streams begin now."""
-        self._to(State.RUNNING)
+        self.state = self.state.to(RUNNING)
         now = self._loop.time()
         upload = self._upload
         capture = self._capture = GuardedCapture(
@@ -113,7 +115,7 @@ class Recording:
     @property
     def takes(self) -> bool:
         """Whether output is taken."""
-        return self.state in _TAKES
+        return self.state is RUNNING or self.state is SLOW
 
     def output(self, stderr: bool, pieces: Sequence[memoryview], size: int) -> None:
         """Bytes of stdout, or of stderr; how many."""
@@ -135,7 +137,7 @@ class Recording:
 
     def resize(self, width: int, height: int) -> None:
         """The terminal has that many columns and rows."""
-        if self.state is State.SLOW:
+        if self.state is SLOW:
             self._size = (width, height)
         elif self._outbox is not None and self.takes:
             self._outbox.resize(width, height, self._loop.time())
@@ -143,7 +145,7 @@ class Recording:
 
     def _leaves_out(self, size: int) -> bool:
         """Whether output of so many bytes is left out; if not, what was left out before is noted."""
-        if self.state is State.SLOW and not self._level.enforced:
+        if self.state is SLOW and not self._level.enforced:
             self._gap += size
             return True
         self._keep_gap()
@@ -211,15 +213,15 @@ class Recording:
     def _write(self, data: bytes) -> None:
         upload = self._upload
         upload.write(data)
-        if upload.blocked and self.state is State.RUNNING:
-            self._to(State.SLOW)
+        if upload.blocked and self.state is RUNNING:
+            self.state = self.state.to(SLOW)
             self.gaps += 1
             self._slow()
         self._wrote()
 
     def _drained(self) -> None:
-        if self.state is State.SLOW:
-            self._to(State.RUNNING)
+        if self.state is SLOW:
+            self.state = self.state.to(RUNNING)
             size, self._size = self._size, None
             if size is not None:
                 self.resize(*size)
@@ -250,18 +252,18 @@ class Recording:
             raise UploadError("it has ended before")
         self._keep_gap()
         outbox.ended(self._loop.time())
-        self._to(State.SETTLING)
+        self.state = self.state.to(SETTLING)
         self._let_go()
         if capture.hole:
             raise UploadError("an internal error of k8sproxy; its log has more")
         await self._upload.finish()
-        self._to(State.KEPT)
+        self.state = self.state.to(KEPT)
         self._release()
 
     def fail(self) -> None:
         """It is given up: the recorder is told so, and forgets nothing of what it has."""
-        if self.state not in (State.KEPT, State.FAILED):
-            self._to(State.FAILED)
+        if self.state not in (KEPT, FAILED):
+            self.state = self.state.to(FAILED)
             self._let_go()
             self._upload.abort()
             self._release()
@@ -282,10 +284,6 @@ class Recording:
         upload.failed = _nobody
         self._slow = self._moved = self._wrote = self._faulty = _nothing
         self._capture = None
-
-    def _to(self, state: State) -> None:
-        assert state in _NEXT[self.state], f"a recording that is {self.state.value} can't be {state.value}"  # noqa: S101
-        self.state = state
 
 
 def _nothing() -> None:

@@ -17,7 +17,7 @@ from k8sproxy.dataplane.connection import Connection
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.switched import Switched
 from k8sproxy.dataplane.wire import Wire
-from k8sproxy.recording.recording import State
+from k8sproxy.recording.recording import SLOW
 from k8sproxy.sessions.session import Session
 from standins.recorder import FakeRecorder
 from tests.dataplane.proxied import Raw, Stage, peer, reply, request
@@ -319,13 +319,13 @@ async def test_a_slow_recorder_bounds_what_is_held() -> None:
         assert exchange is not None and isinstance(exchange._switched, Switched)
         switched, session = exchange._switched, exchange._tap
         got = bytearray()
-        recording = stage.sessions.find("")[0]._recording
+        recording = stage.sessions.find("")[0]._keeping.recording
         assert recording is not None
         last = [0, 0]
 
         def settled() -> bool:
             """Blocked for good: until the windows on the way are full, the buffer has room again now and then."""
-            if session.blocked and recording.state is State.SLOW and recording.written == last[0]:
+            if session.blocked and recording.state is SLOW and recording.written == last[0]:
                 last[1] += 1
             else:
                 last[:] = [recording.written, 0]

@@ -12,7 +12,7 @@ from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.common.errors import Refusal
 from k8sproxy.dataplane.ends import Cut
 from k8sproxy.recording.limits import Limits
-from k8sproxy.sessions.session import WINDOW
+from k8sproxy.sessions.fence import WINDOW
 from tests.protocol.streams import websocket
 from tests.recording.scenes import SPEECHES, Cast, Scene, Speech, WebSocket, scene, turns, until
 from tests.strategies import splits
@@ -32,7 +32,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def late(played: Scene) -> None:
     """Those 20 ms have passed."""
-    recording = played.session._recording
+    recording = played.session._keeping.recording
     assert recording is not None and recording._outbox is not None
     recording._outbox._due()
 

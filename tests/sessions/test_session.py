@@ -24,8 +24,10 @@ from k8sproxy.dataplane.ends import ClientGone, Cut
 from k8sproxy.recording.capture import Capture
 from k8sproxy.recording.limits import Limits
 from k8sproxy.recording.outbox import WAIT
-from k8sproxy.sessions.session import Session, unavailable
+from k8sproxy.sessions.session import Life, Session
 from k8sproxy.sessions.streams import Streams
+from k8sproxy.sessions.words import unavailable
+from tests.lives import assert_documented
 from tests.protocol.streams import said, typed, websocket
 from tests.recording.scenes import (
     CLOSED,
@@ -54,6 +56,10 @@ def broken(scene: Scene) -> None:
     """The recorder fails."""
     assert scene.recorder is not None
     scene.recorder.upload.receive_data(b'{"error":"the disk is full"}\n')
+
+
+def test_the_states() -> None:
+    assert_documented(Life)
 
 
 # -- the bytes
@@ -353,7 +359,7 @@ async def test_closed_waits_at_a_border_for_a_slow_recorder(speech: Make) -> Non
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("k8sproxy.sessions.session.WINDOW", NARROW)
+    monkeypatch.setattr("k8sproxy.sessions.fence.WINDOW", NARROW)
 
 
 @pytest.mark.parametrize("mode", [CLOSED, RecordingLevel.ACKNOWLEDGED])
@@ -721,7 +727,7 @@ async def test_the_header_waits_for_the_size_and_the_user_does_not(early: float)
     await turns()
     assert played.speech.understood(played.shown).stdout == b"$ "
     assert played.recorder is not None and not played.recorder.body
-    recording = played.session._recording
+    recording = played.session._keeping.recording
     assert recording is not None
     timer, outbox = recording._timer, recording._outbox
     assert timer is not None and outbox is not None and outbox.due is not None
@@ -808,7 +814,7 @@ async def test_a_client_that_never_says_its_size() -> None:
     played.down(played.speech.out(b"bye") + played.speech.status() + played.speech.end())
     await played.finish()
     assert played.cast.header["width"] == 80 and played.cast.output == b"bye"
-    assert played.session._recording is not None and played.session._recording._timer is None
+    assert played.session._keeping.recording is not None and played.session._keeping.recording._timer is None
 
 
 # -- ended from outside

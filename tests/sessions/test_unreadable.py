@@ -329,7 +329,7 @@ async def test_what_upstream_sends_beside_its_output_is_kept(
     played.recorder.upload.event_codes = frozenset(codes.split(","))
     await played.begin()
     played.down(played.speech.out(b"shown") + frame)
-    await until(lambda: played.shown.endswith(frame) or played.session._settling is not None)
+    await until(lambda: played.shown.endswith(frame) or played.session._keeping.settling is not None)
     await played.finish()
     notes = played.cast.texts("m") if "m" in codes else [why(played)]
     assert "secr" in "".join(notes) and "bytes that a terminal does not show" in notes[0]
