@@ -222,13 +222,15 @@ class Assembly:
         Nothing is awaited in here: there is no moment at which an address has no listener or two configurations.
         """
         held = old._listeners if old is not None else {}
+        # A socket may be configured by another name now: tailnet:443, and the address that this stands for.
+        free = {(ip, port): listener for (_, port, ip), listener in held.items()}
         opened: dict[tuple[str, int, str], Listener] = {}
         chosen: dict[tuple[str, int, str], tuple[Listener, Terms]] = {}
         try:
             for number, listen in enumerate(self.config.listen):
                 for ip in self._addresses(listen):
                     key = (listen.address.host, listen.address.port, ip)
-                    listener = held.get(key)
+                    listener = free.pop((ip, listen.address.port), None)
                     if listener is None:
                         listener = opened[key] = self._server.listen(ip, listen.address.port, self._terms[number])
                     chosen[key] = (listener, self._terms[number])
@@ -239,11 +241,10 @@ class Assembly:
         if old is not None:
             self._succeed(old)
         for key, (listener, terms) in chosen.items():
-            listener.replace(terms)
+            listener.terms = terms
             self._listeners[key] = listener
-        for key, listener in held.items():
-            if key not in chosen:
-                listener.close()
+        for listener in free.values():
+            listener.close()
         held.clear()
         for key, listener in opened.items():
             _log.info("listening", address=join_address(*listener.address), configured=key[0])

@@ -17,7 +17,7 @@ from k8sproxy.assembly import Assembly, StartError, Tailnet
 from k8sproxy.config import parse
 from k8sproxy.dataplane.listener import Listener, Server, Terms, Trust
 from k8sproxy.dataplane.routes import Permit, PermitState, Route, Routes
-from tests.dataplane.proxied import Stage
+from tests.dataplane.proxied import Raw, Stage, get, reply
 from tests.recorder.serving import free_port
 
 CONFIG = """
@@ -158,11 +158,17 @@ class _Addresses:
         return generation
 
 
-def _reloaded(stage: Stage, addresses: _Addresses, port: int, terms: Terms, old: Assembly | None) -> Assembly:
-    """A configuration with one listener, in force."""
-    config = parse((CONFIG % (f"tailnet:{port}", "none")).encode(), Path("x"), files=False)
+def _assembly(stage: Stage, addresses: _Addresses, text: str) -> Assembly:
+    config = parse(text.encode(), Path("x"), files=False)
     tailnet = SimpleNamespace(addresses=addresses, follow=lambda **_: None)
-    assembly = Assembly(config, stage.server, cast(Tailnet, tailnet))
+    return Assembly(config, stage.server, cast(Tailnet, tailnet))
+
+
+def _reloaded(
+    stage: Stage, addresses: _Addresses, port: int, terms: Terms, old: Assembly | None, host: str = "tailnet"
+) -> Assembly:
+    """A configuration with one listener, which the process uses now."""
+    assembly = _assembly(stage, addresses, CONFIG % (f"{host}:{port}", "none"))
     assembly._terms[0] = terms
     assembly.take_over(old)
     return assembly
@@ -200,5 +206,66 @@ def test_a_reload_reaches_the_connections_of_a_listener_whose_address_is_gone(
                 assert await reader.read() == b""
             writer.close()
             await second.close()
+
+    run(scene)
+
+
+@pytest.mark.parametrize("before", ["tailnet", "127.0.0.1"])
+def test_a_reload_may_name_the_same_address_in_another_way(before: str) -> None:
+    """The socket is taken over: opening another one would find its own address in use."""
+    after = "127.0.0.1" if before == "tailnet" else "tailnet"
+
+    async def scene() -> None:
+        async with Stage() as stage:
+            addresses, port = _Addresses("127.0.0.1"), free_port()
+
+            def terms() -> Terms:
+                return Terms(Trust.DIRECT, None, Permit(Routes(stage.route)))
+
+            first = _reloaded(stage, addresses, port, old_terms := terms(), None, before)
+            (listener,) = first._listeners.values()
+            old = await stage.connect(listener.address)
+            await answered(stage, old)
+            second = _reloaded(stage, addresses, port, new_terms := terms(), first, after)
+            await first.close()
+            assert second._listeners == {(after, port, "127.0.0.1"): listener}
+            # To the configuration it is another listener: the connections of the one that is gone end.
+            assert (old_terms.permit.state, new_terms.permit.state) == (PermitState.RETIRED, PermitState.OPEN)
+            await answered(stage, old)
+            assert await old.rest() == b""
+            new = await stage.connect(listener.address)
+            await answered(stage, new)
+            await answered(stage, new)
+            new.close()
+            await second.close()
+
+    run(scene)
+
+
+async def answered(stage: Stage, client: Raw) -> None:
+    await client.send(get())
+    upstream = await stage.api.accept()
+    await upstream.head()
+    await upstream.send(reply(b"ok", "200 OK", "Connection: close"))
+    assert (await client.response()).status == 200
+
+
+def test_an_address_that_is_configured_twice_is_in_use() -> None:
+    async def scene() -> None:
+        async with Stage() as stage:
+            addresses, port = _Addresses("127.0.0.1"), free_port()
+            first = _reloaded(stage, addresses, port, Terms(Trust.DIRECT, None, Permit(Routes(stage.route))), None)
+            both = (CONFIG % (f"tailnet:{port}", "none")).replace(
+                "]\n", f", {{address: '127.0.0.1:{port}', tls: {{source: none}}}}]\n", 1
+            )
+            second = _assembly(stage, addresses, both)
+            second._terms |= dict.fromkeys((0, 1), first._terms[0])
+            with pytest.raises(StartError, match="Address already in use"):
+                second.take_over(first)
+            await second.close()
+            assert len(first._listeners) == 1
+            await answered(stage, client := await stage.connect(("127.0.0.1", port)))
+            client.close()
+            await first.close()
 
     run(scene)

@@ -101,7 +101,7 @@ class Terms:
 
 
 class Listener:
-    """One listening socket, and what its connections get."""
+    """One listening socket. terms: what its connections get from now on; those that are open, see Server.succeed."""
 
     def __init__(self, server: Server, sock: socket.socket, terms: Terms) -> None:
         self.terms = terms
@@ -130,11 +130,6 @@ class Listener:
     def _resume(self) -> None:
         self._retry = None
         self._loop.add_reader(self._sock.fileno(), self._accept)
-
-    def replace(self, terms: Terms) -> None:
-        """Give connections from now on what `terms` says, and those that are open too (Server.succeed)."""
-        self._server.succeed(self.terms, terms)
-        self.terms = terms
 
     def close(self) -> None:
         """Stop accepting. Connections that are open go on."""

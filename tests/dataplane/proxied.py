@@ -380,15 +380,24 @@ class Stage:
         self.listener = self.server.listen("127.0.0.1", 0, self.terms)
         self._clients: list[Raw] = []
 
-    async def raw(self, *, receive_buffer: int = 0) -> Raw:
-        """A TCP connection to the proxy, and no more. receive_buffer: bytes, of the kernel."""
+    async def connect(self, address: tuple[str, int], *, receive_buffer: int = 0) -> Raw:
+        """A TCP connection to the proxy at an address of its own. receive_buffer: bytes, of the kernel."""
         sock = socket.socket()
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         client = Raw(sock)
         self._clients.append(client)
-        await asyncio.get_running_loop().sock_connect(sock, self.listener.address)
+        await asyncio.get_running_loop().sock_connect(sock, address)
         return client
+
+    def replace(self, terms: Terms) -> None:
+        """A reload: connections from now on get these terms, and those that are open too."""
+        self.server.succeed(self.listener.terms, terms)
+        self.listener.terms = terms
+
+    async def raw(self, *, receive_buffer: int = 0) -> Raw:
+        """A TCP connection to the proxy, and no more."""
+        return await self.connect(self.listener.address, receive_buffer=receive_buffer)
 
     async def client(self, *, receive_buffer: int = 0) -> Raw:
         """A connection to the proxy, TLS included."""

@@ -350,7 +350,7 @@ async def test_unknown_fields_refuse_where_the_configuration_says_so() -> None:
     async with Stage() as stage:
         stage.daemon.answer = peer("dev", enforceRecoder=True)
         route = Route(stage.upstream, snapshot=Snapshot(GrantSettings(refuse_unknown=True)))
-        stage.listener.replace(Terms(Trust.DIRECT, None, Permit(Routes(route))))
+        stage.replace(Terms(Trust.DIRECT, None, Permit(Routes(route))))
         client = await stage.client()
         await client.send(get())
         status, message = (await client.response()).refusal()
@@ -386,7 +386,7 @@ async def test_what_runs_is_judged_by_the_settings_of_a_reload(settings: GrantSe
         stage.daemon.answer = Peer("100.64.0.7", "n", "l.", login_name="ana@x", capabilities=rules)
         client, upstream = await _watching(stage)
         route = Route(stage.upstream, snapshot=Snapshot(settings))
-        stage.listener.replace(Terms(Trust.DIRECT, None, Permit(Routes(route))))
+        stage.replace(Terms(Trust.DIRECT, None, Permit(Routes(route))))
         await stage.tick(1)
         assert stage.server.running().get("watch", 0) == (0 if ends else 1)
         if ends:
@@ -406,7 +406,7 @@ async def test_another_domain_of_the_configuration_counts_for_the_next_request()
         document = json.loads((await client.response()).body)
         assert (document["recording"], document["enforceRecorder"]) == ("open", False)
         route = Route(stage.upstream, snapshot=Snapshot(GrantSettings("a.b")))
-        stage.listener.replace(Terms(Trust.DIRECT, None, Permit(Routes(route))))
+        stage.replace(Terms(Trust.DIRECT, None, Permit(Routes(route))))
         await client.send(get("/.well-known/k8sproxy/whoami"))
         document = json.loads((await client.response()).body)
         assert (document["recording"], document["enforceRecorder"]) == ("closed", True)
@@ -436,7 +436,7 @@ async def test_log_names_the_cluster_of_the_request() -> None:
         (connection,) = stage.connections
         assert '"cluster":"prod"' in connection.entry.who
         blue = Upstream("blue", stage.upstream.endpoint, stage.limits, stage.server.buffer)
-        stage.listener.replace(Terms(Trust.DIRECT, None, Permit(Routes(Route(blue)))))
+        stage.replace(Terms(Trust.DIRECT, None, Permit(Routes(Route(blue)))))
         await client.send(get())
         other = await stage.api.accept()
         await other.head()

@@ -35,7 +35,7 @@ def blue_route(stage: Stage, *, impersonate: bool = True) -> Iterator[Route]:
 
 def change(stage: Stage, route: Route, *, service: str | None = None, trust: Trust = Trust.DIRECT) -> Terms:
     terms = Terms(trust, stage.terms.tls, Permit(Routes(route)), service)
-    stage.listener.replace(terms)
+    stage.replace(terms)
     return terms
 
 
@@ -241,7 +241,7 @@ async def test_who_said_which_client_it_is_says_so_no_more(before: Trust) -> Non
 async def test_a_listener_that_begins_or_ends_to_speak_tls_ends_its_connections(tls: bool) -> None:
     async with Stage(tls=tls) as stage:
         client = await idle(stage)
-        stage.listener.replace(Terms(Trust.DIRECT, None if tls else (lambda: pki()[0]), Permit(Routes(stage.route))))
+        stage.replace(Terms(Trust.DIRECT, None if tls else (lambda: pki()[0]), Permit(Routes(stage.route))))
         assert await client.rest() == b""
 
 
