@@ -4,6 +4,8 @@ Between exchanges the client's bytes are held in `buffer` until a head is whole.
 (pipelined requests) is held there too; past AHEAD reading stops until it is that request's turn.
 Reading goes on meanwhile for another reason as well: it is how the end of a client is noticed.
 
+Who waits for a head is woken by the callback that has read it whole (drive).
+
 `deadline` is looked at by the listener's clock once a second: a timer a request would cost more than the request's
 routing, and no limit here means a second exactly.
 """
@@ -12,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 from http import HTTPStatus
 
 from k8sproxy.common.errors import ProtocolError, Refusal
+from k8sproxy.dataplane.drive import Drive, directly, in_task
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.turns import HEAD_BYTES, Turns
 from k8sproxy.dataplane.wire import Wire
@@ -31,21 +35,36 @@ _LINGER_BYTES = 1024 * 1024
 _LINGER_SECONDS = 5.0
 
 
+class _Waits(enum.Enum):
+    """What the coroutine of the connection waits for here."""
+
+    NOTHING = "nothing"
+    HEAD = "head"
+    TURN = "turn"  # of the loop
+
+
+_NOTHING, _HEAD, _TURN = _Waits.NOTHING, _Waits.HEAD, _Waits.TURN
+
+
 class Client:
     """One client connection. `buffer`: bytes received and not yet used. `task`: cancelled when the client ends while
     nobody looks at the wire (a question to the daemon, a dial). `turns`: what reading its bytes may cost; `owner`: in
-    whose row they wait: the tailnet address's, where it has one, and its owner's once it is known who it is."""
+    whose row they wait: the tailnet address's, where it has one, and its owner's once it is known who it is. `drive`:
+    runs what waits for its heads."""
 
     __slots__ = (
         "_answered",
         "_block",
+        "_end",
+        "_fault",
         "_fields",
         "_first",
         "_limits",
         "_scanned",
-        "_waiter",
+        "_waits",
         "buffer",
         "deadline",
+        "drive",
         "loop",
         "owner",
         "task",
@@ -64,7 +83,10 @@ class Client:
         self.task = task
         self._limits = limits
         self.loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[int] | None = None
+        self.drive = Drive(self.loop)
+        self._waits = _NOTHING
+        self._end = 0  # where the head that was waited for ends; 0 where none comes
+        self._fault: ProtocolError | None = None
         self._scanned = 0
         self._first = True
         self._answered = False
@@ -78,8 +100,10 @@ class Client:
     async def next_head(self) -> RequestHead | None:
         """The next request's head; None when the client has ended or been idle too long. Raises ProtocolError."""
         wire = self.wire
-        if wire.blocked and not await self._taken():
-            return None
+        if wire.blocked:
+            await in_task()
+            if not await self._taken():
+                return None
         if self._answered:
             await self._let_others()
         self._scanned = 0
@@ -93,17 +117,24 @@ class Client:
             # A new connection, or the rest of a head, is given less time than one that may just be idle.
             patience = limits.head_timeout if self._first or self.buffer else limits.idle_timeout
             self.deadline = self.loop.time() + patience
-            waiter = self._waiter = self.loop.create_future()
+            self._waits = _HEAD
             try:
-                end = await waiter
+                await directly()
             finally:
-                self._waiter = None
+                self._waits = _NOTHING
                 self.deadline = None
+            if self._fault is not None:
+                try:
+                    raise self._fault
+                finally:
+                    self._fault = None
+            end = self._end
             if not end:
                 return None
         self._first = False
         # Before it is parsed: a thousand connections may each have a large head at the same moment.
         if not self.turns.begin(end // HEAD_BYTES):
+            await in_task()
             await self.turns.turn(self.owner, end // HEAD_BYTES)
         buffer = self.buffer
         self.buffer = buffer[end:]
@@ -115,12 +146,12 @@ class Client:
         """Let the loop turn once. Answers of the proxy itself wait for nothing, and a buffer holds a thousand requests:
         for as long as those take, nobody else would be served."""
         self._answered = False
-        waiter = self._waiter = self.loop.create_future()
+        self._waits = _TURN
         self.loop.call_soon(self._turned)
         try:
-            await waiter
+            await directly()
         finally:
-            self._waiter = None
+            self._waits = _NOTHING
 
     async def _taken(self) -> bool:
         """Whether the client has taken its answers in time: one that sends requests and reads nothing gets no more."""
@@ -134,8 +165,14 @@ class Client:
         return not self.wire.blocked
 
     def _turned(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(0)
+        if self._waits is _TURN:
+            self.drive.wake()
+
+    def _wake(self, end: int, fault: ProtocolError | None = None) -> None:
+        """Go on with what waits for a head: it ends there, or none comes."""
+        self._waits = _NOTHING
+        self._end, self._fault = end, fault
+        self.drive.wake()
 
     def resume(self) -> None:
         """Read on, unless enough has been sent ahead already."""
@@ -170,18 +207,17 @@ class Client:
 
     def expire(self, now: float) -> None:
         """End the wait for a head if its time is up."""
-        waiter = self._waiter
-        if self.deadline is None or now < self.deadline or waiter is None or waiter.done():
+        if self._waits is not _HEAD or self.deadline is None or now < self.deadline:
             return
         if self.buffer:
-            waiter.set_exception(ProtocolError("the request's head took too long", status=408))
+            self._wake(0, ProtocolError("the request's head took too long", status=408))
         else:
-            waiter.set_result(0)
+            self._wake(0)
 
     def end_idle(self) -> None:
         """End the connection if it is between two requests."""
-        if self._waiter is not None and not self._waiter.done() and not self.buffer:
-            self._waiter.set_result(0)
+        if self._waits is _HEAD and not self.buffer:
+            self._wake(0)
 
     # -- what arrives while nobody else wants it
 
@@ -193,37 +229,35 @@ class Client:
         wire.drained = _nothing
 
     def keep(self, view: memoryview) -> None:
-        """Keep bytes for the next request's head, and say so when it is whole."""
-        waiter = self._waiter
+        """Keep bytes for the next request's head, and go on with what waits for it when it is whole."""
         first = not self.buffer
         self.buffer = bytes(view) if first else self.buffer + view
-        if waiter is not None and not waiter.done():
-            self._tell_whole(waiter, first=first)
-        if (waiter is None or waiter.done()) and self.full:
+        if self._waits is _HEAD:
+            self._look_for_whole(first=first)
+        if self._waits is not _HEAD and self.full:
             self.wire.pause()
 
-    def _tell_whole(self, waiter: asyncio.Future[int], *, first: bool) -> None:
-        """Say where the head ends, if it is whole. first: what has come is all that there is."""
+    def _look_for_whole(self, *, first: bool) -> None:
+        """Go on if the head is whole. first: what has come is all that there is."""
         if first and self.buffer.endswith(b"\r\n\r\n") and len(self.buffer) <= self._limits.head_bytes:
             # A head in one piece, or several: where the first one ends is next_head's to find.
-            waiter.set_result(head_end(self.buffer))
+            self._wake(head_end(self.buffer))
             return
         try:
             end = self._look()
         except ProtocolError as error:
-            waiter.set_exception(error)
+            self._wake(0, error)
             return
         if end:
-            waiter.set_result(end)
+            self._wake(end)
         elif first:
             self.deadline = self.loop.time() + self._limits.head_timeout
 
     def _ended(self, error: Exception | None) -> None:
-        if self._waiter is None:
-            if self.task is not None:
-                self.task.cancel()
-        elif not self._waiter.done():
-            self._waiter.set_result(0)
+        if self._waits is _HEAD:
+            self._wake(0)
+        elif self._waits is _NOTHING and self.task is not None and self.drive.is_running:
+            self.task.cancel()
 
     # -- answers of the proxy itself
 

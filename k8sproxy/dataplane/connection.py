@@ -3,10 +3,11 @@
     serve()      heads one after the other, each answered in order
     _request()   head -> route -> Authority -> RequestInfo -> Decision -> UpstreamHead -> gates -> upstream -> exchange
 
-A Refusal on the way is answered once. A connection is one task. Every step of `_request` is first tried at once; only
-where that gives nothing is something waited for: the authenticator (standing), a turn or a long target, a place among
-the events, a gate, a new connection to upstream. A request that meets a known caller and an idle upstream connection
-waits twice: for its head and for its response; bytes move in callbacks (relay).
+A Refusal on the way is answered once. Every step of `_request` is first tried at once; only where that gives nothing is
+something waited for, in the connection's task: the authenticator (standing), a turn or a long target, a place among the
+events, a gate, a new connection to upstream. A request that meets a known caller and an idle upstream connection waits
+twice, for its head and for its response, and the callbacks that read these go on with it themselves (drive): no task is
+woken. Bytes move in callbacks (relay).
 
 Whatever is not a Refusal or an orderly end is a fault of ours: it is logged with its traceback, answered with 500 if
 nothing has been answered, and ends the connection.
@@ -31,6 +32,7 @@ from k8sproxy.common.errors import ProtocolError, Refusal
 from k8sproxy.common.longwork import LONG
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.doubt import is_doubtful, settle
+from k8sproxy.dataplane.drive import in_task
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.local import LOCAL_PREFIX, local_document
 from k8sproxy.dataplane.places import Place
@@ -65,6 +67,7 @@ class Connection:
         "_answering",
         "_decision",
         "_exchange",
+        "_head",
         "_seen",
         "_session",
         "_shared",
@@ -81,6 +84,7 @@ class Connection:
         self._shared = shared
         self._answering = False  # whether something of an answer to the current request has been sent
         # What runs:
+        self._head: RequestHead | None = None
         self._decision: Decision | None = None
         self._exchange: Exchange | None = None
         self._session: Session | None = None
@@ -101,23 +105,8 @@ class Connection:
     async def serve(self) -> None:
         """Answer requests until either side ends the connection. Raises nothing but CancelledError."""
         client = self.client
-        head: RequestHead | None = None
         try:
-            while True:
-                try:
-                    head = None
-                    head = await client.next_head()
-                    if head is None:
-                        break
-                    self.entry.begin(head)
-                    if not await self._request(head):
-                        break
-                except ProtocolError as error:
-                    if not self._refuse(head, Refusal(error.status, "bad_request", error.message, close=True)):
-                        break
-                except Refusal as refusal:
-                    if not self._refuse(head, refusal):
-                        break
+            await client.drive.run(self._requests())
             await client.finish()
         except ClientGone:
             pass
@@ -125,7 +114,7 @@ class Connection:
             await self._cut(cut)
         except Exception:
             _log.exception("request_failed", connection=self.id, request=self.requests)
-            await self._fault(head)
+            await self._fault(self._head)
         except BaseException:
             # Cancelled (a drain whose time is over): what is unfinished must not look whole.
             client.wire.abort()
@@ -133,6 +122,26 @@ class Connection:
         finally:
             self.standing.close()
             client.wire.close()
+
+    async def _requests(self) -> None:
+        """Requests, one after the other, until there is no other one."""
+        client = self.client
+        while True:
+            self._head = None
+            try:
+                head = self._head = await client.next_head()
+                if head is None:
+                    return
+                self.entry.begin(head)
+                if not await self._request(head):
+                    return
+            except ProtocolError as error:
+                refusal = Refusal(error.status, "bad_request", error.message, close=True)
+                if not self._refuse(self._head, refusal):
+                    return
+            except Refusal as refusal:
+                if not self._refuse(self._head, refusal):
+                    return
 
     async def _fault(self, head: RequestHead | None) -> None:
         """A fault of ours ends the connection, with a 500 where no answer had begun."""
@@ -161,18 +170,21 @@ class Connection:
         standing, entry = self.standing, self.entry
         self._answering = False
         route = standing.permit.routes.choose(standing.evidence, head)  # once: whatever a reload does meanwhile
-        authority = standing.current(route) or await standing.ask(route)
+        authority = standing.current(route) or await self._ask(route)
         info = self._read(head)
         if info is None:
             info = await self._read_later(head, authority)
-            authority = standing.current(route) or await standing.ask(route)  # it may have taken its time
+            authority = standing.current(route) or await self._ask(route)  # it may have taken its time
         entry.info = info
         if info.path.startswith(LOCAL_PREFIX):
             return self._answer(head, info, authority)
         decision = decide(authority, info, time())
         endpoint = route.upstream.endpoint
         authorization = endpoint.authorization()
-        session = None if info.session is _NO_SESSION else await self._begin_session(head, info, decision, route)
+        session: Session | None = None
+        if info.session is not _NO_SESSION:
+            await in_task()
+            session = await self._begin_session(head, info, decision, route)
         upstream_head = rewrite(
             head,
             decision,
@@ -192,6 +204,7 @@ class Connection:
                 session=session.facts.id if session is not None else "",
             )
             if wait is not None:
+                await in_task()
                 await wait
             exchange.body_seen = entry.watch(decision, partial(_end_untold, exchange, session))
         standing.allow(started)
@@ -213,9 +226,14 @@ class Connection:
             if session is not None:
                 if decision.events and session.began and session.facts.kind == "portforward":
                     entry.tell_ports(decision, session.facts.id, session.ports)
+                await in_task()
                 await session.close()
         entry.end(exchange, perf_counter() - started)
         return not (exchange.closing or self._shared.draining or standing.permit.state is not OPEN)
+
+    async def _ask(self, route: Route) -> Authority:
+        await in_task()
+        return await self.standing.ask(route)
 
     # -- what is asked
 
@@ -228,6 +246,7 @@ class Connection:
 
     async def _read_later(self, head: RequestHead, authority: Authority) -> RequestInfo:
         """What is asked, in a later turn of the loop."""
+        await in_task()
         client, size = self.client, len(head.target)
         if size <= LONG:
             await client.turns.turn(client.owner, REQUEST + size // TARGET_CHARACTERS)
@@ -276,7 +295,10 @@ class Connection:
         upstream, permit, repeatable = route.upstream, self.standing.permit, head.repeatable
         connection: UpstreamConnection | None = None
         try:
-            connection = upstream.take_idle(repeatable=repeatable) or await upstream.connect(repeatable=repeatable)
+            connection = upstream.take_idle(repeatable=repeatable)
+            if connection is None:
+                await in_task()
+                connection = await upstream.connect(repeatable=repeatable)
             try:
                 permit.check()  # it may have been revoked since, and upstream has heard nothing yet
             except Refusal:
@@ -291,14 +313,16 @@ class Connection:
             exchange.doubts = is_doubtful(upstream.endpoint, info)
             try:
                 try:
-                    await exchange.start(connection, started)
+                    await exchange.run(connection, started)
                 except StaleConnection:
                     exchange.detach()
                     upstream.release(connection, reusable=False)
                     connection = None
+                    await in_task()
                     connection = await upstream.dial()
-                    await exchange.start(connection, perf_counter())
+                    await exchange.run(connection, perf_counter())
             except Doubtful:
+                await in_task()
                 await settle(upstream.endpoint, authorization, connection)
                 await exchange.pass_on()
         finally:

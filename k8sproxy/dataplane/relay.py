@@ -19,13 +19,14 @@ What each end means:
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from time import perf_counter
 
 from k8sproxy.access.rewrite import UpstreamHead
 from k8sproxy.common.errors import ProtocolError, Refusal
+from k8sproxy.common.states import State, table
 from k8sproxy.dataplane.client import Client
+from k8sproxy.dataplane.drive import directly
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.heldanswer import HeldAnswer, too_long
 from k8sproxy.dataplane.switched import Switched
@@ -41,6 +42,37 @@ from k8sproxy.sessions.tap import NO_TAP, Tap
 _NO_BODY = LengthBody(0)
 # Interim responses to one request. Servers send one or two; Go's client gives up after five.
 _MAX_INTERIM = 64
+
+
+class ExchangeState(State):
+    """Where an exchange is.
+
+    PREPARED   upstream has not been sent it, or on a connection that was
+               stale; another connection may be had                        -> RUNNING, FAILED
+    RUNNING    bytes are passed on, both ways                              -> PREPARED, HELD, FINISHED, FAILED
+    HELD       a 401 is held back while the proxy's account is in doubt    -> RUNNING, FAILED
+    FINISHED   it ended as it should                                       -> (final)
+    FAILED     it ended otherwise                                          -> (final)
+    """
+
+    PREPARED = "prepared"
+    RUNNING = "running"
+    HELD = "held"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+PREPARED, RUNNING, HELD = ExchangeState.PREPARED, ExchangeState.RUNNING, ExchangeState.HELD
+FINISHED, FAILED = ExchangeState.FINISHED, ExchangeState.FAILED
+table(
+    {
+        PREPARED: (RUNNING, FAILED),
+        RUNNING: (PREPARED, HELD, FINISHED, FAILED),
+        HELD: (RUNNING, FAILED),
+        FINISHED: (),
+        FAILED: (),
+    }
+)
 
 
 class Exchange:
@@ -60,7 +92,7 @@ class Exchange:
     reusable = False
     upgraded = False
     body_seen: Callable[[memoryview], None] | None = None
-    finished = False  # ended as it should
+    state = PREPARED
     proxy_seconds = 0.0
     doubts = False
     _held: tuple[ResponseHead, bytes] | None = None
@@ -74,8 +106,10 @@ class Exchange:
     _up: Pace | None = None  # of a body in chunks, from the client
     _down: Pace | None = None  # and from upstream
     _connection: UpstreamConnection
-    _done: asyncio.Future[None] | None = None
     _refused: Refusal | None = None
+    _error: Exception | None = None  # how it ended, until that has been raised
+    _awaited = False  # somebody waits for its end,
+    _tail = False  # and the callback that runs goes on with them when it has done everything else
     watching = False  # the body is that of a watch
     _events: Events | None = None  # where its events end
     guard: Guard | None = None  # of an answer's fields
@@ -102,20 +136,40 @@ class Exchange:
         """Whether all of the client's request body has come."""
         return self._body_up.done
 
-    def start(self, connection: UpstreamConnection, started: float) -> asyncio.Future[None]:
-        """Begin, and give what to wait for. started: perf_counter() when the request's head was whole.
+    async def run(self, connection: UpstreamConnection, started: float) -> None:
+        """Pass on everything, to the end. started: perf_counter() when the request's head was whole.
 
-        The future (or this call) raises StaleConnection (after which it may be started once more), Doubtful (after
-        which `pass_on` goes on), ClientGone, Cut, or Refusal while nothing of a final response has been sent. Whoever
-        waited calls `detach`, come what may.
+        Raises StaleConnection (after which it may be run once more), Doubtful (after which `pass_on` goes on),
+        ClientGone, Cut, or Refusal while nothing of a final response has been sent. Whoever waited calls `detach`, come
+        what may.
         """
+        self._start(connection, started)
+        if self.state is RUNNING:
+            self._awaited = True
+            try:
+                await directly()
+            finally:
+                self._awaited = False
+        if self._error is not None:
+            self._raise()
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        try:
+            raise error  # type: ignore[misc]  # its caller has looked
+        finally:
+            # Its traceback holds this frame: a circle, and the memory of two TLS connections in it until some late
+            # collection.
+            del error
+
+    def _start(self, connection: UpstreamConnection, started: float) -> None:
         self._connection = connection
-        done = self._done = self._client.loop.create_future()
         client, upstream = self._client.wire, connection.wire
         if client.ended:
             raise ClientGone
         if self._refused is not None:
             raise self._refused
+        self.state = self.state.to(RUNNING)
         first = b""
         body = self._body_up
         rest = b""
@@ -144,25 +198,34 @@ class Exchange:
             client.pause()
         elif client.paused and (self._up is None or not self._up.waiting):
             self._client.resume()
-        return done
 
-    def pass_on(self) -> asyncio.Future[None]:
-        """Pass on the 401 that was held back after all, and give what to wait for. Raises as `start` does."""
+    async def pass_on(self) -> None:
+        """Pass on the 401 that was held back after all, and what follows, to the end. Raises as `run` does."""
+        self._let_pass()
+        if self.state is RUNNING:
+            self._awaited = True
+            try:
+                await directly()
+            finally:
+                self._awaited = False
+        if self._error is not None:
+            self._raise()
+
+    def _let_pass(self) -> None:
         held, self._held = self._held, None
         if self._refused is not None:
             raise self._refused
         if held is None or self._client.wire.ended:
             raise ClientGone
         self.doubts = False
-        done = self._done = self._client.loop.create_future()
+        self.state = self.state.to(RUNNING)
         self._response(held[0], memoryview(held[1]))
         wire = self._connection.wire
-        if not done.done():
+        if self.state is RUNNING:
             if wire.ended:
                 self._upstream_end(None)
             elif not self._client.wire.blocked:
                 (self._down or wire).resume()
-        return done
 
     def _pace(
         self, wire: Wire, read: Callable[[memoryview, int], tuple[int, int]], may: Callable[[], bool]
@@ -196,28 +259,25 @@ class Exchange:
         wire = self._connection.wire
         wire.receiver = wire.end = None
         wire.drained = _nothing
-        if not self.finished:
+        if self.state is not FINISHED:
             # Left in the middle (cancelled, for one): what upstream sends next still belongs to this exchange.
             self._let_go_of_switched()
             self._drop()
             self.reusable = False
-            done = self._done
-            # Its exception's traceback holds the frame that holds this exchange: a circle, and the memory of two TLS
-            # connections in it until some late collection.
-            self._done = None
-            if done is not None and not done.cancel() and not done.cancelled():
-                done.exception()  # seen, if nobody waited for it any more
+            self._error = None
+            if self.state is RUNNING or self.state is HELD:
+                self.state = self.state.to(FAILED)
 
     def cut(self, cause: str, message: str = "") -> None:
         """End the exchange from outside (a withdrawn grant, a recorder that failed, the end of a drain).
 
         message: what the user of a session is told.
         """
-        if self._done is None or self._held is not None:
+        if self.state is PREPARED or self.state is HELD:
             # Between two connections (the first one was stale, the second is being dialled), or while a 401 is doubted.
             self._refused = Refusal(503, cause, message or "the request was ended by the proxy", close=True)
             return
-        if self._over():
+        if self.state is not RUNNING:
             return
         if self._switched is not None:
             self._switched.cut(cause, message)
@@ -293,6 +353,7 @@ class Exchange:
 
     def _from_upstream(self, view: memoryview) -> None:
         now = perf_counter()
+        self._tail = True
         if self._pending:
             data = self._pending + view
             end = head_end(data, len(self._pending))
@@ -329,7 +390,11 @@ class Exchange:
             self._fail(Refusal(502, "upstream_malformed", error.message, close=True))
         except Refusal as refusal:
             self._fail(refusal)
+        finally:
+            self._tail = False
         self.proxy_seconds += perf_counter() - now
+        if self._awaited and self.state is not RUNNING:
+            self._client.drive.wake()
 
     def _response(self, head: ResponseHead, rest: memoryview) -> None:
         if head.status == 401 and self.doubts:
@@ -438,7 +503,7 @@ class Exchange:
     def _try_boundary(self) -> None:
         """Have the body end between two events, here if this is such a place."""
         body = self._body_down
-        if isinstance(body, ChunkedBody) and not self._over():
+        if isinstance(body, ChunkedBody) and self.state is RUNNING:
             self._let_end(body)
             body.try_end()
             if body.cut:
@@ -508,19 +573,34 @@ class Exchange:
     # -- the end
 
     def _finish(self) -> None:
-        if self._done is not None and not self._done.done():
-            self.finished = True
-            self._drop()
-            if self._switched is not None:
-                self._let_go_of_switched()
-            self._done.set_result(None)
+        if self.state is RUNNING:
+            self._end(FINISHED)
 
     def _fail(self, error: Exception) -> None:
         self.reusable = False
-        if self._done is not None and not self._done.done():
+        if self.state is not RUNNING:
+            return
+        self._error = error
+        if isinstance(error, StaleConnection):
+            self._end(PREPARED)
+        elif isinstance(error, Doubtful):
+            self._end(HELD)
+        else:
+            self._end(FAILED)
+
+    def _end(self, state: ExchangeState) -> None:
+        """It runs no more. Who waits for that goes on behind everything else that the callback does."""
+        self.state = self.state.to(state)
+        if self._up is not None or self._down is not None:
             self._drop()
+        if self._switched is not None:
             self._let_go_of_switched()
-            self._done.set_exception(error)
+        if self._awaited and not self._tail:
+            self._client.loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        if self._awaited and self.state is not RUNNING:
+            self._client.drive.wake()
 
     def _let_go_of_switched(self) -> None:
         """Count what it moved; it and the exchange hold each other, which would keep both until a late collection."""
@@ -529,9 +609,6 @@ class Exchange:
             switched.let_go()
             self.received += switched.received
             self.sent += switched.sent
-
-    def _over(self) -> bool:
-        return self._done is None or self._done.done()
 
 
 def _take(body: Body, view: memoryview, units: int) -> int:

@@ -90,6 +90,7 @@ class Wire:
         "_alert",
         "_broken",
         "_buffer",
+        "_end_told",
         "_flowing",
         "_heard",
         "_kept",
@@ -128,6 +129,7 @@ class Wire:
         self._write_wants_read = False
         self._alert = b""  # what is left to send of our close_notify
         self._broken = False
+        self._end_told = False  # `end` has been called
         self._flowing = False  # the last turn brought FLOW bytes
         self._heard = False  # bytes have come since the last look
         self._told = False  # has been read since a look was asked for
@@ -200,6 +202,8 @@ class Wire:
         except (OSError, ValueError) as error:
             broken = error.with_traceback(None)  # which would hold this frame, which holds the error
         self._flowing = got >= FLOW
+        if ended or broken is not None:
+            self.ended = True  # before the last bytes are handed over: what comes of them may ask for this wire again
         if got and self.receiver is not None:
             self._heard = True
             try:
@@ -237,9 +241,9 @@ class Wire:
             self.look()  # until there is nothing
 
     def _finish(self, error: Exception | None) -> None:
-        if self.closed or self._broken or (self.ended and error is None):
+        if self.closed or self._broken or (self._end_told and error is None):
             return
-        self.ended = True
+        self.ended = self._end_told = True
         self._broken = error is not None
         self.pause()
         if self.end is not None:

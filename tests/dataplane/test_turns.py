@@ -446,11 +446,12 @@ async def test_large_heads_are_parsed_within_the_turns(monkeypatch: pytest.Monke
     clients = [Client(cast(Wire, wire), Limits(), None, turns, "flooding") for wire in wires]
     for wire in wires:
         vars(wire)["ended"] = False
-    waiting = [asyncio.ensure_future(client.next_head()) for client in clients]
+    waiting = [asyncio.ensure_future(client.drive.run(client.next_head())) for client in clients]
     await asyncio.sleep(0)
     for wire in wires:
         wire.arrive(head)
-    seen = 0
+    seen = parsed  # in the turn in which they came
+    assert seen <= 2
     while seen < 50:
         await asyncio.sleep(0)
         assert parsed - seen <= 2 + (TURN + ROW) * HEAD_BYTES // len(head)

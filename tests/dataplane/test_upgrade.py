@@ -11,6 +11,7 @@ import weakref
 
 import pytest
 
+from k8sproxy.dataplane.relay import ExchangeState
 from tests.dataplane.proxied import Raw, Stage, Truncated, peer, reply, request
 
 both_legs = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -187,7 +188,7 @@ async def test_upstream_that_has_ended_and_takes_no_more_is_no_fault(tls: bool) 
             await client.send(b"ping")
             await asyncio.sleep(0.001)
         assert await client.rest() == b"output"
-        assert not exchange._over()
+        assert exchange.state is ExchangeState.RUNNING
         await client.end()
         await stage.until(lambda: not stage.connections)
 
