@@ -325,7 +325,7 @@ class EncryptedLog:
         self._wrapped = self._keyring.wrap(data_key, _journal_name(segment))
         self._cipher, self._segment, self._count = AESGCM(data_key), segment, 0
 
-    async def append(self, make: Callable[[], bytes | bytearray]) -> None:
+    async def append(self, make: Callable[[], bytes | bytearray | memoryview]) -> None:
         """See Log."""
         if self._keyring is None:
             await self.inner.append(make)

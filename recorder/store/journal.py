@@ -35,6 +35,9 @@ SEGMENT = 64 << 20
 SEGMENT_AGE = 600.0
 # Bytes taken for one commit: 0.05 s of a slow disk. More waits for the next.
 BATCH = 4 << 20
+# Bytes of memory in which commits are made: one of BATCH, and what its last source brought. New memory for each of them
+# costs as much again as all that is done with a batch in it, but for the disk's part.
+ROOM = 8 << 20
 # Seconds from the beginning of one commit to that of the next: fifty a second cost little, and an ack may wait 200 ms.
 PACE = 0.02
 # Sources, and bytes, of a commit that the next one may follow at once: people at their keyboards, who may have to wait
@@ -83,6 +86,7 @@ class Journal:
         self._log = log
         self._ledger = ledger
         self._seconds = seconds
+        self._room = bytearray(ROOM)  # the kernel gives the memory for as much of it as is used
         self._dirty: dict[Source, None] = {}
         self._wake = asyncio.Event()
         self._number = 0
@@ -128,7 +132,7 @@ class Journal:
         number, size = self._number, sum(map(len, pieces))
         self._tried = started = time.monotonic()
         try:
-            await self._log.append(lambda: seal(number, pieces))
+            await self._log.append(lambda: seal(number, pieces, self._room))
         except BaseException:
             self._number -= 1
             raise

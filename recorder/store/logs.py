@@ -49,7 +49,7 @@ class Log(Protocol):
     async def begin(self, segment: int) -> None:
         """Appends go to this new segment from now on. Raises StoreError."""
 
-    async def append(self, make: Callable[[], bytes | bytearray]) -> None:
+    async def append(self, make: Callable[[], bytes | bytearray | memoryview]) -> None:
         """Append what `make` gives, called in a thread; safe on return. Raises StoreError, and then nothing has been
         appended."""
 
@@ -152,11 +152,11 @@ class FolderLog:
 
         await self._run(start)
 
-    async def append(self, make: Callable[[], bytes | bytearray]) -> None:
+    async def append(self, make: Callable[[], bytes | bytearray | memoryview]) -> None:
         """See Log."""
         await self._run(lambda: self._append(make()))
 
-    def _append(self, data: bytes | bytearray) -> None:
+    def _append(self, data: bytes | bytearray | memoryview) -> None:
         descriptor = self._descriptor
         try:
             write_all(descriptor, data)
@@ -244,7 +244,7 @@ class ObjectLog:
         self._segment, self._count = segment, 0
         self.broken = False
 
-    async def append(self, make: Callable[[], bytes | bytearray]) -> None:
+    async def append(self, make: Callable[[], bytes | bytearray | memoryview]) -> None:
         """See Log."""
         if time.monotonic() - self._looked > LOOK:
             await self._check_owner()

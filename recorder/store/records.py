@@ -24,6 +24,8 @@ _RECORD = struct.Struct(">B26sQI")
 _MAGIC = b"RJ01"
 BATCH_HEAD = _BATCH.size
 
+# Bytes from which on a batch is made in room that is there: smaller ones have small pieces, which are joined faster.
+_ROOMY = 256 << 10
 # Bytes of one batch: what is queued between two commits is bounded by backpressure to a part of this.
 MAX_BATCH = 1 << 30
 
@@ -67,14 +69,23 @@ def head(kind: Kind, identifier: str, offset: int, size: int) -> bytes:
     return _RECORD.pack(kind, identifier.encode("ascii"), offset, size)
 
 
-def seal(number: int, pieces: list[bytes]) -> bytearray:
-    """A whole batch. pieces: the heads of its records and their data, in order. It is joined before it is summed up: a
-    sum over each of a thousand pieces would give up the interpreter's lock, and wait for it, a thousand times. And it
-    is joined once, behind a place for the head, since a batch may be of many megabytes."""
-    batch = bytearray().join((bytes(BATCH_HEAD), *pieces))
-    with memoryview(batch) as view, view[BATCH_HEAD:] as payload:
-        crc = zlib.crc32(payload, zlib.crc32(_NUMBER.pack(number)))
-    _BATCH.pack_into(batch, 0, _MAGIC, len(batch) - BATCH_HEAD, crc, number)
+def seal(number: int, pieces: list[bytes], room: bytearray | None = None) -> memoryview:
+    """A whole batch. pieces: the heads of its records and their data, in order. room: where it is made if it fits.
+
+    It is put together before it is summed up: a sum over each of a thousand pieces would give up the interpreter's
+    lock, and wait for it, a thousand times."""
+    size = BATCH_HEAD + sum(map(len, pieces))
+    if room is None or not _ROOMY <= size <= len(room):
+        batch = memoryview(bytearray().join((bytes(BATCH_HEAD), *pieces)))
+    else:
+        batch = memoryview(room)[:size]
+        at = BATCH_HEAD
+        for piece in pieces:
+            end = at + len(piece)
+            batch[at:end] = piece
+            at = end
+    crc = zlib.crc32(batch[BATCH_HEAD:], zlib.crc32(_NUMBER.pack(number)))
+    _BATCH.pack_into(batch, 0, _MAGIC, size - BATCH_HEAD, crc, number)
     return batch
 
 

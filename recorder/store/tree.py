@@ -177,7 +177,7 @@ def _left_over(folder: int, names: set[str]) -> Iterator[str]:
                 yield entry.name
 
 
-def write_all(descriptor: int, data: bytes | bytearray) -> None:
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     """Write all of it, however much the kernel takes at a time. Raises OSError."""
     view = memoryview(data)
     while view:

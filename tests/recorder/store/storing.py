@@ -99,13 +99,13 @@ class FaultyLog(FolderLog):
         self.hold: asyncio.Event | None = None
         self.appends = 0
 
-    async def append(self, make: Callable[[], bytes | bytearray]) -> None:
+    async def append(self, make: Callable[[], bytes | bytearray | memoryview]) -> None:
         if self.hold is not None:
             await self.hold.wait()
         self.appends += 1
         await super().append(make)
 
-    def _append(self, data: bytes | bytearray) -> None:
+    def _append(self, data: bytes | bytearray | memoryview) -> None:
         if self.fault is None:
             super()._append(data)
             return

@@ -501,7 +501,7 @@ def test_a_segment_without_its_first_batch_is_not_gone_on_with(tmp_path: Path, m
     class Log(FolderLog):
         fault = False
 
-        def _append(self, data: bytes | bytearray) -> None:
+        def _append(self, data: bytes | bytearray | memoryview) -> None:
             if self.fault:  # and the disk was good enough to cut it back
                 raise OSError(errno.ENOSPC, "no")
             super()._append(data)
@@ -579,7 +579,7 @@ def test_the_journal_reader_stops_at_the_first_damage() -> None:
     from recorder.store.records import Kind, head, seal
 
     record = head(Kind.DATA, "0" * 26, 5, 3) + b"abc"
-    whole = bytes(seal(1, [record]) + seal(2, [record, record]) + seal(3, [record]))
+    whole = b"".join((seal(1, [record]), seal(2, [record, record]), seal(3, [record])))
     for damage in range(len(whole)):
         changed = bytearray(whole)
         changed[damage] ^= 0x40
