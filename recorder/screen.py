@@ -68,7 +68,7 @@ _GAPS = re.compile(" {3,}")
 _DRAWING = dict.fromkeys(range(0x60, 0x7F), " ")
 # Words of letters that no frame is drawn with.
 _DRAWN = re.compile("[a-z]*(?:[b-ioprsyz][a-z]*){3}")
-_ODD = re.compile("[\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]|([\ud800-\udfff\U0010fe80-\U0010feff])")
+_ODD = re.compile(r"[\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]|([\ud800-\udfff\U0010fe80-\U0010feff])")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from k8sproxy.common.errors import ProtocolError
 
@@ -60,7 +60,7 @@ _FORBIDDEN_TRAILER_PREFIXES = (
 
 
 # Bytes, more than there ever are.
-_ALL = 1 << 62
+_ALL: Final = 1 << 62
 
 
 class Body(Protocol):

@@ -76,7 +76,7 @@ _LONG = 256
 _RUN = b"\0" * _LONG
 _RUNS = re.compile(rb"\0{%d,}" % _LONG)
 _NULS = b"\\u0000" * (64 * 1024)
-_LONE = re.compile("[\ud800-\udfff]")
+_LONE = re.compile(r"[\ud800-\udfff]")
 # Bytes of a text's first line from which on its lines are searched for one by one.
 _LONG_LINE = 1024
 # Of an "r" event. Zero, which a terminal without a size may have, and sizes beyond a terminal's are sizes all the same.
