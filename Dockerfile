@@ -12,13 +12,15 @@ ARG PYTHON_VERSION=3.11
 FROM python:${PYTHON_VERSION}-slim AS build
 WORKDIR /src
 COPY requirements.lock ./
-RUN pip install --no-cache-dir --constraint requirements.lock setuptools wheel
+# mypyc compiles the hot modules: it needs a C compiler, and looks at the types of every package that is imported.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+RUN pip install --no-cache-dir --requirement requirements.lock
 # The environment has no pip of its own: what runs can't install anything into it.
 RUN python -m venv --without-pip /opt/k8sproxy
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY k8sproxy/ k8sproxy/
 COPY recorder/ recorder/
-RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
+RUN K8SPROXY_COMPILE=1 pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 # The lock holds the tests' packages too. As constraints it says which versions; the wheel says which packages.
 RUN pip --python /opt/k8sproxy/bin/python install --no-cache-dir --constraint requirements.lock "$(ls /wheels/*.whl)[recorder]"
 

@@ -1,8 +1,10 @@
 # make demo   sets everything up and shows the main job (BED=real: on the real parts; KUBECONFIG_FILE=...: your cluster)
 # make test   sets everything up and passes the tests; without Go the real parts are left out, and said so
 # make check  format, lint, types, import contracts
+# make wheel  the compiled wheel (gcc and Python's headers) and the pure one, into dist/; make wheel-pure: that one alone
+# make test-compiled  tests of the hot modules against the compiled wheel, in .venv-compiled
 # make fuzz   fuzzes what reads the wire, guided by coverage (FUZZ_TARGET=remotecommand, FUZZ_SECONDS=60 each)
-# make bench  compares with other proxies (docs/benchmarks.md)
+# make bench  compares the compiled build with other proxies (docs/benchmarks.md); PURE=1: the sources as they are
 # make lock   renews requirements.lock from the ranges in pyproject.toml
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-quick check format fuzz lock bed bench clean
+.PHONY: demo test test-quick test-compiled check format wheel wheel-pure fuzz lock bed bench clean
 
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed (PYTHON=python3.x make ..)"; exit 1; }
@@ -46,9 +48,24 @@ bed:
 	@echo "==> building the real parts (once; about ten minutes on two cores)"
 	@$(MAKE) --no-print-directory -C tests/bed all
 
+wheel: $(STAMP)
+	@$(BIN)/python -m tools.compiled wheels
+
+wheel-pure: $(STAMP)
+	@$(BIN)/python -m tools.compiled wheels --pure
+
+# What the hot modules are tested by; arguments of pytest may take their place.
+COMPILED_TESTS ?= tests/protocol tests/request tests/access tests/dataplane tests/common/formats tests/audit tests/sessions \
+  tests/recording tests/test_telemetry.py tests/recorder/store tests/recorder/test_screen.py
+
+test-compiled: $(STAMP)
+	@$(BIN)/python -m tools.compiled run -m pytest -o pythonpath= $(COMPILED_TESTS) $(PYTEST_ARGS)
+
+BENCH_PYTHON := $(BIN)/python $(if $(PURE),,-m tools.compiled run)
+
 bench: $(STAMP) bed
-	@$(BIN)/python -m bench $(BENCH_ARGS)
-	@$(BIN)/python -m bench.cluster $(BENCH_CLUSTER_ARGS)
+	@$(BENCH_PYTHON) -m bench $(BENCH_ARGS)
+	@$(BENCH_PYTHON) -m bench.cluster $(BENCH_CLUSTER_ARGS)
 
 FUZZ_TARGET ?= remotecommand portforward cast acks head screen session
 FUZZ_SECONDS ?= 60
@@ -71,4 +88,4 @@ lock:
 	@rm -rf $(VENV)/lock
 
 clean:
-	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-compiled .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

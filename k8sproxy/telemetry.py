@@ -21,6 +21,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from k8sproxy import __version__
+from k8sproxy.common.build import build_labels
 from k8sproxy.common.logs import LOG
 
 # Series of k8sproxy_requests_total. A cluster has some hundred pairs of verb and resource, a few codes each.
@@ -91,6 +93,11 @@ class Telemetry(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Everything as prometheus-client has it."""
+        build = GaugeMetricFamily(
+            "k8sproxy_build_info", "What runs, and how it was built.", labels=("version", "compiled", "python")
+        )
+        build.add_metric(build_labels(__version__), 1)
+        yield build
         requests = CounterMetricFamily(
             "k8sproxy_requests", "Requests answered, by verb, resource and code.", labels=("verb", "resource", "code")
         )

@@ -47,7 +47,7 @@ from recorder.retention.service import Keeping, KeepingError, first_key, keyring
 from recorder.store import Store, StoreError
 from recorder.store.blobs import Blobs, FolderBlobs, make_folder
 from recorder.store.logs import FolderLog, Log, ObjectLog
-from recorder.telemetry import Histogram, Metrics, counter, counters, gauge, gauges
+from recorder.telemetry import Histogram, Metrics, build_info, counter, counters, gauge, gauges
 
 _log = structlog.get_logger("recorder")
 
@@ -402,6 +402,7 @@ class App:
         _log.info("reloaded", needs_restart=sorted(unchanged))
 
     def _read_metrics(self) -> Iterator[Metric]:
+        yield build_info()
         yield counters("recorder_reloads", "Reloads, by result.", "result", self._reloads.items())
         yield self._commits.family("recorder_commit_seconds", "Seconds that a commit of the journal took.")
         yield self._acks.family("recorder_ack_seconds", "Seconds from a byte of a session to its being safe.")

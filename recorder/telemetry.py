@@ -10,6 +10,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from k8sproxy.common.build import build_labels
+from recorder import __version__
+
 # Seconds: the bounds of the histogram of commits and of acks.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -63,6 +66,15 @@ def gauges(name: str, text: str, label: str, values: Iterable[tuple[str, float]]
     family = GaugeMetricFamily(name, text, labels=[label])
     for key, value in values:
         family.add_metric([key], value)
+    return family
+
+
+def build_info() -> GaugeMetricFamily:
+    """What runs, and how it was built."""
+    family = GaugeMetricFamily(
+        "recorder_build_info", "What runs, and how it was built.", labels=("version", "compiled", "python")
+    )
+    family.add_metric(build_labels(__version__), 1)
     return family
 
 

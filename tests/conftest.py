@@ -6,12 +6,17 @@ A module whose scenes do not depend on the loop names the ones that it needs in 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import inspect
+import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import uvloop
+
+from tools.compiled import hot_set
 
 # Seconds. No scene waits for time to pass; one that is still there has lost an event.
 STUCK = 10.0
@@ -20,6 +25,24 @@ _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,
     "asyncio": asyncio.new_event_loop,
 }
+
+
+def pytest_sessionstart() -> None:
+    """End the run where it would test something else than it says: sources in place of the compiled wheel, or a
+    compiled module that lies in the checkout and hides its source."""
+    if wrong := wrongly_built(compiled=os.environ.get("K8SPROXY_COMPILED") == "1"):
+        pytest.exit("\n".join(wrong), returncode=3)
+
+
+def wrongly_built(*, compiled: bool) -> list[str]:
+    """A line for each hot module that would be imported from a file of the other kind."""
+    wrong = []
+    for name in itertools.chain.from_iterable(hot_set().values()):
+        found = importlib.util.find_spec(name)
+        origin = str(found and found.origin)
+        if origin.endswith(".py") is compiled:
+            wrong.append(f"{name} is imported from {origin}: not {'compiled' if compiled else 'its source'}")
+    return wrong
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from k8sproxy import telemetry
+from k8sproxy.common.build import is_compiled
 from k8sproxy.common.logs import LogWriter
 from k8sproxy.telemetry import MAX_FAILED_SERIES, MAX_SERIES, RequestLog, Telemetry, encode_fields
 
@@ -65,6 +66,7 @@ def test_text_format() -> None:
     counters.request("list", "pods", 200, 10.0, 0, 10)
     counters.refusal("peer_unknown")
     text = generate_latest(counters.registry).decode()
+    assert f'k8sproxy_build_info{{compiled="{str(is_compiled()).lower()}",python="3.' in text
     assert 'k8sproxy_requests_total{code="200",resource="pods",verb="list"} 2.0' in text
     assert 'k8sproxy_refusals_total{reason="peer_unknown"} 1.0' in text
     assert 'k8sproxy_added_latency_seconds_bucket{le="5e-05"} 0.0' in text

@@ -30,7 +30,7 @@ class Output(NamedTuple):
     """
 
     channel: int
-    data: memoryview
+    data: "memoryview"  # noqa: UP037  (mypyc looks for a bare builtin among the names of this module)
     start: int
 
 
@@ -57,7 +57,7 @@ class ErrorData(NamedTuple):
     """Upstream says how the command ended (a Status, or a plain sentence before v4), or a part of that. Without data:
     the error stream has ended, and nothing was said on it."""
 
-    data: memoryview
+    data: "memoryview"  # noqa: UP037  (mypyc looks for a bare builtin among the names of this module)
     start: int
 
 

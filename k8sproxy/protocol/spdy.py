@@ -80,7 +80,7 @@ class Data(NamedTuple):
     """
 
     stream: int
-    data: memoryview
+    data: "memoryview"  # noqa: UP037  (mypyc looks for a bare builtin among the names of this module)
     fin: bool
     start: int
 

@@ -50,7 +50,7 @@ class Piece(NamedTuple):
     was in an earlier call.
     """
 
-    data: memoryview
+    data: "memoryview"  # noqa: UP037  (mypyc looks for a bare builtin among the names of this module)
     mask: bytes
     offset: int
     opcode: int

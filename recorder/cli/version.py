@@ -6,13 +6,14 @@ import json
 
 import click
 
+from k8sproxy.common.build import describe_build, is_compiled
 from recorder import __version__
 
 
 @click.command("version", short_help="Print the version.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(as_json: bool) -> None:
-    """Print the version, and those of what matters most beneath it."""
+    """Print the version, those of what matters most beneath it, and whether the hot modules are compiled."""
     import importlib.metadata
     import platform
 
@@ -24,7 +25,7 @@ def command(as_json: bool) -> None:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "absent"
     if as_json:
-        click.echo(json.dumps(versions, indent=2))
+        click.echo(json.dumps({**versions, "compiled": is_compiled()}, indent=2))
     else:
         beneath = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "version")
-        click.echo(f"recorder {__version__} ({beneath})")
+        click.echo(f"recorder {__version__} ({beneath}, {describe_build()})")

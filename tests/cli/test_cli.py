@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 import k8sproxy
 import k8sproxy.app
 from k8sproxy.cli import cli
+from k8sproxy.common.build import is_compiled
 from k8sproxy.config import Config
 
 GOOD = """\
@@ -119,6 +120,7 @@ def test_completion(shell: str) -> None:
 def test_version() -> None:
     result = run("version", "--json")
     assert json.loads(result.stdout)["version"] == k8sproxy.__version__
+    assert json.loads(result.stdout)["compiled"] is is_compiled()
     assert run("version").stdout.startswith(f"k8sproxy {k8sproxy.__version__} (python 3.")
     assert run("--version").stdout == f"k8sproxy {k8sproxy.__version__}\n"
 

@@ -51,6 +51,7 @@ def test_serve_drain_and_reload(tmp_path: Path) -> None:
             await sender.until_acked(number, len(HEADER + lines(3)))
             status, metrics = await running.get("/metrics")
             assert status == 200 and "recorder_sessions_open 1.0" in metrics
+            assert 'recorder_build_info{compiled="' in metrics
             assert 'recorder_sessions_total{wire="v2"} 1.0' in metrics
             assert 'recorder_ack_seconds_bucket{le="+Inf"} ' in metrics
             assert 'recorder_ack_seconds_bucket{le="+Inf"} 0.0' not in metrics
