@@ -28,7 +28,7 @@ from bench.certificates import write_certificate
 from bench.contenders import start_all
 from bench.load import run
 from bench.machine import Others, describe
-from bench.processes import Measured, build_peers, free_port
+from bench.processes import Measured, build_peers, free_port, run_benchmark
 from bench.report import Goal, goals_table, write_section
 
 Contenders = dict[str, tuple[Measured | None, int]]
@@ -270,4 +270,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -41,7 +41,7 @@ from typing import Any
 
 from bench.load import run
 from bench.machine import Others, describe
-from bench.processes import PEERS, Measured, python
+from bench.processes import PEERS, Measured, python, run_benchmark
 from bench.report import Goal, goals_table, number, row, table_head, write_section
 from tests.bed import Bed, free_port, kubernetes_grant
 
@@ -320,4 +320,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

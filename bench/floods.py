@@ -35,7 +35,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.machine import Others, describe
-from bench.processes import ROOT, Measured, free_port, python
+from bench.processes import ROOT, Measured, free_port, python, run_benchmark
 from bench.report import Goal, goals_table, number, row, table_head, write_section
 from k8sproxy.protocol.spdy import DICTIONARY
 
@@ -446,4 +446,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

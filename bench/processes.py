@@ -1,20 +1,110 @@
-"""Programs under measurement: started, waited for, read from /proc, ended by their ids."""
+"""Programs under measurement: started, waited for, read from /proc, ended by their ids; and no process left behind.
+
+A benchmark runs in a child of the process that was started (`run_benchmark`). That process only waits for its end and
+then ends whatever is left. The kernel hands every orphan among its descendants to it (PR_SET_CHILD_SUBREAPER,
+prctl(2)), so a program that has put itself into the background is found as well, and so is all that a benchmark leaves
+when it is killed. SIGINT and SIGTERM let the benchmark end in an orderly way first, as does the death of the process
+that waits.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 ROOT = Path(__file__).parent.parent
 PEERS = Path(__file__).parent / "peers"
 _TICK = os.sysconf("SC_CLK_TCK")
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+# Seconds that a benchmark has to end after a signal, and that what it leaves has after that, before they are killed.
+_ORDERLY = 30.0
+_GRACE = 5.0
+
+
+def run_benchmark(main: Callable[[], None]) -> None:
+    """Run a benchmark and exit as it does, when none of its processes is left."""
+    sys.stdout.flush()
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until whoever is to have them is there
+    waiting = os.getpid()
+    benchmark = os.fork()
+    if not benchmark:
+        for number in signals:
+            signal.signal(number, _exit)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != waiting:  # it has died before it could be noticed
+            os.kill(os.getpid(), signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        main()
+        sys.exit()
+
+    def forward(number: int, _: FrameType | None) -> None:
+        signal.alarm(int(_ORDERLY))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(benchmark, number)
+
+    def kill(_: int, __: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(benchmark, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, kill)
+    for number in signals:
+        signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    _, status = os.waitpid(benchmark, 0)
+    signal.alarm(0)
+    _end_all()
+    code = os.waitstatus_to_exitcode(status)
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):  # a terminal's SIGINT comes twice, and nothing may cut the end short
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def _end_all() -> None:
+    """End all descendants: politely, then not."""
+    until = time.monotonic() + _GRACE
+    told: set[int] = set()
+    while found := descendants(os.getpid()):
+        late = time.monotonic() > until
+        for pid in found:
+            if late or pid not in told:
+                told.add(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(0.01)
+
+
+def descendants(pid: int) -> list[int]:
+    """The ids of its children, and of theirs."""
+    found = [pid]
+    for each in found:
+        for children in Path(f"/proc/{each}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # it has ended
+                found += [int(child) for child in children.read_text().split()]
+    return found[1:]
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
 
 
 def free_port() -> int:
@@ -61,11 +151,7 @@ class Measured:
         raise RuntimeError(f"{self.name} did not start:\n{self.log.read_text(errors='replace')[-2000:]}")
 
     def _pids(self) -> list[int]:
-        found = [self.process.pid]
-        for pid in found:
-            for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += [int(child) for child in children.read_text().split()]
-        return found
+        return [self.process.pid, *descendants(self.process.pid)]
 
     def cpu(self) -> float:
         """Seconds of CPU so far, user and system."""

@@ -36,7 +36,7 @@ from typing import Any
 
 from bench.cluster import TAILSCALE_PORT, Sample, Samples, port_taken, programs, say, start_tailscale, within
 from bench.machine import Others, describe
-from bench.processes import Measured, python
+from bench.processes import Measured, python, run_benchmark
 from bench.recorder.served import Served
 from bench.report import Goal, goals_table, number, row, table_head, write_section
 from tests.bed import Bed, Grant, free_port, kubernetes_grant
@@ -374,4 +374,4 @@ def _sampler(
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import Others, describe
-from bench.processes import build_peers
+from bench.processes import build_peers, run_benchmark
 from bench.recorder.served import Served, check, journal, make_pool
 from bench.report import Goal, goals_table, number, row, table_head, write_section
 
@@ -177,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

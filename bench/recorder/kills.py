@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import describe
-from bench.processes import build_peers
+from bench.processes import build_peers, run_benchmark
 from bench.recorder.served import Served, compare, journal, kept, make_pool, wait
 from recorder.model import End
 
@@ -145,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.processes import run_benchmark
 from recorder.index import EventFilter, Filter, Index
 from recorder.index.database import Change, Writing
 from recorder.index.filters import EVERYTHING, Everywhere, Scope
@@ -263,4 +264,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_benchmark(lambda: asyncio.run(main()))

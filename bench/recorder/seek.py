@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import Others, describe
-from bench.processes import python
+from bench.processes import python, run_benchmark
 from bench.recorder.served import Served, event_line, make_pool, wait
 from bench.report import Goal, goals_table, number, row, table_head, write_section
 from recorder.model import End, Source
@@ -209,4 +209,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)
