@@ -32,11 +32,10 @@ from recorder.proof.keys import KeyFault
 from recorder.proof.report import Finding
 from recorder.proof.standing import Standings
 from recorder.retention.holds import Hold, Holds
-from recorder.screen import CastText, Segment
+from recorder.screen import CastText, Segment, Unseen
 from recorder.store.errors import StoreError
 from recorder.store.manifest import chunk_key
 from recorder.store.store import Store
-from recorder.unseen import Unseen
 from recorder.web import values, windows
 from recorder.web.words import rfc3339
 

@@ -21,7 +21,7 @@ from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
 from recorder.index.where import Where, moment
 from recorder.index.words import Term, terms, unseen
 from recorder.model import End
-from recorder.unseen import Unseen
+from recorder.screen import Unseen
 
 MOST_ROWS = 1000  # in one page
 MOST_BUCKETS = 2000  # more than a plot has pixels

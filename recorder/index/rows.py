@@ -24,7 +24,7 @@ class Page(Generic[T]):
 class Hit:
     """A line of the screen with a searched word. time: seconds of the cast. snippet: the text around it, in pieces of
     (text, whether it is what was searched). It is what a session showed: hostile input to whatever prints it. unseen:
-    what kept a terminal from showing it (see recorder.unseen), "" for what was on the screen."""
+    what kept a terminal from showing it (see recorder.screen.unseen), "" for what was on the screen."""
 
     time: float
     snippet: tuple[tuple[str, bool], ...]

@@ -26,8 +26,7 @@ from itertools import islice
 import zstandard
 
 from recorder.index.rows import Hit
-from recorder.screen import MARK, Segment
-from recorder.unseen import Unseen
+from recorder.screen import MARK, Segment, Unseen
 
 WORD = 64  # characters: a SHA-256 in hex fits; what is longer is data, and its beginning finds it
 MOST_TERMS = 16  # in one question; each is a look-up of its own

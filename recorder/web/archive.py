@@ -13,7 +13,7 @@ from k8sproxy.common.tailnet.peer import Peer
 from recorder.index.coverage import Coverage
 from recorder.index.filters import EventFilter, Filter, LookFilter, Scope
 from recorder.index.rows import Bucket, EventRow, Hit, Look, Page, RecordingRow
-from recorder.unseen import Unseen
+from recorder.screen import Unseen
 
 Facets = Mapping[str, Sequence[tuple[str, int]]]  # field -> its commonest values with their counts
 

@@ -15,7 +15,7 @@ from recorder.model import Recording
 from recorder.proof.acts import Act
 from recorder.proof.report import Finding
 from recorder.retention.holds import Hold
-from recorder.unseen import Unseen
+from recorder.screen import Unseen
 from recorder.web import kept, queries, values
 from recorder.web.archive import Facets
 from recorder.web.site import SITE, audit_scope, granted_to

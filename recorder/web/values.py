@@ -12,7 +12,7 @@ from recorder.model import Recording
 from recorder.proof.acts import Act
 from recorder.proof.report import Finding
 from recorder.retention.holds import Hold
-from recorder.unseen import Unseen
+from recorder.screen import Unseen
 from recorder.web.words import rfc3339
 
 Values = dict[str, Any]

@@ -14,7 +14,7 @@ from recorder.index import EventFilter, Filter, Index, LookFilter, Scope
 from recorder.index.rows import Hit
 from recorder.index.words import fold
 from recorder.model import End
-from recorder.unseen import Unseen
+from recorder.screen import Unseen
 from tests.recorder.index.library import ALL, START, Library, Place, api_event, opened, recording
 
 

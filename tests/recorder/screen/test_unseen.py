@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recorder.screen import MARK, CastText, Screen
-from recorder.unseen import Colours, Ink, Unseen
+from recorder.screen.colours import Colours, Ink
+from recorder.screen.unseen import Unseen
 
 
 def unseen(*output: str | tuple[float, str], columns: int = 80) -> list[tuple[str, str]]:

@@ -165,7 +165,7 @@ def test_hostile_output_is_bounded(hostile: str) -> None:
         held = [terminal._row, *terminal._aside.values()]
         assert len(held) <= 257
         assert all(len(row.text) <= 4096 for row in held)
-        assert len(terminal._parameters) <= 64
+        assert len(terminal._sequences._parameters) <= 64
         assert terminal._column <= 4096
     terminal.finish()
     assert sum(len(line) for segment in terminal.segments for _, line in segment.lines) <= 10_000
