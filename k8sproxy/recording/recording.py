@@ -101,7 +101,7 @@ class Recording:
             capture,
             self._write,
             prompt=self._level is RecordingLevel.ACKNOWLEDGED,
-            room=lambda: upload.room,
+            room=lambda: upload.row.room,
         )
         if self._level.enforced:
             upload.moved = self._moved
@@ -183,12 +183,12 @@ class Recording:
     @property
     def full(self) -> bool:
         """Whether so much waits for the recorder that upstream has to wait wherever it stands."""
-        return self._upload.full
+        return self._upload.row.overfull
 
     def hold(self, size: int) -> bool:
         """So many bytes of upstream's wait for the recorder. Whether more may."""
         self._upload.hold(size)
-        return not self._upload.crowded
+        return not self._upload.row.crowded
 
     @property
     def pending(self) -> bool:

@@ -1,15 +1,13 @@
 """One session on its way to a recorder: what has been written, taken by the wire, and stored.
 
-`write` only puts bytes in a row. A carrier (`h2wire.Stream`, `h1wire.Submission`) takes them off its front whenever
-the connection and the recorder's flow control have room, and reports back: what it took, what the recorder said, how
-the response ended. All else about an upload is decided here:
+`write` only puts bytes in a row (row.Row). A carrier (`http2.Stream`, `http1.Submission`) takes them off its front
+whenever the connection and the recorder's flow control have room, and reports back: what it took, what the recorder
+said, how the response ended. How much of it is stored, and whether the recorder is silent, is stored.Stored's. All else
+about an upload is decided here:
 
-    blocked         from `limit` bytes in the row on, or where it is one of those that have used up what may wait of all
+    blocked         from the row's limit on, or where it is one of those that have used up what may wait of all
                     sessions, or of its owner's (buffers); `drained` is called when half of what blocked it has gone
     failed          called once, when the recorder can't be believed to have the session any more: see `fail`
-    silence         bytes are not stored, and for `ack_timeout` seconds no ack has told of more: that is a failure, be
-                    the recorder, the way there or its flow control the reason. Where there are no acks (v1), what the
-                    socket takes is the sign of life.
     finish          ends the body, then waits for the ack of the last byte and the clean end of the response
 
 Nothing is called back from within `write`, `finish` or `abort`: failures come out of the loop.
@@ -18,15 +16,17 @@ Nothing is called back from within `write`, `finish` or `abort`: failures come o
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from k8sproxy.common import states
 from k8sproxy.common.errors import ProtocolError
-from k8sproxy.common.formats.recorderapi import DEFAULT_EVENT_CODES, AckReader, RecorderError
-from k8sproxy.recording.buffers import FLOOR, Buffers
+from k8sproxy.common.formats.recorderapi import DEFAULT_EVENT_CODES, RecorderError
+from k8sproxy.recording.buffers import Buffers
 from k8sproxy.recording.health import Health
 from k8sproxy.recording.limits import Limits
+from k8sproxy.recording.row import Row
+from k8sproxy.recording.stored import Stored
 
 
 class UploadError(Exception):
@@ -67,6 +67,35 @@ class Carrier(Protocol):
         """The recorder is to forget the rest; nothing more is reported."""
 
 
+class State(states.State):
+    """Where an upload is.
+
+    OPEN       a recorder has accepted it, and bytes are written             -> ENDING, FAILED, GIVEN_UP
+    ENDING     its end is written, and the recorder has to confirm it        -> KEPT, FAILED, GIVEN_UP
+    KEPT       the recorder has all of it                                    -> (final)
+    FAILED     the recorder does not have it, or can't be believed to        -> (final)
+    GIVEN_UP   its owner wants no more of it                                 -> (final)
+    """
+
+    OPEN = "open"
+    ENDING = "ending"
+    KEPT = "kept"
+    FAILED = "failed"
+    GIVEN_UP = "given up"
+
+
+OPEN, ENDING, KEPT, FAILED, GIVEN_UP = State.OPEN, State.ENDING, State.KEPT, State.FAILED, State.GIVEN_UP
+states.table(
+    {
+        OPEN: (ENDING, FAILED, GIVEN_UP),
+        ENDING: (KEPT, FAILED, GIVEN_UP),
+        KEPT: (),
+        FAILED: (),
+        GIVEN_UP: (),
+    }
+)
+
+
 def _nothing() -> None:
     pass
 
@@ -78,41 +107,29 @@ def _nobody(why: str) -> None:
 class Upload:
     """One accepted session; made by `Recorders.open`.
 
-    recorder: the address. version: of the wire, 1 or 2. event_codes: the asciicast event codes that it takes. owner:
-    whose share of the buffers it takes (peer.Peer.owner). drained: called when no longer blocked. moved: called when
-    `acked` has grown. failed: called at most once, with why, also where the failure came before the callback was set.
-    Use is `write` any number of times, then `finish` or `abort`.
+    recorder: the address. version: of the wire, 1 or 2. event_codes: the asciicast event codes that it takes. row: what
+    waits for the wire. failure: why the recorder does not have it, None where it has, or may still. drained: called
+    when no longer blocked. moved: called when `acked` has grown. failed: called at most once, with why, also where the
+    failure came before the callback was set. Use is `write` any number of times, then `finish` or `abort`.
     """
 
     __slots__ = (
-        "_acks",
-        "_buffers",
         "_carrier",
         "_done",
         "_failed",
-        "_finishing",
         "_health",
         "_limits",
         "_loop",
-        "_mark",
         "_moving",
-        "_progress",
-        "_row",
-        "_timer",
-        "_was_blocked",
-        "acked",
-        "buffered",
+        "_stored",
         "drained",
-        "ending",
         "event_codes",
         "failure",
-        "held",
-        "limit",
         "moved",
-        "owner",
         "recorder",
+        "row",
+        "state",
         "version",
-        "written",
     )
 
     def __init__(
@@ -124,17 +141,11 @@ class Upload:
         limits: Limits,
         buffers: Buffers | None = None,
     ) -> None:
-        self._buffers = buffers or Buffers()
-        self.owner = ""  # set before anything is written, or never
+        self.state = OPEN
         self.recorder = recorder
         self.version = version
         self.event_codes = DEFAULT_EVENT_CODES
-        self.limit = limits.buffer
-        self.buffered = 0
-        self.held = 0  # bytes of the session that wait elsewhere until the recorder has more
-        self.written = 0
-        self.acked = 0
-        self.ending = False  # the row's end is the body's
+        self.row = Row(limits.buffer, buffers or Buffers())
         self.failure: str | None = None
         self.drained: Callable[[], None] = _nothing
         self.moved: Callable[[], None] = _nothing
@@ -143,14 +154,8 @@ class Upload:
         self._health = health
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._row: deque[bytes | memoryview] = deque()
-        self._acks = AckReader()
+        self._stored = Stored(limits, self.fail)
         self._done: asyncio.Future[None] | None = None
-        self._finishing = False
-        self._mark: tuple[int, float] | None = None  # (bytes, when written), until it is acked: the acks' latency
-        self._progress = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._was_blocked = False
         self._moving = False  # that `moved` is called is on its way
 
     # -- the owner's side
@@ -162,57 +167,47 @@ class Upload:
     @failed.setter
     def failed(self, callback: Callable[[str], None]) -> None:
         self._failed = callback
-        if self.failure is not None:
+        if self.state is FAILED:
             self._loop.call_soon(self._report)
 
     @property
     def blocked(self) -> bool:
-        """Whether the row is full: `limit` bytes or more that the wire has not taken, or no room in the buffers."""
-        return self.buffered >= self.limit or not self._buffers.room(self.owner, self.buffered)
+        """Whether the row is full."""
+        return self.row.blocked
 
     @property
-    def room(self) -> int:
-        """Bytes that may be written before it is blocked."""
-        return max(0, min(self.limit - self.buffered, self._buffers.room(self.owner, self.buffered)))
+    def buffered(self) -> int:
+        """Bytes that the wire has not taken."""
+        return self.row.size
 
     @property
-    def full(self) -> bool:
-        """Whether nothing more should be written whatever is in its middle: twice what blocks it is in the row."""
-        buffered = self.buffered
-        return buffered >= 2 * self.limit or (buffered >= 4 * FLOOR and not self._buffers.room(self.owner, buffered))
-
-    def hold(self, size: int) -> None:
-        """So many bytes of the session wait elsewhere until the recorder has more; they count as the row's do."""
-        if self._carrier is not None:
-            self._buffers.add(self.owner, size - self.held)
-            self.held = size
+    def written(self) -> int:
+        """Bytes of it so far."""
+        return self.row.written
 
     @property
-    def crowded(self) -> bool:
-        """Whether no more should wait elsewhere, since the buffers are used up."""
-        return self.held >= FLOOR and not self._buffers.room(self.owner, self.held)
+    def acked(self) -> int:
+        """Bytes that the recorder has stored."""
+        return self._stored.acked
 
     @property
     def unacked(self) -> int:
         """Bytes that the wire has taken and the recorder has not confirmed."""
-        return self.written - self.buffered - self.acked
+        return self.row.written - self.row.size - self._stored.acked
+
+    def hold(self, size: int) -> None:
+        """So many bytes of the session wait elsewhere until the recorder has more; they count as the row's do."""
+        if self._carrier is not None:
+            self.row.hold(size)
 
     def write(self, data: bytes) -> None:
         """Puts `data` in the row, whatever there is in it. After a failure, an end or an abort it is dropped."""
         carrier = self._carrier
-        if carrier is None or self.ending or not data:
+        if carrier is None or self.state is not OPEN or not data:
             return
-        self._row.append(data)
-        size = len(data)
-        self.written += size
-        self.buffered += size
-        self._buffers.add(self.owner, size)
-        if not self._was_blocked and self.blocked:
-            self._was_blocked = True
-            if self.buffered < self.limit:
-                self._buffers.count(self.owner)
-        if self._timer is None or self._mark is None:
-            self._watch()
+        row = self.row
+        row.put(data)
+        self._stored.wrote(row.written)
         carrier.wake()
 
     async def finish(self) -> None:
@@ -222,12 +217,12 @@ class Upload:
         """
         if self.failure is not None:
             raise UploadError(self.failure)
-        if self._carrier is None:
+        carrier = self._carrier
+        if carrier is None:
             return  # it has ended well before
-        self._finishing = True
-        if not self.ending:
-            self.ending = True
-            self._carrier.wake()
+        if self.state is OPEN:
+            self.state = self.state.to(ENDING)
+            carrier.wake()
         if self._done is None:
             self._done = self._loop.create_future()
         try:
@@ -251,7 +246,7 @@ class Upload:
         began = self._loop.time()
         last = began + max(self._limits.ack_timeout, self._limits.finish_timeout)
         while not done.done():
-            left = min(last, max(began, self._progress) + self._limits.finish_timeout) - self._loop.time()
+            left = min(last, max(began, self._stored.progress) + self._limits.finish_timeout) - self._loop.time()
             if left <= 0:
                 return False
             # Not the future itself: whoever else waits for it must not be cancelled with this one.
@@ -260,71 +255,58 @@ class Upload:
 
     def abort(self) -> None:
         """Tells the recorder to give up, and forgets what is not sent. `failed` is not called from here on."""
-        self._finishing = True
+        self._failed = _nobody
         if self._carrier is not None:
-            self._end("the upload was given up")
+            self._end(GIVEN_UP, "the upload was given up")
 
     # -- the carrier's side
 
+    @property
+    def ending(self) -> bool:
+        """Whether the row's end is the body's."""
+        return self.state is ENDING
+
     def take(self, most: int, pieces: list[bytes | memoryview]) -> int:
         """Moves up to `most` bytes from the row's front to `pieces`; how many."""
-        row = self._row
-        left = most
-        while row and left:
-            piece = row[0]
-            size = len(piece)
-            if size <= left:
-                pieces.append(row.popleft())
-                left -= size
-            else:
-                view = memoryview(piece)
-                pieces.append(view[:left])
-                row[0] = view[left:]
-                left = 0
-        taken = most - left
-        self.buffered -= taken
-        self._buffers.add(self.owner, -taken)
+        row = self.row
+        taken = row.take(most, pieces)
         self._health.bytes_sent += taken
-        if self._was_blocked and self.buffered <= self.limit // 2 and (self.buffered <= FLOOR // 2 or not self.blocked):
-            self._was_blocked = False
+        if row.has_drained():
             self._loop.call_soon(self._tell_drained)
         if self.version == 1 and taken:
-            self.acked += taken
-            self._moved()
+            self._moved(self._stored.acked + taken)
         return taken
 
     def receive_data(self, data: bytes) -> None:
         """Part of the response's body (v2)."""
-        before = self.acked
         try:
-            acked = self._acks.receive_data(data)
+            acked = self._stored.acks.receive_data(data)
         except ProtocolError as error:
             self.fail(error.message)
             return
         except RecorderError as error:
             self.fail(f"the recorder says: {error}", blame=not error.declines)
             return
-        if acked == before:
+        if acked == self._stored.acked:
             return
-        sent = self.written - self.buffered
+        sent = self.row.written - self.row.size
         if acked > sent:
             self.fail(f"the recorder confirms {acked} bytes of {sent} sent")
             return
-        self.acked = acked
-        self._moved()
+        self._moved(acked)
 
     def receive_end(self) -> None:
         """The response has ended as it should, if it should."""
         if self._carrier is None:
             return
-        if not self.ending or self.buffered:
+        if not self.ending or self.row.size:
             self.fail("the recorder ended its answer before the session's end")
-        elif not self._acks.at_boundary:
+        elif not self._stored.acks.at_boundary:
             self.fail("the recorder's answer ends within a message")
         elif self.acked != self.written:
             self.fail(f"the recorder ended its answer having stored {self.acked} of {self.written} bytes")
         else:
-            self._end(None)
+            self._end(KEPT, None)
 
     def fail(self, why: str, *, blame: bool = True) -> None:
         """The recorder does not have the session, or can't be believed to. blame: it says something on its health."""
@@ -332,15 +314,16 @@ class Upload:
             return
         if blame:
             self._health.failed(why)
-        self._end(why)
-        self._loop.call_soon(self._report)
+        if self.state is OPEN:
+            self._loop.call_soon(self._report)
+        self._end(FAILED, why)
 
     # Owners' callbacks have a turn of their own: what they raise, or write at once, is not in a carrier's way.
 
     def _report(self) -> None:
-        if self.failure is not None and not self._finishing and self._failed is not _nobody:
-            self._finishing = True
-            self._failed(self.failure)
+        if self.state is FAILED and self.failure is not None:
+            failed, self._failed = self._failed, _nobody
+            failed(self.failure)
 
     def _tell_moved(self) -> None:
         self._moving = False
@@ -351,53 +334,23 @@ class Upload:
         if self._carrier is not None:
             self.drained()
 
-    def _end(self, why: str | None) -> None:
-        carrier, self._carrier = self._carrier, None
-        self.failure = why
-        self._health.uploads -= 1
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._row.clear()
-        self._buffers.add(self.owner, -self.buffered - self.held)
-        self.buffered = self.held = 0
-        if self._done is not None and not self._done.done():
-            self._done.set_result(None)
-        if carrier is not None and why is not None:
-            carrier.reset()
-
-    # -- silence
-
-    def _watch(self) -> None:
-        now = self._loop.time()
-        if self._mark is None:
-            self._mark = (self.written, now)
-        if self._timer is None:
-            self._progress = now
-            self._timer = self._loop.call_at(now + self._limits.ack_timeout, self._on_timer)
-
-    def _moved(self) -> None:
+    def _moved(self, acked: int) -> None:
         """More is stored than before."""
         if self.moved is not _nothing and not self._moving:
             self._moving = True
             self._loop.call_soon(self._tell_moved)
-        now = self._loop.time()
-        self._progress = now
-        if self._mark is not None and self.acked >= self._mark[0]:
-            if self.version == 2:
-                self._health.acked(now - self._mark[1])
-            self._mark = None
-        if self.acked == self.written and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        seconds = self._stored.moved(acked)
+        if seconds is not None and self.version == 2:
+            self._health.acked(seconds)
 
-    def _on_timer(self) -> None:
-        due = self._progress + self._limits.ack_timeout
-        if self._loop.time() < due:
-            self._timer = self._loop.call_at(due, self._on_timer)
-            return
-        self._timer = None
-        self.fail(
-            f"the recorder has confirmed nothing for {self._limits.ack_timeout:g} s, "
-            f"and {self.written - self.acked} bytes wait for it"
-        )
+    def _end(self, state: State, why: str | None) -> None:
+        self.state = self.state.to(state)
+        carrier, self._carrier = self._carrier, None
+        self.failure = why
+        self._health.uploads -= 1
+        self._stored.release()
+        self.row.clear()
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+        if carrier is not None and why is not None:
+            carrier.reset()

@@ -183,7 +183,7 @@ class Session(Tap):
         if self._level.enforced:
             self._fence = (Confirmed if acknowledged else Closed)(self._fence.passage, recording)
         self._keeping.begin(recording, upload.recorder)
-        upload.owner = self.facts.peer.owner
+        upload.row.owner = self.facts.peer.owner
         upload.failed = self._failed
 
     def _not_accepted(self, error: NoRecorder) -> None:

@@ -20,7 +20,7 @@ def stalled(
     """A session whose recorder takes nothing."""
     played = Scene(speech(), mode, flowing=flowing)
     assert played.recorder is not None
-    played.recorder.upload._buffers = buffers
+    played.recorder.upload.row.buffers = buffers
     facts = played.session.facts
     object.__setattr__(facts, "peer", type(facts.peer)("100.64.0.7", f"n-{owner}", "x.", login_name=owner))
     return played

@@ -11,11 +11,17 @@ from h2.settings import SettingCodes
 
 from k8sproxy.recording.carriers.http1 import Submission
 from k8sproxy.recording.recorders import UploadError
+from k8sproxy.recording.upload import State
 from standins.recorder import FakeRecorder
 from tests.common.tailnet.leakless import run
+from tests.lives import assert_documented
 from tests.recording.dialled import failure_of, recorders, refusal_of, session, turns
 
 BOTH = pytest.mark.parametrize("version", [1, 2])
+
+
+def test_the_states() -> None:
+    assert_documented(State)
 
 
 def test_a_v1_recorder_that_says_it_has_what_it_has_not_read() -> None:
@@ -342,13 +348,13 @@ def test_silence_is_no_fault_when_nothing_is_due() -> None:
     async def scene() -> None:
         async with session() as (_, upload):
             upload.failed = pytest.fail
-            assert upload._timer is None
+            assert not upload._stored.watching
             for number in range(1, 4):
                 upload.write(b"hello")
-                assert upload._timer is not None
+                assert upload._stored.watching
                 while upload.acked < 5 * number:
                     await turns(1)
-                assert upload._timer is None
+                assert not upload._stored.watching
             await upload.finish()
 
     run(scene())
