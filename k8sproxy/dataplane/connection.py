@@ -30,6 +30,7 @@ from k8sproxy.audit.entry import Entry, Served
 from k8sproxy.authenticators.evidence import Evidence
 from k8sproxy.common.errors import ProtocolError, Refusal
 from k8sproxy.common.longwork import LONG
+from k8sproxy.common.states import State, table
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.doubt import is_doubtful, settle
 from k8sproxy.dataplane.drive import in_task
@@ -60,14 +61,35 @@ _serial = count(1)
 _FAREWELL_SECONDS = 1.5
 
 
+class ConnectionState(State):
+    """What can still be said to the client. While an exchange runs, it has a state of its own (relay).
+
+    WAITING    for the head of the next request                               -> ASKED, ANSWERED, ENDED
+    ASKED      a head has come, and nothing of an answer has been sent        -> ANSWERED, ENDED
+    ANSWERED   an answer has been sent, or a part of one: whatever goes wrong
+               now, the client can't be told                                  -> WAITING, ENDED
+    ENDED      nothing more is read or sent                                   -> (final)
+
+    From WAITING to ANSWERED: a head that is malformed, or not whole in time, is refused.
+    """
+
+    WAITING = "waiting"
+    ASKED = "asked"
+    ANSWERED = "answered"
+    ENDED = "ended"
+
+
+WAITING, ASKED = ConnectionState.WAITING, ConnectionState.ASKED
+ANSWERED, ENDED = ConnectionState.ANSWERED, ConnectionState.ENDED
+table({WAITING: (ASKED, ANSWERED, ENDED), ASKED: (ANSWERED, ENDED), ANSWERED: (WAITING, ENDED), ENDED: ()})
+
+
 class Connection:
     """One client connection. entry: the account of its requests."""
 
     __slots__ = (
-        "_answering",
         "_decision",
         "_exchange",
-        "_head",
         "_seen",
         "_session",
         "_shared",
@@ -75,6 +97,7 @@ class Connection:
         "client",
         "entry",
         "standing",
+        "state",
     )
 
     def __init__(self, shared: Shared, client: Client, evidence: Evidence, permit: Permit, place: Place) -> None:
@@ -82,9 +105,8 @@ class Connection:
         self.entry = Entry(shared.trail, f"c{next(_serial)}", evidence.address)
         self.standing = Standing(shared, evidence, permit, place, client, self.entry)
         self._shared = shared
-        self._answering = False  # whether something of an answer to the current request has been sent
+        self.state = WAITING
         # What runs:
-        self._head: RequestHead | None = None
         self._decision: Decision | None = None
         self._exchange: Exchange | None = None
         self._session: Session | None = None
@@ -114,12 +136,13 @@ class Connection:
             await self._cut(cut)
         except Exception:
             _log.exception("request_failed", connection=self.id, request=self.requests)
-            await self._fault(self._head)
+            await self._fault()
         except BaseException:
             # Cancelled (a drain whose time is over): what is unfinished must not look whole.
             client.wire.abort()
             raise
         finally:
+            self.state = self.state.to(ENDED)
             self.standing.close()
             client.wire.close()
 
@@ -127,28 +150,27 @@ class Connection:
         """Requests, one after the other, until there is no other one."""
         client = self.client
         while True:
-            self._head = None
             try:
-                head = self._head = await client.next_head()
+                head = await client.next_head()
                 if head is None:
                     return
                 self.entry.begin(head)
-                if not await self._request(head):
-                    return
+                self.state = self.state.to(ASKED)
+                again = await self._request(head)
             except ProtocolError as error:
-                refusal = Refusal(error.status, "bad_request", error.message, close=True)
-                if not self._refuse(self._head, refusal):
-                    return
+                again = self._refuse(Refusal(error.status, "bad_request", error.message, close=True))
             except Refusal as refusal:
-                if not self._refuse(self._head, refusal):
-                    return
+                again = self._refuse(refusal)
+            if not again:
+                return
+            self.state = self.state.to(WAITING)
 
-    async def _fault(self, head: RequestHead | None) -> None:
+    async def _fault(self) -> None:
         """A fault of ours ends the connection, with a 500 where no answer had begun."""
-        if self._answering:
+        if self.state is ANSWERED:
             self.client.wire.abort()
             return
-        self._refuse(head, Refusal(500, "internal", "an internal error of k8sproxy; its log has more", close=True))
+        self._refuse(Refusal(500, "internal", "an internal error of k8sproxy; its log has more", close=True))
         await self.client.finish()
 
     async def _cut(self, cut: Cut) -> None:
@@ -168,7 +190,6 @@ class Connection:
         """One request; whether there may be another on this connection."""
         started = perf_counter()
         standing, entry = self.standing, self.entry
-        self._answering = False
         route = standing.permit.routes.choose(standing.evidence, head)  # once: whatever a reload does meanwhile
         authority = standing.current(route) or await self._ask(route)
         info = self._read(head)
@@ -219,7 +240,8 @@ class Connection:
             entry.end(exchange, perf_counter() - started, end.cause if isinstance(end, Cut) else "")
             raise
         finally:
-            self._answering = exchange.status > 0
+            if exchange.status:
+                self.state = self.state.to(ANSWERED)
             self._exchange = self._decision = self._session = None
             if decision.events:
                 entry.over(decision, whole=exchange.body_came)
@@ -261,6 +283,7 @@ class Connection:
         content_type, body = local_document(head, info.path, authority, self._shared.documents)
         close = head.fields.close or head.fields.chunked or bool(head.fields.content_length) or bool(info.upgrade)
         self.client.answer(200, body, content_type=content_type, close=close, head_only=head.method == "HEAD")
+        self.state = self.state.to(ANSWERED)
         self.entry.end(Served(len(body)), 0.0)
         return not close
 
@@ -347,8 +370,9 @@ class Connection:
             facts = facts_of(info, decision, cluster, self.id, agent)
         return shared.sessions.make(facts, info, decision, offered=offered_protocols(fields))
 
-    def _refuse(self, head: RequestHead | None, refusal: Refusal) -> bool:
+    def _refuse(self, refusal: Refusal) -> bool:
         """Answer a Refusal; whether the connection goes on. It can't where the request's body is still to come."""
+        head = self.entry.head
         close = (
             refusal.close
             or self._shared.draining
@@ -364,6 +388,7 @@ class Connection:
             head_only=head is not None and head.method == "HEAD",
             warn=head is not None and _is_discovery(head.target),
         )
+        self.state = self.state.to(ANSWERED)
         self.entry.refuse(refusal)
         return not close
 

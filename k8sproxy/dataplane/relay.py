@@ -411,7 +411,6 @@ class Exchange:
                 self._connection.wire.receiver = self._hold_answer
                 self._hold_answer(rest)
                 return
-        self.status = head.status
         if head.content_length == len(rest) and self._head.method != "HEAD" and head.status not in (204, 304):
             # Most answers: all of it came in one piece.
             body: Body = _NO_BODY
@@ -430,18 +429,18 @@ class Exchange:
             self.closing = True
         self.sent += size
         self.reusable = not head.close
-        client = self._client.wire
-        client.write(
-            b"".join(
-                (
-                    b"HTTP/1.1",
-                    head.status_line[8:],
-                    head.fields if self.guard is None else self.guard.fields(head.fields),
-                    b"Connection: close\r\n\r\n" if self.closing else b"\r\n",
-                    rest[:size],
-                )
+        answer = b"".join(
+            (
+                b"HTTP/1.1",
+                head.status_line[8:],
+                head.fields if self.guard is None else self.guard.fields(head.fields),
+                b"Connection: close\r\n\r\n" if self.closing else b"\r\n",
+                rest[:size],
             )
         )
+        self.status = head.status  # only now: what is malformed up to here is refused, and the client has no answer yet
+        client = self._client.wire
+        client.write(answer)
         upstream = self._connection.wire
         if body is _NO_BODY and self._body_up is _NO_BODY:
             # Nearly every exchange ends here. What came behind the response, if anything, is no answer of ours.
