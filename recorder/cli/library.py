@@ -27,7 +27,7 @@ from recorder.index.words import pack, terms
 from recorder.model import Recording, Source, UnreadableError, is_id
 from recorder.proof.actlog import ActLog
 from recorder.proof.chain import stored_keys
-from recorder.proof.documents import is_day
+from recorder.proof.days import is_day
 from recorder.proof.keys import KeyFault
 from recorder.proof.report import Finding
 from recorder.proof.standing import Standings

@@ -71,7 +71,7 @@ def command(
     the acts (holds, releases, removals, reversals) are signed and all there, and each hold is as it was signed.
     Decryption keys are not needed.
     """
-    from recorder.proof.documents import is_day
+    from recorder.proof.days import is_day
 
     if day and (not is_day(day) or identifier):
         raise click.UsageError("--day must be a day such as 2026-11-22" if not identifier else "either ID or --day")

@@ -18,11 +18,11 @@ import structlog
 from recorder.crypt import stored
 from recorder.proof.acts import Act, Acts, Kind, Subject, act_file, read_acts, write_act
 from recorder.proof.chain import last_manifest
-from recorder.proof.documents import digest
 from recorder.proof.handover import ACTS as CHAIN
 from recorder.proof.handover import read_handovers
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
 from recorder.proof.registers import read_both
+from recorder.proof.signed import digest
 from recorder.proof.witness import Witnesses
 from recorder.store.blobs import Blobs
 from recorder.store.errors import StoreError

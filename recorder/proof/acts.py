@@ -29,14 +29,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recorder.model import is_id
-from recorder.proof.documents import (
-    NOTHING,
+from recorder.proof.days import is_day
+from recorder.proof.documents import NOTHING, Manifest
+from recorder.proof.handover import ACTS as CHAIN
+from recorder.proof.handover import KeyHistory, read_handovers
+from recorder.proof.keys import Anchor, PublicKeys, Signer
+from recorder.proof.signed import (
     ForgedError,
-    Manifest,
     UnknownKeyError,
     digest,
     head_values,
-    is_day,
     open_document,
     read_head,
     read_seconds,
@@ -46,9 +48,6 @@ from recorder.proof.documents import (
     sign_document,
     signed_by,
 )
-from recorder.proof.handover import ACTS as CHAIN
-from recorder.proof.handover import KeyHistory, read_handovers
-from recorder.proof.keys import Anchor, PublicKeys, Signer
 from recorder.store.blobs import Blobs
 
 ACT_TYPE = "recorder act"

@@ -10,25 +10,21 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from recorder.proof.days import is_day, next_day
 from recorder.proof.documents import (
     DAYS,
     KEYS,
     NOTHING,
     REMOVALS,
-    ForgedError,
     Manifest,
     Removal,
-    UnknownKeyError,
-    digest,
-    is_day,
     manifest_file,
-    next_day,
     read_manifest,
     read_removal,
-    signed_by,
 )
 from recorder.proof.handover import MANIFESTS, KeyHistory, read_handovers
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, parse_public_key
+from recorder.proof.signed import ForgedError, UnknownKeyError, digest, signed_by
 from recorder.store.blobs import Blobs
 from recorder.store.errors import StoreError
 

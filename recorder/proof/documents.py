@@ -1,24 +1,29 @@
-"""What is signed, as bytes: manifests of days, and removals. Pure.
+"""What is signed, as documents of two lines (`signed.py`): manifests of days, entries of registers, and removals. Pure.
 
-Both are files of two lines. The first is a JSON object, and these very bytes, with their line feed, are what is signed;
-nothing has to be made canonical. The second is {"key": NAME, "signature": BASE64}. `type` keeps the one from standing
-for the other. The hash of a manifest, which the next one has as `previous`, is that of the whole file.
+The hash of a manifest, which the next one has as `previous`, is that of the whole file.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 from typing import Any
 
 from recorder.model import is_id
+from recorder.proof.days import is_day
 from recorder.proof.keys import Anchor, PublicKeys, Signer
+from recorder.proof.signed import (
+    ForgedError,
+    head_values,
+    open_document,
+    read_head,
+    read_number,
+    read_seconds,
+    read_sha256,
+    read_text,
+    read_whole,
+    sign_document,
+)
 
 MANIFEST_TYPE = "recorder manifest"
 REMOVAL_TYPE = "recorder removal"
@@ -38,20 +43,6 @@ CHUNKS = ("events", "looks")
 # Days after a day's seal that something which ended on it, and which nobody signed, may still be listed. More than that
 # is not late but new: it was not there for all that time.
 LATE = 7
-
-_DAY = re.compile(r"\d{4}-\d\d-\d\d\Z", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-_SECONDS = 86400
-# No moment is later: the end of what a calendar has (year 9999).
-_MOST_SECONDS = 253402300800
-
-
-class ForgedError(Exception):
-    """A document that is not signed by a key that is trusted, or makes no sense."""
-
-
-class UnknownKeyError(ForgedError):
-    """It says that it is signed by a key that was not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,40 +138,6 @@ class Entry:
     looks: tuple[Part, ...] = ()
     opening: bool = False
     accepted: Accepted | None = None
-
-
-def is_day(text: str) -> bool:
-    """Whether it is a day as "yyyy-mm-dd"."""
-    if not _DAY.match(text):
-        return False
-    try:
-        date.fromisoformat(text)
-    except ValueError:
-        return False
-    return True
-
-
-def day_of(seconds: float) -> str:
-    """The day (UTC) of a moment in unix seconds; of what no calendar has, the first there is."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
-    except (OverflowError, ValueError, OSError):
-        return "1970-01-01"
-
-
-def day_end(day: str) -> float:
-    """When a day is over, in unix seconds."""
-    return datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() + _SECONDS
-
-
-def next_day(day: str) -> str:
-    """The day behind it."""
-    return day_of(day_end(day))
-
-
-def digest(data: bytes) -> str:
-    """SHA-256, as hex."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def chunks(document: Manifest | Entry) -> Iterator[tuple[str, Part]]:
@@ -308,54 +265,6 @@ def read_removal(data: bytes, keys: PublicKeys) -> Removal:
         raise ForgedError("it is signed and makes no sense") from None
 
 
-def sign_document(value: Mapping[str, Any], signer: Signer) -> bytes:
-    """The two lines."""
-    line = json.dumps(value, separators=(",", ":")).encode() + b"\n"
-    return line + seal_line(line, signer)
-
-
-def seal_line(line: bytes, signer: Signer) -> bytes:
-    """The line that seals another."""
-    signature = base64.b64encode(signer.sign(line)).decode()
-    return json.dumps({"key": signer.id, "signature": signature}, separators=(",", ":")).encode() + b"\n"
-
-
-def open_seal(line: bytes, seal: bytes, keys: PublicKeys) -> str:
-    """By which key a line is sealed. Raises ForgedError."""
-    try:
-        outer = json.loads(seal)
-        name, signature = read_text(outer["key"]), base64.b64decode(read_text(outer["signature"]), validate=True)
-    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
-        raise ForgedError("it has no signature") from None
-    if name not in keys:
-        raise UnknownKeyError(f"it is signed with the key {name[:16]!a}, which is none of those given")
-    if not keys.good(name, signature, line):
-        raise ForgedError("its signature is wrong")
-    return name
-
-
-def signed_by(data: bytes) -> str:
-    """The key that a file of two lines says it is signed with; what was read without a fault is. Raises ForgedError."""
-    try:
-        return read_text(json.loads(data[data.find(b"\n") + 1 :])["key"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ForgedError("it has no signature") from None
-
-
-def open_document(data: bytes, keys: PublicKeys, kind: str) -> Mapping[str, Any]:
-    """What the two lines say. kind: the type that it must be. Raises ForgedError."""
-    feed = data.find(b"\n") + 1
-    line = data[:feed]
-    open_seal(line, data[feed:], keys)
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ForgedError("it is signed and makes no sense") from None
-    if not isinstance(value, dict) or value.get("type") != kind or value.get("version") != 1:
-        raise ForgedError(f"it is signed and is no {kind} of version 1")
-    return value
-
-
 def _sealed_values(sealed: Sealed) -> dict[str, Any]:
     values: dict[str, Any] = {
         "id": sealed.id,
@@ -381,7 +290,7 @@ def _read_sealed(value: Mapping[str, Any]) -> Sealed:
         raise ValueError("not an id")
     return Sealed(
         id=identifier,
-        ended=_read_number(value["ended"]),
+        ended=read_number(value["ended"]),
         end=read_text(value["end"]),
         size=read_whole(value["size"]),
         header=read_text(value["header"]),
@@ -413,54 +322,5 @@ def _read_accepted(value: Mapping[str, Any]) -> Accepted:
     return Accepted(read_seconds(value["at"]), by, reason, _read_heads(value["lost"]))
 
 
-def head_values(head: Anchor) -> dict[str, Any]:
-    """The end of a chain as JSON values."""
-    return {"number": head.number, "sha256": head.sha256}
-
-
 def _read_heads(value: Mapping[str, Any]) -> dict[str, Anchor]:
     return {read_text(name): read_head(head) for name, head in value.items()}
-
-
-def read_head(value: Mapping[str, Any]) -> Anchor:
-    """The end of a chain. Raises KeyError, TypeError, ValueError; so do the others below."""
-    return Anchor(read_whole(value["number"]), read_sha256(value["sha256"]))
-
-
-def read_text(value: object) -> str:
-    """Text."""
-    if not isinstance(value, str):
-        raise TypeError("not text")
-    return value
-
-
-def read_seconds(value: object) -> float:
-    """When something was signed, in unix seconds."""
-    if not 0 <= (seconds := _read_number(value)) < _MOST_SECONDS:
-        raise ValueError("not a moment")
-    return seconds
-
-
-def _read_number(value: object) -> float:
-    """Any number: when a recording ended is what its recording.json says, which somebody else may have written."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError("not a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError("too large") from None
-
-
-def read_whole(value: object) -> int:
-    """A whole number from 0 on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError("not a number")
-    return value
-
-
-def read_sha256(value: object) -> str:
-    """A hash as hex."""
-    text = read_text(value)
-    if not _SHA256.match(text):
-        raise ValueError("not a SHA-256")
-    return text

@@ -18,7 +18,8 @@ from recorder.model import Recording, id_day
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Acts, compare
 from recorder.proof.chain import Chain
-from recorder.proof.documents import LATE, UNSIGNED, Part, Sealed, day_end, day_of
+from recorder.proof.days import day_end, day_of
+from recorder.proof.documents import LATE, UNSIGNED, Part, Sealed
 from recorder.proof.handover import MANIFESTS
 from recorder.proof.parts import hash_of
 from recorder.proof.registers import read_both

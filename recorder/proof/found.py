@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import structlog
 
 from recorder.model import id_day, is_id
-from recorder.proof.documents import Part, Sealed, is_day
+from recorder.proof.days import is_day
+from recorder.proof.documents import Part, Sealed
 from recorder.proof.parts import hash_of, look
 from recorder.store.blobs import Blobs
 

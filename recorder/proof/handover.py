@@ -21,9 +21,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from recorder.proof.documents import (
-    KEYS,
-    NOTHING,
+from recorder.proof.documents import KEYS, NOTHING
+from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
+from recorder.proof.signed import (
     ForgedError,
     UnknownKeyError,
     digest,
@@ -34,7 +34,6 @@ from recorder.proof.documents import (
     read_whole,
     seal_line,
 )
-from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
 from recorder.store.blobs import Blobs
 from recorder.store.errors import StoreError
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from recorder.crypt import EncryptedBlobs, is_encrypted, stored
 from recorder.model import Recording
-from recorder.proof.documents import Part, digest
+from recorder.proof.documents import Part
+from recorder.proof.signed import digest
 from recorder.store.blobs import Blobs
 from recorder.store.chunk import FOOTER, ChunkRow, DamagedChunkError, chunk_name, origin, read_trailer, trailer_size
 from recorder.store.errors import StoreError

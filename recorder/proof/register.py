@@ -43,7 +43,6 @@ from recorder.proof.documents import (
     Part,
     Sealed,
     chunks,
-    digest,
     entry_file,
     write_entry,
 )
@@ -59,6 +58,7 @@ from recorder.proof.handover import (
 )
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
 from recorder.proof.registers import Registers, State, all_heads, holder, read_both
+from recorder.proof.signed import digest
 from recorder.proof.witness import Heads, Witnesses
 from recorder.store.api import Ended, Kept
 from recorder.store.blobs import Blobs

@@ -19,18 +19,15 @@ from recorder.proof.documents import (
     REGISTER,
     Accepted,
     Entry,
-    ForgedError,
     Part,
     Sealed,
-    UnknownKeyError,
     chunks,
-    digest,
     entry_file,
     read_entry,
-    signed_by,
 )
 from recorder.proof.handover import ACTS, HANDOVERS, MANIFESTS, KeyHistory, register_chain
 from recorder.proof.keys import Anchor, PublicKeys
+from recorder.proof.signed import ForgedError, UnknownKeyError, digest, signed_by
 from recorder.proof.witness import Heads
 from recorder.store.blobs import Blobs
 

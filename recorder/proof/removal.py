@@ -22,7 +22,8 @@ from recorder.model import id_day
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Acts, Kind, Subject
 from recorder.proof.chain import Chain
-from recorder.proof.documents import Removal, day_of, is_day, removal_file
+from recorder.proof.days import day_of, is_day
+from recorder.proof.documents import Removal, removal_file
 from recorder.store.blobs import Blobs
 from recorder.store.manifest import MANIFEST, folder
 from recorder.store.store import Store

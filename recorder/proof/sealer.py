@@ -25,6 +25,7 @@ from recorder.crypt import stored
 from recorder.model import Recording, id_day, is_id, new_id
 from recorder.proof.actlog import ActLog
 from recorder.proof.chain import Chain
+from recorder.proof.days import day_end, day_of, is_day, next_day
 from recorder.proof.documents import (
     CHUNKS,
     DAYS,
@@ -37,13 +38,8 @@ from recorder.proof.documents import (
     Part,
     Sealed,
     chunks,
-    day_end,
-    day_of,
-    digest,
     entry_file,
-    is_day,
     manifest_file,
-    next_day,
     write_manifest,
 )
 from recorder.proof.found import seal
@@ -53,6 +49,7 @@ from recorder.proof.parts import differs, hash_of, look
 from recorder.proof.register import Register
 from recorder.proof.registers import Registers, read_both
 from recorder.proof.removal import take_over
+from recorder.proof.signed import digest
 from recorder.proof.witness import missing
 from recorder.store.errors import StoreError
 from recorder.store.manifest import MANIFEST, folder, manifest_key, read_manifest

@@ -20,25 +20,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from recorder.model import Recording, id_day
+from recorder.proof.days import day_end, day_of, is_day
 from recorder.proof.documents import (
     DAYS,
     FOUND,
     JOURNAL,
     REGISTER,
     UNSIGNED,
-    ForgedError,
     Manifest,
     Sealed,
-    day_end,
-    day_of,
-    is_day,
     read_entry,
     read_manifest,
-    signed_by,
 )
 from recorder.proof.handover import MANIFESTS, KeyHistory, read_handovers, register_chain
 from recorder.proof.keys import PublicKeys
 from recorder.proof.report import Finding, Status
+from recorder.proof.signed import ForgedError, signed_by
 from recorder.store.blobs import Blobs
 
 # Seconds that the signature of what has ended may take: the recorder signs at once, or as soon as its store is well.

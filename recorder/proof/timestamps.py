@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from recorder.proof import der
-from recorder.proof.documents import day_of
+from recorder.proof.days import day_of
 from recorder.proof.handover import MANIFESTS
 from recorder.proof.keys import Anchor, KeyFault
 from recorder.proof.witness import Heads

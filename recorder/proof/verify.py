@@ -15,17 +15,8 @@ from recorder.crypt import stored
 from recorder.model import id_day, id_time, is_id
 from recorder.proof.acts import HOLDS, Acts, Kind, compare, read_acts
 from recorder.proof.chain import Chain
-from recorder.proof.documents import (
-    CHUNKS,
-    UNSIGNED,
-    Part,
-    Sealed,
-    chunks,
-    day_end,
-    day_of,
-    digest,
-    is_day,
-)
+from recorder.proof.days import day_end, day_of, is_day
+from recorder.proof.documents import CHUNKS, UNSIGNED, Part, Sealed, chunks
 from recorder.proof.handover import KeyHistory
 from recorder.proof.keys import KeyFault, PublicKeys
 from recorder.proof.parts import Looked, hash_of, look
@@ -33,6 +24,7 @@ from recorder.proof.registers import Registers, holder, read_both
 from recorder.proof.removal import Removed, old_removals, removals, removals_of
 from recorder.proof.report import ActsReport, Finding, Progress, Report, Status
 from recorder.proof.sealer import DELAY
+from recorder.proof.signed import digest
 from recorder.proof.standing import ORIGINS, SIGNING, lateness, listed, unlisted
 from recorder.proof.witness import Heads, Witness, missing
 from recorder.store.blobs import Blobs

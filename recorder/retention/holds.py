@@ -32,8 +32,8 @@ from recorder.crypt import EncryptedBlobs, stored
 from recorder.model import Recording, is_id
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import HOLDS, Acts, Kind, Subject
-from recorder.proof.documents import digest
 from recorder.proof.keys import KeyFault
+from recorder.proof.signed import digest
 from recorder.store.blobs import Blobs
 from recorder.store.errors import StoreError
 

@@ -32,7 +32,7 @@ from recorder.crypt import stored
 from recorder.model import End, Recording, id_day, is_id
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Act, Kind, Subject
-from recorder.proof.documents import day_end, day_of, is_day
+from recorder.proof.days import day_end, day_of, is_day
 from recorder.proof.evidence import Evidence, MismatchError, MissingError, NotSealedYetError
 from recorder.proof.keys import KeyFault, PublicKeys, Signer
 from recorder.proof.register import Register

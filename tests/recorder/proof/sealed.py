@@ -14,13 +14,15 @@ from typing import Any, TypeVar
 from recorder.crypt import EncryptedBlobs, EncryptedLog, Keyring
 from recorder.model import End, Source
 from recorder.proof import PublicKeys, Sealer, Signer
-from recorder.proof.documents import NOTHING, Manifest, day_of, digest, manifest_file, write_manifest
+from recorder.proof.days import day_of
+from recorder.proof.documents import NOTHING, Manifest, manifest_file, write_manifest
 from recorder.proof.found import seal as seal_found
 from recorder.proof.handover import MANIFESTS, hand_over
 from recorder.proof.keys import Anchor
 from recorder.proof.register import Register
 from recorder.proof.registers import all_heads, read_both
 from recorder.proof.report import Report
+from recorder.proof.signed import digest
 from recorder.proof.verify import Verifier
 from recorder.proof.witness import MemoryWitness, Witness, Witnesses
 from recorder.store import builder

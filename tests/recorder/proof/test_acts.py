@@ -17,11 +17,12 @@ from recorder.proof import KeyFault, PublicKeys, Signer
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import NONE, Act, Acts, Kind, Subject, act_file, compare, read_act, read_acts, write_act
 from recorder.proof.chain import read_chain
-from recorder.proof.documents import NOTHING, ForgedError, Manifest, digest, sign_document, write_manifest
+from recorder.proof.documents import NOTHING, Manifest, write_manifest
 from recorder.proof.handover import ACTS as CHAIN
 from recorder.proof.handover import KeyHistory, hand_over
 from recorder.proof.keys import Anchor
 from recorder.proof.register import Register
+from recorder.proof.signed import ForgedError, digest, sign_document
 from recorder.proof.witness import MemoryWitness, Witnesses
 from recorder.store.blobs import Blobs, FolderBlobs
 from recorder.store.objects import ObjectBlobs

@@ -12,15 +12,13 @@ from hypothesis import strategies as st
 
 from recorder.proof import KeyFault, PublicKeys, Sealer, Signer
 from recorder.proof.acts import NONE, Act, Kind, Subject, act_file, write_act
+from recorder.proof.days import next_day
 from recorder.proof.documents import (
     NOTHING,
     Entry,
-    ForgedError,
     Manifest,
     Removal,
-    digest,
     entry_file,
-    next_day,
     write_entry,
     write_manifest,
 )
@@ -39,6 +37,7 @@ from recorder.proof.keys import Anchor
 from recorder.proof.register import Register
 from recorder.proof.registers import all_heads, read_both
 from recorder.proof.report import Report
+from recorder.proof.signed import ForgedError, digest
 from recorder.proof.witness import Witnesses
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError

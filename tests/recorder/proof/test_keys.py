@@ -12,19 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recorder.model import new_id
+from recorder.proof.days import is_day
 from recorder.proof.documents import (
-    ForgedError,
     Manifest,
     Part,
     Removal,
     Sealed,
-    is_day,
     read_manifest,
     read_removal,
     write_manifest,
     write_removal,
 )
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer, read_public_key
+from recorder.proof.signed import ForgedError
 
 SIGNER = Signer.make()
 KEYS = PublicKeys([SIGNER.public_key])
@@ -136,7 +136,7 @@ def test_nonsense_is_forged(data: bytes) -> None:
 
 
 def test_signed_nonsense_is_forged_too() -> None:
-    from recorder.proof.documents import sign_document
+    from recorder.proof.signed import sign_document
 
     good = json.loads(MANIFEST.split(b"\n")[0])
     wrong: list[dict[str, object]] = [

@@ -18,9 +18,11 @@ from recorder.proof import KeyFault, PublicKeys, Sealer, Signer
 from recorder.proof import sealer as sealer_module
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Kind, Subject, act_file
-from recorder.proof.documents import NOTHING, day_end, day_of, digest
+from recorder.proof.days import day_end, day_of
+from recorder.proof.documents import NOTHING
 from recorder.proof.keys import Anchor
 from recorder.proof.register import Register
+from recorder.proof.signed import digest
 from recorder.proof.verify import Verifier
 from recorder.proof.witness import Witnesses
 from recorder.store.blobs import FolderBlobs

@@ -18,9 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recorder.proof import KeyFault, der
-from recorder.proof.documents import Manifest, day_of, digest, next_day, write_manifest
+from recorder.proof.days import day_of, next_day
+from recorder.proof.documents import Manifest, write_manifest
 from recorder.proof.handover import MANIFESTS
 from recorder.proof.keys import Anchor
+from recorder.proof.signed import digest
 from recorder.proof.timestamps import (
     StampError,
     TimeStampWitness,

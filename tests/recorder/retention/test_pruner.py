@@ -17,8 +17,9 @@ from recorder.crypt import Keyring
 from recorder.model import new_id
 from recorder.proof import PublicKeys, Signer
 from recorder.proof.acts import NONE, Act, Kind, Subject, act_file, read_act, write_act
-from recorder.proof.documents import NOTHING, Removal, digest, write_removal
+from recorder.proof.documents import NOTHING, Removal, write_removal
 from recorder.proof.keys import Anchor
+from recorder.proof.signed import digest
 from recorder.proof.witness import missing
 from recorder.retention import pruner as retention
 from recorder.retention.holds import Hold, Holds, Match
