@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from k8sproxy.access.caller import tailnet_caller
-from k8sproxy.access.decision import Authority, Decision, RecordingDemand, Snapshot, authorize, decide
+from k8sproxy.access.decision import Authority, Decision, RecordingDemand, Snapshot, authorize, covers, decide
 from k8sproxy.access.grants import CAPABILITY, Grants, GrantSettings, Impersonation
 from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.common.errors import ProtocolError, Refusal
@@ -212,3 +212,20 @@ def test_a_proof_that_has_ended_decides_nothing() -> None:
     with pytest.raises(Refusal, match="is not valid any more") as refused:
         decide(authorize(caller), info, 1000.0)
     assert (refused.value.status, refused.value.cause) == (401, "proof_expired")
+
+
+@pytest.mark.parametrize("before", [None, *RecordingLevel])
+@pytest.mark.parametrize("now", [None, *RecordingLevel])
+def test_a_session_goes_on_where_its_recording_is_what_is_demanded(
+    before: RecordingLevel | None, now: RecordingLevel | None
+) -> None:
+    """A grant that asks for less ended the sessions that had more."""
+
+    def decided(level: RecordingLevel | None) -> Decision:
+        rules = {"tailscale.com/cap/k8sproxy": ({"recording": level.value} if level else {},)}
+        who = Peer("100.64.0.7", "n", "l.", login_name="ana@x", capabilities=rules)
+        asked = request_info("GET", "/api/v1/namespaces/a/pods/web/exec", "websocket")
+        return decide(authorize(tailnet_caller(who)), asked, 0.0)
+
+    levels = [None, *RecordingLevel]
+    assert covers(decided(now), decided(before)) is (levels.index(before) >= levels.index(now))

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from k8sproxy.access.caller import tailnet_caller
-from k8sproxy.access.decision import Decision, Snapshot, authorize, covers, decide
+from k8sproxy.access.decision import Snapshot
 from k8sproxy.access.grants import GrantSettings
-from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.tailnet.localapi import LocalAPI
 from k8sproxy.common.tailnet.peer import Peer
@@ -20,7 +18,6 @@ from k8sproxy.dataplane import connection, standing
 from k8sproxy.dataplane.listener import Terms, Trust
 from k8sproxy.dataplane.routes import Permit, Route, Routes
 from k8sproxy.dataplane.upstream import Upstream
-from k8sproxy.request.requestinfo import request_info
 from standins.tailscaled import FakeTailscaled, groups, user_whois
 from tests.dataplane.proxied import ANA, AWAY, CHUNKED, KUBERNETES, UNKNOWN, Raw, Stage, get, peer, reply, request
 from tests.dataplane.test_listener import proxy_header
@@ -310,20 +307,6 @@ async def test_recheck_of_a_request_that_is_over_touches_no_other() -> None:
         assert (await client.response()).status == 200
 
 
-async def test_whoami() -> None:
-    async with Stage() as stage:
-        client = await stage.client()
-        await client.send(get("/.well-known/k8sproxy/whoami"))
-        response = await client.response()
-        assert response.status == 200 and b'"user": "ana@example.com"' in response.body
-        assert json.loads(response.body)["recording"] is None
-        await client.send(get("/.well-known/k8sproxy/other"))
-        assert (await client.response()).refusal()[0] == 404
-        await client.send(request("DELETE", "/.well-known/k8sproxy/whoami"))
-        assert (await client.response()).refusal()[0] == 405
-        assert stage.api.untouched()
-
-
 async def test_unknown_fields_of_a_grant_are_said_once_a_peer() -> None:
     async with Stage() as stage:
         stage.daemon.answer = peer("dev", enforceRecoder=True)
@@ -356,23 +339,6 @@ async def test_unknown_fields_refuse_where_the_configuration_says_so() -> None:
         status, message = (await client.response()).refusal()
         assert status == 403 and "did you mean enforceRecorder?" in message
         assert stage.api.untouched()
-
-
-@pytest.mark.parametrize("before", [None, *RecordingLevel])
-@pytest.mark.parametrize("now", [None, *RecordingLevel])
-def test_a_session_goes_on_where_its_recording_is_what_is_demanded(
-    before: RecordingLevel | None, now: RecordingLevel | None
-) -> None:
-    """A grant that asks for less ended the sessions that had more."""
-
-    def decided(level: RecordingLevel | None) -> Decision:
-        rules = {"tailscale.com/cap/k8sproxy": ({"recording": level.value} if level else {},)}
-        who = Peer("100.64.0.7", "n", "l.", login_name="ana@x", capabilities=rules)
-        asked = request_info("GET", "/api/v1/namespaces/a/pods/web/exec", "websocket")
-        return decide(authorize(tailnet_caller(who)), asked, 0.0)
-
-    levels = [None, *RecordingLevel]
-    assert covers(decided(now), decided(before)) is (levels.index(before) >= levels.index(now))
 
 
 @pytest.mark.parametrize(
