@@ -13,8 +13,9 @@ not sign at that time: it is told as `unknown` for ever.
 The journal has a session until its entry is there. So what a crash leaves between the two is signed at the next start,
 and says that it came out of the journal. A register that is new signs what it finds, once, and says so too.
 
-    open        reads the chains, holds the store against the anchor, hands over from the key of before
-    run         signs what waits, as one entry at a time
+    open        reads the chains, holds the store against the anchor (`anchoring.py`), hands over from the key of before
+    run         signs what waits (`waiting.py`), as one entry at a time (`entries.py`)
+    accept      takes the store as it is, on an operator's word
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import structlog
 
+from k8sproxy.common.states import State, table
 from k8sproxy.common.tasks import Tasks
 from recorder.crypt import stored
 from recorder.model import is_id
 from recorder.proof.acts import read_acts
+from recorder.proof.anchoring import Anchoring
 from recorder.proof.chain import Chain, read_chain
 from recorder.proof.documents import (
     FOUND,
@@ -43,23 +45,15 @@ from recorder.proof.documents import (
     Part,
     Sealed,
     chunks,
-    entry_file,
-    write_entry,
 )
+from recorder.proof.entries import Entries
 from recorder.proof.found import events_of, part_of, recordings_of, seal
-from recorder.proof.handover import (
-    ACTS,
-    HANDOVERS,
-    hand_over,
-    handover_file,
-    is_from,
-    read_handovers,
-    register_chain,
-)
+from recorder.proof.handover import ACTS, HANDOVERS, hand_over, register_chain
 from recorder.proof.keys import Anchor, KeyFault, PublicKeys, Signer
-from recorder.proof.registers import Registers, State, all_heads, holder, read_both
+from recorder.proof.registers import Registers, all_heads, holder, read_both
 from recorder.proof.signed import digest
-from recorder.proof.witness import Heads, Witnesses
+from recorder.proof.waiting import Item, Waiting
+from recorder.proof.witness import Witnesses
 from recorder.store.api import Ended, Kept
 from recorder.store.blobs import Blobs
 from recorder.store.errors import StoreError
@@ -70,19 +64,42 @@ _log = structlog.get_logger(__name__)
 GAP = 0.1
 # Recordings and chunks of one entry, so that it has less than a megabyte or so.
 MOST = 500
-# Recordings that may wait for a signature with the journal still holding them; those behind them wait in memory alone.
-HELD = 1000
 # Seconds between attempts after a failure.
 RETRY = 10.0
 # Seconds that the end of the process waits for the last entries.
 CLOSE_TIMEOUT = 10.0
 
 
+class Life(State):
+    """Whether a register can sign.
+
+    NEW         the chains are not read yet, or could not be                   -> OPEN, LEAVING
+    OPEN        it may sign                                                    -> CLOSING
+    LEAVING     the recorder stops, and the chains are not read: what waits
+                is in the journal, unless they can be read after all           -> CLOSING
+    CLOSING     the recorder stops, and what waits is signed                   -> (final)
+    """
+
+    NEW = "new"
+    OPEN = "open"
+    LEAVING = "leaving"
+    CLOSING = "closing"
+
+
+table(
+    {
+        Life.NEW: (Life.OPEN, Life.LEAVING),
+        Life.OPEN: (Life.CLOSING,),
+        Life.LEAVING: (Life.CLOSING,),
+        Life.CLOSING: (),
+    }
+)
+
+
 class Register:
     """A recorder's own register; store.Registrar. name: what it is called. keys: public keys of before, besides the
     signer's own. previous: the key that is to hand over to the signer's, where that was not done yet. fault: None, or
-    why it cannot sign. anchor_fault: None, or why the store does not fit the anchor. signed: entries in this
-    process."""
+    why it cannot sign."""
 
     def __init__(
         self,
@@ -96,30 +113,53 @@ class Register:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.fault: str | None = None
-        self.anchor_fault: str | None = None
-        self.signed = 0
+        self.life = Life.NEW
         self.signer = signer
         self.keys = (keys if keys is not None else PublicKeys([signer.public_key])).with_own(signer.id)
-        self.witnesses = witnesses if witnesses is not None else Witnesses()
-        self.name = name
         self._blobs = blobs
         self._raw = stored(blobs)
         self._previous = previous
         self._clock = clock
-        self._head = Anchor(0, NOTHING)
-        self._handovers = 0
-        self._opened = False
-        self._lock = asyncio.Lock()
-        self._waiting: list[_Item] = []
-        self._found: list[str] = []
+        self._entries = Entries(self._raw, signer, self.keys, name, clock)
+        self._waiting = Waiting()
+        self.anchoring = Anchoring(self._raw, self.keys, witnesses if witnesses is not None else Witnesses())
         self._before: frozenset[str] | None = None  # recordings of before the first register; None: not known
-        self._wake = asyncio.Event()
-        self._moved = asyncio.Event()
-        self._told = asyncio.Event()
-        self._untold: Heads = {}
+        self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._tasks = Tasks()
-        self._closing = False
+
+    def _move(self, life: Life) -> None:
+        self.life = self.life.to(life)
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self._entries.name
+
+    @property
+    def signed(self) -> int:
+        """Entries in this process."""
+        return self._entries.signed
+
+    @property
+    def witnesses(self) -> Witnesses:
+        """Who remembers how far the chains had come."""
+        return self.anchoring.witnesses
+
+    @property
+    def anchor_fault(self) -> str | None:
+        """None, or why the store does not fit the anchor."""
+        return self.anchoring.fault
+
+    @property
+    def healthy(self) -> str | None:
+        """None while all is signed and remembered; else what is wrong."""
+        return self.fault or self.anchor_fault or next(iter(self.witnesses.faults.values()), None)
+
+    async def remember(self, chain: str, head: Anchor) -> None:
+        """Tell the witnesses, once the store was compared with what they know. Raises nothing: what was signed stays
+        signed, and `healthy` tells."""
+        await self.anchoring.remember(chain, head)
 
     # -- what the store tells
 
@@ -131,73 +171,62 @@ class Register:
 
     async def ended(self, ended: Ended) -> None:
         """See Registrar."""
-        await self._wait(_Item(ended=ended))
+        await self._waiting.wait_for(Item(ended=ended))
 
     async def stored(self, kept: Kept) -> None:
         """See Registrar."""
-        await self._wait(_Item(kept=kept))
+        await self._waiting.wait_for(Item(kept=kept))
 
     def put_in(self, kept: Kept) -> None:
         """See Registrar."""
-        self._waiting.append(_Item(kept=kept))
-        self._wake.set()
+        self._waiting.add(Item(kept=kept))
 
     def found(self, names: list[str]) -> None:
         """See Registrar."""
-        self._found += names
-        self._wake.set()
+        self._waiting.add_found(names)
 
     @property
     def behind(self) -> bool:
         """See Registrar."""
-        return bool(self._found or self._waiting)
+        return self._waiting.behind
 
     def let_go(self) -> None:
         """See Registrar."""
-        for item in self._waiting:
-            item.done.set()
-        if self._found:
-            _log.error("not_signed", items=len(self._found), why=self.fault)
-            self._found.clear()
-
-    async def _wait(self, item: _Item) -> None:
-        self._waiting.append(item)
-        self._wake.set()
-        if len(self._waiting) <= HELD:
-            await item.done.wait()
+        if count := self._waiting.let_go():
+            _log.error("not_signed", items=count, why=self.fault)
 
     def waits_for(self, until: float) -> bool:
         """Whether something that ended before that moment is not signed yet."""
-        recordings = [item.ended.recording for item in self._waiting if item.ended is not None]
-        return bool(self._found) or any((recording.ended or 0.0) < until for recording in recordings)
+        return self._waiting.waits_for(until)
 
     async def settled(self) -> None:
         """Wait until nothing waits for its signature, or it cannot be signed now."""
         while self.behind and self.fault is None and self._task is not None:
-            self._moved.clear()
-            await self._moved.wait()
+            self._waiting.moved.clear()
+            await self._waiting.moved.wait()
 
     # -- the task
 
     def start(self) -> None:
         """Begin to sign."""
         self._task = self._tasks.start(self._run(), "register")
-        self._tasks.start(self._keep_telling(), "register anchor")
+        self._tasks.start(self.anchoring.run(), "register anchor")
 
     async def aclose(self) -> None:
         """See Registrar."""
         if self._task is None:
             return
         task, self._task = self._task, None
-        self._closing = True
-        self._wake.set()
+        unread = self.life is Life.NEW
+        self._move(Life.LEAVING if unread else Life.CLOSING)
+        self._waiting.wake.set()
         # What cannot be signed now is in the journal.
-        await asyncio.wait((task,), timeout=0.0 if self.fault is not None and not self._opened else CLOSE_TIMEOUT)
-        self._moved.set()
+        await asyncio.wait((task,), timeout=0.0 if self.fault is not None and unread else CLOSE_TIMEOUT)
+        self._waiting.moved.set()
         await self._tasks.aclose()
-        await self._tell()
-        if self._waiting:
-            _log.error("not_signed", items=len(self._waiting), why=self.fault or "there was no time")
+        await self.anchoring.tell()
+        if self._waiting.items:
+            _log.error("not_signed", items=len(self._waiting.items), why=self.fault or "there was no time")
         await self.witnesses.aclose()
 
     async def _run(self) -> None:
@@ -211,47 +240,44 @@ class Register:
             except Exception:
                 _log.exception("register_failed")
                 self.fault = "signing fails; the log says why"
-                self._moved.set()
+                self._waiting.moved.set()
             else:
                 return
             await asyncio.sleep(RETRY)
-            self._wake.set()
+            self._waiting.wake.set()
 
     async def _step(self) -> bool:
-        """One entry; whether there may be more. Raises StoreError, KeyFault."""
-        await self._wake.wait()
-        self._wake.clear()
-        if self._found:
-            names = list(self._found)
+        """What waits; whether there may be more. Raises StoreError, KeyFault."""
+        waiting = self._waiting
+        await waiting.wake.wait()
+        waiting.wake.clear()
+        if waiting.found:
+            names = list(waiting.found)
             await self._sign_found(names)
-            del self._found[: len(names)]
-            self._moved.set()
-        while self._waiting:
-            batch = self._waiting[:MOST]
+            waiting.signed_found(len(names))
+        while waiting.items:
+            batch = waiting.items[:MOST]
             await self._put(await self._entry(batch))
-            del self._waiting[: len(batch)]
-            for item in batch:
-                item.done.set()
-            self._moved.set()
-            if not self._closing:
+            waiting.signed(len(batch))
+            if self.life is Life.OPEN:
                 await asyncio.sleep(GAP)
-        return not self._closing
+        return self.life is Life.OPEN
 
     def _failed(self, fault: str) -> None:
         if self.fault != fault:
             _log.error("register_fault", fault=fault)
         self.fault = fault
-        self._moved.set()
+        self._waiting.moved.set()
 
     # -- open
 
     async def open(self) -> None:
         """Read the chains, and see that this key may go on with them. Once. Raises StoreError, KeyFault."""
         async with self._lock:
-            if self._opened:
+            if self.life not in (Life.NEW, Life.LEAVING):
                 return
             await self._export_key()
-            chain, registers, fault = await self._read()
+            chain, registers, fault = await self.anchoring.read()
             strange = chain.strange or registers.strange
             if strange and chain.keys.current != self.signer.id:
                 # One of those may be the key in force. Where this one is, somebody has put them there.
@@ -260,9 +286,8 @@ class Register:
                 await self._ask_acts(chain)
             if chain.keys.current not in ("", self.signer.id):
                 chain = await self._take_over(chain, registers, fault)
-            state = registers.states.get(self.name) or State(self.name)
-            self._head = state.last
-            self._handovers = chain.keys.last.number
+            self._entries.go_on(chain, registers)
+            state = self._entries.state(registers)
             if not registers.there or (state.entries and state.entries[-1].opening):
                 # Only at the very beginning of the first register of a store: later it would sign what somebody has put
                 # there, and made away with the register first, or waited for another recorder to join.
@@ -270,46 +295,9 @@ class Register:
                     raise KeyFault(fault)
                 if fault is None and not strange:
                     await self._begin(chain, registers)
-            self._opened = True
+            self._move(Life.OPEN if self.life is Life.NEW else Life.CLOSING)
             self.fault = None
-            self._set_anchor_fault(fault)
-            self._told.set()
-
-    def _set_anchor_fault(self, fault: str | None) -> None:
-        if fault is None and self.anchor_fault is not None:
-            _log.info("anchor_compared")
-        if fault is not None and fault != self.anchor_fault:
-            _log.error("anchor_fault", fault=fault)
-        self.anchor_fault = fault
-        if fault is None:
-            self._untold = self.witnesses.behind | self._untold
-
-    async def _read(self) -> tuple[Chain, Registers, str | None]:
-        """The chains, and what is wrong with them by the anchor. What comes in is signed all the same, behind what is
-        there; but then no witness is told of it, and no day is sealed. Raises StoreError."""
-        heads, fault = None, None
-        try:
-            heads = await self.witnesses.recall()
-        except KeyFault as error:
-            self.witnesses.compared = False
-            fault = str(error)
-        chain, registers = await read_both(self._raw, self.keys)
-        return chain, registers, fault if heads is None else await self._compare(heads, chain, registers)
-
-    async def _compare(self, heads: Heads, chain: Chain, registers: Registers) -> str | None:
-        acts = await read_acts(self._raw, self.keys)
-        try:
-            self.witnesses.compare(heads, holder(chain, registers, acts.has))
-        except KeyFault as error:
-            return str(error)
-        empty = not chain.hashes and not registers.there and not chain.keys.handovers
-        if self.witnesses.all and self.witnesses.empty and not empty:
-            self.witnesses.compared = False
-            return (
-                "the anchor is empty, and the store has signed chains: put the anchor back to where it was, or take "
-                "what is in the store for the truth with `recorder anchor accept`"
-            )
-        return None
+            self.anchoring.judge(fault)
 
     async def _ask_acts(self, chain: Chain) -> None:
         """Where nothing but acts is signed, as by a command that placed a hold, they say which key is in force."""
@@ -345,7 +333,7 @@ class Register:
         known = {sealed.id for manifest in chain.manifests for sealed in manifest.recordings}
         known |= set(registers.recordings)
         parts = {name for manifest in chain.manifests for name, _ in chunks(manifest)} | set(registers.chunks)
-        waiting = {item.ended.recording.id for item in self._waiting if item.ended is not None}
+        waiting = self._waiting.recordings
         recordings: list[Sealed] = []
         async for identifier in recordings_of(self._raw):
             if identifier in known or identifier in waiting:
@@ -355,11 +343,11 @@ class Register:
             if (sealed := await seal(self._blobs, identifier, FOUND)) is not None:
                 recordings.append(sealed)
                 if len(recordings) >= MOST:
-                    await self._put(self._new(recordings=tuple(recordings), opening=True))
+                    await self._put(self._entries.new(recordings=tuple(recordings), opening=True))
                     recordings = []
         events = [part async for part in events_of(self._raw) if f"events/{part.name}" not in parts]
-        if recordings or events or self._head.number:
-            await self._put(self._new(recordings=tuple(recordings), events=tuple(events)))
+        if recordings or events or self._entries.head.number:
+            await self._put(self._entries.new(recordings=tuple(recordings), events=tuple(events)))
 
     async def _sign_found(self, names: Iterable[str]) -> None:
         chain, registers = await read_both(self._raw, self.keys)
@@ -377,23 +365,16 @@ class Register:
             elif (part := await part_of(self._raw, name)) is not None:
                 events.append(part)
         if recordings or events:
-            await self._put(self._new(recordings=tuple(recordings), events=tuple(events)))
+            await self._put(self._entries.new(recordings=tuple(recordings), events=tuple(events)))
 
     # -- entries
 
-    def _new(
-        self,
-        *,
-        recordings: tuple[Sealed, ...] = (),
-        events: tuple[Part, ...] = (),
-        looks: tuple[Part, ...] = (),
-        opening: bool = False,
-        accepted: Accepted | None = None,
-    ) -> Entry:
-        number, previous = self._head.number + 1, self._head.sha256
-        return Entry(self.name, number, previous, self._clock(), recordings, events, looks, opening, accepted)
+    async def _put(self, entry: Entry) -> None:
+        await self._entries.put(entry)
+        self.fault = None
+        self.anchoring.note(register_chain(self.name), self._entries.head)
 
-    async def _entry(self, batch: Sequence[_Item]) -> Entry:
+    async def _entry(self, batch: Sequence[Item]) -> Entry:
         recordings: list[Sealed] = []
         parts: dict[str, list[Part]] = {"events": [], "looks": []}
         for item in batch:
@@ -403,7 +384,8 @@ class Register:
             elif item.kept is not None:
                 top, _, name = item.kept.name.partition("/")
                 parts[top].append(Part(name, item.kept.size, item.kept.sha256))
-        return self._new(recordings=tuple(recordings), events=tuple(parts["events"]), looks=tuple(parts["looks"]))
+        events, looks = tuple(parts["events"]), tuple(parts["looks"])
+        return self._entries.new(recordings=tuple(recordings), events=events, looks=looks)
 
     async def _sealed(self, ended: Ended) -> Sealed | None:
         recording = ended.recording
@@ -425,87 +407,7 @@ class Register:
             ),
         )
 
-    async def _put(self, entry: Entry) -> None:
-        await self._see_in_force(entry.number)
-        data = write_entry(entry, self.signer)
-        key = entry_file(self.name, entry.number)
-        try:
-            await self._raw.create(key, data)
-        except FileExistsError:
-            if await self._raw.get(key) != data:
-                await self._evade()
-                raise StoreError(f"number {entry.number} of the register {self.name!a} was taken") from None
-        self._head = Anchor(entry.number, digest(data))
-        self.signed += 1
-        self.fault = None
-        self._untold[register_chain(self.name)] = self._head
-        self._told.set()
-
-    async def _see_in_force(self, number: int) -> None:
-        """Another recorder of this store may have started with the next key meanwhile, and an entry by this one would
-        be a fault for ever. Raises StoreError, KeyFault."""
-        try:
-            data = await self._raw.get(handover_file(self._handovers + 1))
-        except KeyError:
-            return
-        history, _, _ = await read_handovers(self._raw, self.keys)
-        in_force = history.may_sign(self.signer.id, register_chain(self.name), number)
-        if not in_force or is_from(data, self.signer.id, self.keys):
-            raise KeyFault(f"the key {self.signer.id} has handed over: restart with the key in force")
-
-    async def _evade(self) -> None:
-        """A number was taken by somebody else. Raises StoreError where that is a recorder with this key. What anybody
-        else has put there is no reason to sign no more: the next entry follows it, and every check tells it."""
-        chain, registers = await read_both(self._raw, self.keys)
-        state = registers.states.get(self.name) or State(self.name)
-        if state.entries and state.entries[-1].number > self._head.number:
-            raise StoreError(f"another recorder keeps the register {self.name!a}: give each its own name")
-        for fault in [*chain.faults, *state.faults]:
-            _log.error("proof_fault", fault=fault)
-        self._head = state.last
-
-    async def remember(self, chain: str, head: Anchor) -> None:
-        """Tell the witnesses, once the store was compared with what they know. Raises nothing: what was signed stays
-        signed, and `healthy` tells."""
-        self._untold[chain] = head
-        await self._tell()
-
-    async def _tell(self) -> None:
-        if not self.witnesses.compared:
-            return
-        for chain, head in list(self._untold.items()):
-            try:
-                await self.witnesses.remember(chain, head)
-            except KeyFault:
-                continue
-            if self._untold.get(chain) == head:
-                del self._untold[chain]
-
-    async def _keep_telling(self) -> None:
-        """Beside the signing, which does not wait for it."""
-        while True:
-            try:
-                async with asyncio.timeout(RETRY if self._untold or not self.witnesses.compared else None):
-                    await self._told.wait()
-            except TimeoutError:
-                if self._opened and not self.witnesses.compared:
-                    await self._compare_again()
-            self._told.clear()
-            await self._tell()
-            await asyncio.sleep(self.witnesses.pause)
-
-    async def _compare_again(self) -> None:
-        """The anchor could not be read, or somebody may have put it right."""
-        try:
-            _, _, fault = await self._read()
-        except StoreError as error:
-            fault = str(error)
-        self._set_anchor_fault(fault)
-
-    @property
-    def healthy(self) -> str | None:
-        """None while all is signed and remembered; else what is wrong."""
-        return self.fault or self.anchor_fault or next(iter(self.witnesses.faults.values()), None)
+    # -- an operator's word
 
     async def accept(self, by: str, reason: str) -> list[str]:
         """On an operator's word, take the store as it is: without what the anchor remembers and the store has not, and
@@ -527,9 +429,8 @@ class Register:
             chain = await read_chain(self._raw, self.keys)
             done.append(f"the key {self.signer.id} has taken over from {old} without its signature")
         if lost or not remembered:
-            state = registers.states.get(self.name) or State(self.name)
-            self._head = state.last
-            await self._put(self._new(accepted=Accepted(self._clock(), by, reason, lost)))
+            self._entries.go_on(chain, registers)
+            await self._put(self._entries.new(accepted=Accepted(self._clock(), by, reason, lost)))
             told = ", ".join(f"number {head.number} of the {name}" for name, head in sorted(lost.items()))
             done.append(f"the store goes on without {told}" if lost else "the store as it is begins a new anchor")
         if not done:
@@ -538,12 +439,3 @@ class Register:
         heads = await all_heads(self._raw, self.keys, chain, registers)
         await self.witnesses.begin({name: Anchor(0, NOTHING) for name in remembered} | heads)
         return done
-
-
-@dataclass(slots=True)
-class _Item:
-    """What waits for its signature: a recording, or a chunk."""
-
-    ended: Ended | None = None
-    kept: Kept | None = None
-    done: asyncio.Event = field(default_factory=asyncio.Event)

@@ -91,7 +91,7 @@ def test_while_the_anchor_is_away_all_is_signed_and_no_day_is_sealed(tmp_path: P
             report = await stage.verify()
             assert report.anchors == ["not compared with memory: it is away"] and not report.well
             away.away = False
-            await register._compare_again()
+            await register.anchoring.compare_again()
             assert register.healthy is None
             await sealer.seal_due()
         report = await stage.verify()
