@@ -29,8 +29,10 @@ from k8sproxy.common.formats.recorderapi import EVENT_BATCH_FIELD, read_event_ba
 from k8sproxy.common.tasks import Tasks
 from k8sproxy.recording.buffers import Buffers
 from k8sproxy.recording.carriers.carrier import words_of
+from k8sproxy.recording.carriers.errors import ConnectionLost, NotHTTP2, Rejected
 from k8sproxy.recording.carriers.http1 import EventConnection, Submission, field_of
-from k8sproxy.recording.carriers.http2 import Connection, ConnectionLost, NotHTTP2, Rejected, Stream
+from k8sproxy.recording.carriers.http2 import Connection
+from k8sproxy.recording.carriers.stream import Stream
 from k8sproxy.recording.health import Health, RecorderState
 from k8sproxy.recording.limits import Limits
 from k8sproxy.recording.upload import EventsRefused, NoRecorder, Upload, UploadError
@@ -344,7 +346,7 @@ class Recorders:
             connection.close()
 
     def _suspect(self, recorder: _Recorder, connection: Connection) -> None:
-        connection.suspect = True
+        connection.suspect()
         self._changed(recorder, connection)
 
     # -- health

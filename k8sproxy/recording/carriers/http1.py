@@ -30,13 +30,13 @@ from k8sproxy.common.formats.recorderapi import (
 from k8sproxy.protocol.body import Body, response_body
 from k8sproxy.protocol.http1 import ResponseHead, head_end, parse_response_head
 from k8sproxy.recording.carriers.carrier import Piece, Wire
-from k8sproxy.recording.carriers.http2 import ConnectionLost, Rejected
+from k8sproxy.recording.carriers.errors import ConnectionLost, Rejected
 from k8sproxy.recording.refusals import Reason
 from k8sproxy.recording.upload import Upload
 
 # Bytes of a response's head: a dozen short fields.
 MAX_HEAD = 16 * 1024
-# Bytes of one chunk, and so of one sendmsg. See h2wire._MAX_TURN.
+# Bytes of one chunk, and so of one sendmsg. See framing._MAX_TURN.
 _MAX_CHUNK = 512 * 1024
 # Requests whose answers are due, on one connection: with 1 KiB events and 5 ms of round trip some 3,000 a second.
 _MAX_PIPELINE = 16

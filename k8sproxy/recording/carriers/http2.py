@@ -1,12 +1,6 @@
 """The recorder's wire v2: many sessions on one HTTP/2 connection (RFC 9113), by prior knowledge.
 
-h2 keeps the protocol's state, reads the recorder's frames and writes all of ours but one kind: DATA. A session's output
-is megabytes a second in DATA frames, and each one sent by h2 passes its two state machines and is copied three times
-(20 us for 16 KiB). Here a DATA frame is its nine bytes of header in front of memoryviews of what the session wrote.
-h2's account of flow control stays true because what a frame takes is subtracted from the same two numbers that h2
-itself subtracts it from: `H2Connection.outbound_flow_control_window` and `H2Stream.outbound_flow_control_window`;
-window updates and changed settings arrive there as ever. The last frame of a body, with END_STREAM and no data, is
-h2's again, for the stream's state.
+h2 keeps the protocol's state, reads the recorder's frames and writes all of ours but one kind: DATA (framing).
 
 The other way, acks are DATA frames of some twenty bytes, of which 500 busy sessions get thousands a second: those with
 neither padding nor END_STREAM go to their upload without h2, at a tenth of its cost (100 us). Their windows are given
@@ -15,17 +9,10 @@ back here, in window updates of our own; h2 never sees these bytes and so never 
 Frames are given to h2 one at a time, since it closes its state machine at a GOAWAY, while RFC 9113, 6.8 lets the
 streams up to the last one named go on: a recorder that is being replaced says so and lets its sessions end. So after a
 GOAWAY the state is set back, and no new streams are opened.
-
-Flow control is fair: a turn takes from the streams that have something in their order, a limited amount each. A
-recorder that gives all streams one connection window (Go's: 1 MiB, given back only as the streams are read) could be
-brought to a halt by one session that it does not read. So while there are others, a stream with more bytes unacked
-than a sixteenth of that window leaves the window's last quarter to them. Acks are the measure, not the stream's own
-window: some recorders give windows back in large steps.
 """
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable
 
@@ -42,8 +29,8 @@ from h2.events import (
 )
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
-from h2.stream import H2Stream
 
+from k8sproxy.common import states
 from k8sproxy.common.formats.recorderapi import (
     DECLINES_FIELD,
     ERROR_FIELD,
@@ -57,7 +44,11 @@ from k8sproxy.common.formats.recorderapi import (
     read_refusal,
     user_value,
 )
-from k8sproxy.recording.carriers.carrier import Piece, Wire
+from k8sproxy.recording.carriers.carrier import Wire
+from k8sproxy.recording.carriers.errors import ConnectionLost, NotHTTP2, Rejected
+from k8sproxy.recording.carriers.frames import Frames, Malformed
+from k8sproxy.recording.carriers.framing import FRAME_HEADER, Framing
+from k8sproxy.recording.carriers.stream import Stream
 from k8sproxy.recording.refusals import Reason
 from k8sproxy.recording.upload import Upload
 
@@ -65,12 +56,6 @@ from k8sproxy.recording.upload import Upload
 MAX_STREAMS = 32
 # Streams in a connection's life: h2 remembers every closed one (some 100 bytes, up to 65536 of them).
 MAX_LIFE = 1000
-# Bytes: one frame of ours, however much the recorder would take. Above this the header's cost is nothing any more.
-_MAX_FRAME = 256 * 1024
-# Bytes framed a turn, over all streams; and from one stream before the next has its turn. The kernel takes a few
-# hundred KiB at a time (its send buffer), and what it does not take is no longer in an upload's own row.
-_MAX_TURN = 512 * 1024
-_MAX_SHARE = 256 * 1024
 
 # No pushes. The default windows (64 KiB) are more than enough for acks, which are all that the recorder sends.
 _SETTINGS_OF_OURS: dict[SettingCodes, int] = {
@@ -91,8 +76,6 @@ _GOAWAY = 0x7
 _SETTINGS = 0x4
 _WINDOW_UPDATE = b"\0\0\x04\x08\0"  # the head's front: length, type, flags
 _WINDOW_UPDATE_TYPE = 0x8
-_MAX_WINDOW = 2**31 - 1  # RFC 9113, 6.9.1
-_HEADER_SIZE = 9
 # Bytes read before a window is given back: a quarter of it.
 _RETURN = 16 * 1024
 # Bytes of our answers (to PINGs, to SETTINGS) that may wait for a recorder that asks and does not read: thousands.
@@ -100,91 +83,45 @@ _MAX_UNREAD = 64 * 1024
 _FATAL = ("the connection to the recorder broke HTTP/2", "the recorder is closing its connections")
 
 
-class ConnectionLost(Exception):
-    """The connection ended, or can take no more streams, before this request was answered."""
+class State(states.State):
+    """Where a connection is.
+
+    OPEN      sessions are opened on it                                          -> SUSPECT, GOING, LOST
+    SUSPECT   it did not answer in time: those that it has go on, no others      -> GOING, LOST
+    GOING     the recorder has said that it closes it (GOAWAY): the same         -> LOST
+    LOST      it has ended                                                       -> (final)
+    """
+
+    OPEN = "open"
+    SUSPECT = "suspect"
+    GOING = "going"
+    LOST = "lost"
 
 
-class NotHTTP2(ConnectionLost):
-    """The other end does not speak HTTP/2: it answered otherwise, or closed the connection before it said a word."""
-
-
-class Rejected(Exception):
-    """The recorder answered, and not with 200. declines: see recorderapi; "" where the recorder may be to blame."""
-
-    def __init__(self, why: str, declines: str = "") -> None:
-        super().__init__(why, declines)
-        self.declines = declines
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class Stream:
-    """A request on a connection, later an upload's carrier. answer: once the recorder has accepted it, else Rejected
-    with its reason."""
-
-    __slots__ = (
-        "_connection",
-        "answer",
-        "h2",
-        "number",
-        "question",
-        "queued",
-        "read",
-        "reason",
-        "upload",
-        "upload_for",
-    )
-
-    def __init__(
-        self,
-        connection: Connection,
-        number: int,
-        h2_stream: H2Stream,
-        upload_for: Callable[[Stream], Upload] | None,
-        question: str,
-    ) -> None:
-        self._connection = connection
-        self.question = question  # method and path
-        self.reason: Reason | None = None  # it was refused, and why is being read
-        self.number = number
-        self.h2 = h2_stream
-        self.upload_for = upload_for
-        self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.queued = False
-        self.read = 0  # bytes whose window is not given back yet
-        self.upload: Upload | None = None
-
-    def wake(self) -> None:
-        self._connection.wake(self)
-
-    def reset(self) -> None:
-        self._connection.reset(self)
+OPEN, SUSPECT, GOING, LOST = State.OPEN, State.SUSPECT, State.GOING, State.LOST
+states.table({OPEN: (SUSPECT, GOING, LOST), SUSPECT: (GOING, LOST), GOING: (LOST,), LOST: ()})
 
 
 class Connection:
     """One HTTP/2 connection to a recorder. on_change: called when a stream has ended, or the connection.
 
-    usable: another stream may be opened here.
+    lost: why it has ended, None while it has not. usable: another stream may be opened here.
     """
 
     def __init__(self, sock: socket.socket, authority: str, on_change: Callable[[Connection], None]) -> None:
+        self.state = OPEN
         self.lost: str | None = None
-        self.suspect = False  # it did not answer in time: nothing new is sent here
         self._authority = authority
         self._on_change = on_change
-        self._going = False  # GOAWAY was received
-        self._heard = False  # the first frame, or nothing yet
-        self._held = b""
+        self._frames = Frames()
         self._streams: dict[int, Stream] = {}
-        self._ready: list[Stream] = []
         self._opened = 0
         self._read = 0
         self._unread = 0  # bytes of control frames written since the kernel has not taken all
         self._h2 = H2Connection(_CONFIGURATION)
         self._h2.local_settings = Settings(client=True, initial_values=_SETTINGS_OF_OURS)
         self._h2.initiate_connection()
-        self._peak = self._h2.outbound_flow_control_window
+        self._framing = Framing(self._h2, self._streams, lambda number: self._guard(self._h2.end_stream, number))
         self._wire = Wire(sock, flush=self._flush, received=self._received, lost=self._on_lost)
         self._flush_control()
 
@@ -197,9 +134,7 @@ class Connection:
     @property
     def usable(self) -> bool:
         return (
-            self.lost is None
-            and not self._going
-            and not self.suspect
+            self.state is OPEN
             and self._opened < MAX_LIFE
             and len(self._streams) < min(MAX_STREAMS, self._h2.remote_settings.max_concurrent_streams)
         )
@@ -207,7 +142,12 @@ class Connection:
     @property
     def retired(self) -> bool:
         """Whether it will take no stream again: to be closed with its last one."""
-        return self.lost is not None or self._going or self.suspect or self._opened >= MAX_LIFE
+        return self.state is not OPEN or self._opened >= MAX_LIFE
+
+    def suspect(self) -> None:
+        """It did not answer in time: nothing new is sent here."""
+        if self.state is OPEN:
+            self.state = self.state.to(SUSPECT)
 
     async def probe(self) -> None:
         """HEAD /v2/record. Raises Rejected, NotHTTP2, ConnectionLost."""
@@ -246,9 +186,7 @@ class Connection:
     # -- the streams' side
 
     def wake(self, stream: Stream) -> None:
-        if not stream.queued:
-            stream.queued = True
-            self._ready.append(stream)
+        self._framing.put(stream)
         self._wire.wake()
 
     def reset(self, stream: Stream) -> None:
@@ -262,7 +200,7 @@ class Connection:
                 self._guard(self._h2.reset_stream, stream.number, ErrorCodes.CANCEL)
                 self._flush_control()
             if len(self._streams) == 1:  # which need not leave anything to others any more
-                self._window_changed(0)
+                self._framing.window_changed(0)
                 self._wire.wake()
             self._on_change(self)
 
@@ -304,62 +242,6 @@ class Connection:
         if self._unread > _MAX_UNREAD:
             self._on_lost("the recorder asks for answers and does not read them")
 
-    def _flush(self) -> None:
-        """Frames what the streams have, as far as the windows and the socket go."""
-        wire = self._wire
-        connection = self._h2
-        frame_most = min(connection.remote_settings.max_frame_size, _MAX_FRAME)
-        while self._ready and not wire.stalled and self.lost is None:
-            pieces: list[Piece] = []
-            size = 0
-            waiting: list[Stream] = []
-            ready, self._ready = self._ready, []
-            for at, stream in enumerate(ready):
-                if size >= _MAX_TURN:
-                    waiting.extend(ready[at:])
-                    break
-                upload = stream.upload
-                if upload is None or stream.number not in self._streams:
-                    stream.queued = False
-                    continue
-                share = min(upload.buffered, _MAX_SHARE, self._allowance(stream))
-                while share:
-                    most = min(share, frame_most)
-                    pieces.append(b"")
-                    header_at = len(pieces) - 1
-                    taken = upload.take(most, pieces)
-                    pieces[header_at] = taken.to_bytes(3, "big") + b"\0\0" + stream.number.to_bytes(4, "big")
-                    size += taken + _HEADER_SIZE
-                    share -= taken
-                    connection.outbound_flow_control_window -= taken
-                    stream.h2.outbound_flow_control_window -= taken
-                if upload.ending and not upload.buffered:
-                    stream.queued = False
-                    if self._guard(connection.end_stream, stream.number):
-                        end = connection.data_to_send()
-                        pieces.append(end)
-                        size += len(end)
-                elif upload.buffered and self._allowance(stream):
-                    waiting.append(stream)
-                else:
-                    # Nothing left, or no window: then its update wakes it.
-                    stream.queued = False
-            self._ready = waiting + self._ready
-            if not size:
-                break
-            wire.send(pieces, size)
-
-    def _allowance(self, stream: Stream) -> int:
-        """Bytes that this stream may send now."""
-        connection = self._h2.outbound_flow_control_window
-        own = stream.h2.outbound_flow_control_window
-        if connection > self._peak:
-            self._peak = connection
-        if len(self._streams) > 1 and stream.upload is not None:
-            fair = self._peak // 16 - stream.upload.unacked
-            connection = max(connection - self._peak // 4, min(connection, fair))
-        return max(0, min(connection, own))
-
     def _guard(self, step: Callable[..., None], *args: object) -> bool:
         """Runs a step of h2's; what it does not like costs the connection."""
         try:
@@ -371,49 +253,36 @@ class Connection:
 
     # -- in
 
+    def _flush(self) -> None:
+        self._framing.flush(self._wire)
+
     def _received(self, data: bytes) -> None:
-        data = self._held + data if self._held else data
-        if not self._heard and not self._first(data):
+        try:
+            data = self._frames.put(data)
+        except Malformed as error:
+            self._on_lost(str(error), error=NotHTTP2)
             return
         at = 0
-        while len(data) - at >= _HEADER_SIZE and self.lost is None:
-            size = _HEADER_SIZE + int.from_bytes(data[at : at + 3], "big")
-            if size - _HEADER_SIZE > self._h2.max_inbound_frame_size:
+        while len(data) - at >= FRAME_HEADER and self.lost is None:
+            size = FRAME_HEADER + int.from_bytes(data[at : at + 3], "big")
+            if size - FRAME_HEADER > self._h2.max_inbound_frame_size:
                 self._on_lost(f"{_FATAL[0]} (a frame of {size} bytes)")
                 return
             if len(data) - at < size:
                 break
             number = int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFFFFFF  # without the reserved bit
             stream = self._streams.get(number)
+            payload = at + FRAME_HEADER
             if data[at + 3 : at + 5] == b"\0\0" and stream is not None and stream.upload is not None:
-                self._ack(stream, data[at + _HEADER_SIZE : at + size])
-            elif data[at + 3] == _WINDOW_UPDATE_TYPE and self._enlarge(number, data[at + _HEADER_SIZE : at + size]):
-                pass
-            else:
+                self._ack(stream, data[payload : at + size])
+            elif not (data[at + 3] == _WINDOW_UPDATE_TYPE and self._framing.enlarge(number, data[payload : at + size])):
                 self._frame(data[at : at + size], number)
             at += size
-        self._held = data[at:]
+        self._frames.keep(data[at:])
         if self.lost is None:
             self._flush_control()
-            if self._ready:
+            if self._framing.waits:
                 self._wire.wake()
-
-    def _first(self, data: bytes) -> bool:
-        """Whether HTTP/2 it is: the first frame of an HTTP/2 server is SETTINGS (RFC 9113, 3.4)."""
-        if len(data) < _HEADER_SIZE:
-            self._held = data
-            return False
-        if data[3] != _SETTINGS or data[5:9] != b"\0\0\0\0":
-            line = data.split(b"\r\n", 1)[0][:60]
-            self._on_lost(
-                f"it answered {line.decode('latin-1')!r}"
-                if data.startswith(b"HTTP/1.")
-                else "it does not speak HTTP/2",
-                error=NotHTTP2,
-            )
-            return False
-        self._heard = True
-        return True
 
     def _ack(self, stream: Stream, data: bytes) -> None:
         """A plain DATA frame of a session's response."""
@@ -430,26 +299,7 @@ class Connection:
             self._send_control(updates)
         if stream.upload is not None:
             stream.upload.receive_data(data)
-            self._window_changed(stream.number)  # fewer bytes unacked: see _allowance
-
-    def _enlarge(self, number: int, increment: bytes) -> bool:
-        """A WINDOW_UPDATE, which comes for every frame or two; whether that was all there is to say of it.
-
-        What is wrong with it, or with its stream, is h2's business."""
-        size = int.from_bytes(increment, "big")
-        if len(increment) != 4 or not 0 < size <= _MAX_WINDOW:
-            return False
-        if not number:
-            if self._h2.outbound_flow_control_window + size > _MAX_WINDOW:
-                return False
-            self._h2.outbound_flow_control_window += size
-        else:
-            stream = self._streams.get(number)
-            if stream is None or stream.h2.closed or stream.h2.outbound_flow_control_window + size > _MAX_WINDOW:
-                return False
-            stream.h2.outbound_flow_control_window += size
-        self._window_changed(number)
-        return True
+            self._framing.window_changed(stream.number)  # fewer bytes unacked: see Framing._allowance
 
     def _frame(self, frame: bytes, number: int) -> None:
         try:
@@ -463,14 +313,7 @@ class Connection:
         for event in events:
             self._event(event)
         if frame[3] in (0x8, _SETTINGS):  # WINDOW_UPDATE, SETTINGS: those who waited for a window have their turn
-            self._window_changed(number)
-
-    def _window_changed(self, number: int) -> None:
-        streams = tuple(self._streams.values()) if not number else (self._streams.get(number),)
-        for stream in streams:
-            if stream is not None and not stream.queued and stream.upload is not None and stream.upload.buffered:
-                stream.queued = True
-                self._ready.append(stream)
+            self._framing.window_changed(number)
 
     def _event(self, event: Event) -> None:
         if isinstance(event, ConnectionTerminated):
@@ -527,7 +370,8 @@ class Connection:
         stream.reason = Reason(printable(status), stream.question, field, given)
 
     def _goaway(self, last: int | None, why: str) -> None:
-        self._going = True
+        if self.state is OPEN or self.state is SUSPECT:
+            self.state = self.state.to(GOING)
         for stream in tuple(self._streams.values()):
             if stream.number > (last or 0):
                 self._streams.pop(stream.number, None)
@@ -546,12 +390,14 @@ class Connection:
     def _on_lost(self, why: str, *, error: type[Exception] = ConnectionLost, blame: bool = True) -> None:
         if self.lost is not None:
             return
+        self.state = self.state.to(LOST)
         self.lost = why
         self._wire.close()
-        self._ready.clear()
-        if not self._heard and blame:
+        self._framing.clear()
+        if not self._frames.heard and blame:
             error = NotHTTP2
-        streams, self._streams = tuple(self._streams.values()), {}
+        streams = tuple(self._streams.values())
+        self._streams.clear()
         for stream in streams:
             self._failed(stream, why, error, blame=blame)
         self._on_change(self)

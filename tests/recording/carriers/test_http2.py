@@ -7,11 +7,17 @@ import socket
 
 import pytest
 
-from k8sproxy.recording.carriers.http2 import Connection, ConnectionLost
+from k8sproxy.recording.carriers.errors import ConnectionLost
+from k8sproxy.recording.carriers.http2 import Connection, State
 from tests.common.tailnet.leakless import run
+from tests.lives import assert_documented
 
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 PING = b"\0\0\x08\6\0\0\0\0\0" + b"12345678"
+
+
+def test_the_states() -> None:
+    assert_documented(State)
 
 
 def test_who_asks_for_answers_and_reads_none_is_left() -> None:
