@@ -12,16 +12,11 @@ memory should be.
 A body that ends with END_STREAM is a clean recording; a reset or a lost connection cuts it. After an error the stream
 is ended and reset with NO_ERROR (8.1), which tells the sender to stop without making the answer void.
 
-What a frame costs here and what it costs its sender are far apart for all kinds but DATA, so a connection may spend
-only so many of the dear ones: FRAMES at once, FRAMES_A_SECOND, and one more for each KiB of sessions that it brings.
-One that spends more is ended. And however cheap its frames are, a connection has its turn of the loop, and then others
-have theirs.
-
 h2 keeps the protocol's state, and all frames pass through it but two kinds, which are nearly all of the bytes and of
-the frames: DATA of a running session with neither padding nor END_STREAM, and the acks. A body goes to its session in
-the pieces in which it is read, so a frame is never put together, and costs a tenth of what h2's way through two state
-machines and three copies does. h2's account of flow control stays true: what such a frame takes is booked in h2's own
-windows. A frame that is not as it should be is left to h2, which has the right answers to what must not be.
+the frames: DATA of a running session with neither padding nor END_STREAM, and the acks. `frames` tells
+them from the others and bounds all of them. Such a frame costs a tenth of what h2's way through two state machines and
+three copies does. h2's account of flow control stays true: what such a frame takes is booked in h2's own windows. A
+frame that is not as it should be is left to h2, which has the right answers to what must not be.
 """
 
 from __future__ import annotations
@@ -46,6 +41,7 @@ from k8sproxy.common.formats.recorderapi import DECLINES_FIELD, ERROR_FIELD, USE
 from k8sproxy.common.tasks import Tasks
 from recorder.heads import HEAD_TIMEOUT
 from recorder.ingest.admission import Door
+from recorder.ingest.frames import MAX_FRAME, Frames, FramesError
 from recorder.ingest.intake import Intake
 from recorder.ingest.site import EVENT_CODES, IDLE_TIMEOUT, MAX_HEAD, IngestSite, declines
 from recorder.ingest.turnaway import field_value
@@ -64,35 +60,10 @@ STREAM_WINDOW = 1 << 20
 # Bytes that a sender may send ahead on one connection, all streams together: 100 MB/s over 20 ms. More would only lie
 # in the kernel's buffers when the disk is slower than that, and be acknowledged later.
 CONNECTION_WINDOW = 2 << 20
-# Bytes of a frame. Larger ones would be held here until they are whole.
-MAX_FRAME = 128 << 10
 # Streams of one connection.
 MAX_STREAMS = 1000
-# What a connection may spend on frames other than a session's bytes: a frame costs 1 and a request REQUEST more, which
-# is 1,000 requests at once, as many as there may be streams. Honest senders send a window update for 16 KiB of acks,
-# and a request comes with a KiB of header line at least. 666 requests that are reset at once (CVE-2023-44487) were
-# measured to take 0.06 to 0.15 s of CPU (docs/benchmarks.md), so 66 a second are 1 % or so.
-FRAMES = 2000
-FRAMES_A_SECOND = 200
-REQUEST = 1
-# Bytes of sessions that earn one more.
-EARN = 1024
-# Frames of SETTINGS in a connection's life, and settings in one: there are 7 kinds, and h2 remembers every number that
-# it is told, known or not (700 bytes each, of 65,536).
-MAX_SETTINGS = 32
-MAX_SETTINGS_SIZE = 16 * 6
-# What a connection may do in one turn of the loop: 1 is a plain frame of a body (measured: 5 us with one
-# event in it), and DEAR is any other (7 us for a window update, 10 for a ping, 125 for a request with its session).
-TURN = 1000
-DEAR = 50
 # Bytes that a sender may leave unread: acks wait while it does not read, so these are answers to a flood of frames.
 MAX_UNREAD = 1 << 20
-
-
-_HEADER_SIZE = 9
-_DATA, _HEADERS, _SETTINGS, _CONTINUATION = 0x0, 0x1, 0x4, 0x9
-_ACK, _END_HEADERS = 0x1, 0x4
-_PREFACE_SIZE = 24
 
 
 class _Connection(h2.connection.H2Connection):
@@ -131,20 +102,10 @@ class H2Protocol(asyncio.Protocol):
         self._blocked: dict[int, None] = {}
         self._unblock: asyncio.Task[None] | None = None
         self._tasks = Tasks()
-        self._frames = float(FRAMES)  # that may be spent
-        self._earned_at = self._loop.time()
-        self._turn = 0  # what this turn has cost
         self._next: asyncio.Handle | None = None  # the next turn, while there are bytes for it
-        self._settings = 0
         self._going_away = False
-        self._held = bytearray()  # of a frame that is not whole
-        self._wanted = _PREFACE_SIZE  # bytes that there must be to go on
-        self._begun = False  # the preface has come
-        self._body = 0  # the stream of a DATA frame of which
-        self._missing = 0  # bytes are still to come
-        self._in_head = False  # between HEADERS and the end of its block nothing else may stand
-        self._block = 0  # bytes of it
-        self._late: asyncio.TimerHandle | None = None  # when its end has to be there
+        self._frames = Frames(self, site.budgets.of(door.holder, self._loop.time()))
+        self._late: asyncio.TimerHandle | None = None  # when the end of a head has to be there
         self._asked = False  # there has been a request
         self._acks: list[bytes] = []
         config = h2.config.H2Configuration(client_side=False, header_encoding=None)
@@ -199,29 +160,28 @@ class H2Protocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         if self._next is not None:
-            self._held += data
+            self._frames.hold(data)
         else:
             self._take(data)
 
     def _take(self, data: bytes) -> None:
+        """A turn."""
         if self._transport is None:
             return
-        why = ""
-        self._turn = 0
         try:
-            why = self._receive(data)
-        except h2.exceptions.ProtocolError as error:
-            why = type(error).__name__
+            if self._frames.receive(data):
+                self._transport.pause_reading()
+                self._next = self._loop.call_soon(self._take_more)
+        except (FramesError, h2.exceptions.ProtocolError) as error:
+            self._refuse(str(error) if isinstance(error, FramesError) else type(error).__name__)
+            self._close()
+            return
         except Exception:
             _log.exception("h2_failed", peer=self._door.ip)
             self._close()
             return
-        if why:
-            self._refuse(why)
-            self._close()
-            return
         self._flush()
-        if self._paused and self._transport is not None and self._transport.get_write_buffer_size() > MAX_UNREAD:
+        if self._paused and self._transport.get_write_buffer_size() > MAX_UNREAD:
             self._refuse("answers that it does not read")
             self.abort()
 
@@ -232,100 +192,12 @@ class H2Protocol(asyncio.Protocol):
         """The next turn."""
         self._next = None
         self._read_on()
-        data = bytes(self._held)
-        self._held.clear()
-        self._take(data)
+        self._take(b"")
 
-    def _receive(self, data: bytes) -> str:
-        """Frame by frame. Why the connection has to end, "" where it need not."""
-        if self._held:
-            self._held += data
-            if len(self._held) < self._wanted:
-                return ""
-            data = bytes(self._held)
-            self._held.clear()
-        at, end = 0, len(data)
-        while at < end and self._transport is not None:
-            if self._turn >= TURN:
-                self._held += data[at:]
-                self._wanted = 0
-                self._transport.pause_reading()
-                self._next = self._loop.call_soon(self._take_more)
-                break
-            if self._missing:
-                size = min(self._missing, end - at)
-                self._missing -= size
-                self._turn += 1
-                self._data(self._body, data if size == end else data[at : at + size], size)
-                at += size
-                continue
-            if not self._begun:
-                size = _PREFACE_SIZE
-            elif end - at < _HEADER_SIZE:
-                size = _HEADER_SIZE
-            else:
-                size = _HEADER_SIZE + int.from_bytes(data[at : at + 3], "big")
-                if self._is_plain(data, at, size - _HEADER_SIZE):
-                    at += _HEADER_SIZE
-                    continue
-                if why := self._overlong(data[at + 3], size - _HEADER_SIZE):
-                    return why
-            if end - at < size:
-                self._held += data[at:]
-                self._wanted = size
-                break
-            if self._begun and (why := self._admit_frame(data[at + 3], data[at + 4], size - _HEADER_SIZE)):
-                return why
-            self._begun = True
-            for event in self._h2.receive_data(data[at : at + size]):
-                self._event(event)
-            at += size
-        return ""
+    # -- frames (see frames.Receiver)
 
-    def _overlong(self, kind: int, size: int) -> str:
-        """What is wrong with a frame's length, before any of it is kept."""
-        if kind == _DATA:
-            return "an overlong frame" if size > MAX_FRAME else ""
-        if kind == _SETTINGS and size > MAX_SETTINGS_SIZE:
-            return f"a frame of more than {MAX_SETTINGS_SIZE // 6} settings"
-        block = size + (self._block if kind == _CONTINUATION else 0)
-        if block > MAX_HEAD:
-            return f"a head of more than {MAX_HEAD} bytes" if kind in (_HEADERS, _CONTINUATION) else "an overlong frame"
-        return ""
-
-    def _admit_frame(self, kind: int, flags: int, size: int) -> str:
-        """Count a whole frame that is not a session's plain bytes; why there should not be another one."""
-        self._turn += DEAR
-        now = self._loop.time()
-        self._frames = min(float(FRAMES), self._frames + (now - self._earned_at) * FRAMES_A_SECOND) - 1
-        self._earned_at = now
-        if kind == _HEADERS:
-            self._frames -= REQUEST
-        if self._frames < 0:
-            return "more frames without data than a connection may send"
-        if kind == _SETTINGS and not flags & _ACK:
-            self._settings += 1
-            if self._settings > MAX_SETTINGS:
-                return f"more than {MAX_SETTINGS} frames of settings"
-        if kind in (_HEADERS, _CONTINUATION):
-            self._block = size + (self._block if kind == _CONTINUATION else 0)
-            self._in_head = not flags & _END_HEADERS
-            if self._in_head and self._late is None:
-                self._late = self._loop.call_later(HEAD_TIMEOUT, self._head_is_late)
-            elif not self._in_head and self._late is not None:
-                self._late.cancel()
-                self._late = None
-        return ""
-
-    def _head_is_late(self) -> None:
-        self._refuse(f"a head that did not end within {HEAD_TIMEOUT:g} s")
-        self._close()
-
-    def _is_plain(self, data: bytes, at: int, size: int) -> bool:
-        """Whether a frame is nothing but some of a session's body; then it is booked, and its body comes next."""
-        if data[at + 3] != _DATA or data[at + 4] or not size or self._in_head:
-            return False
-        number = int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFFFFFF  # without the reserved bit
+    def books(self, number: int, size: int) -> bool:
+        """Whether so much DATA without flags is some of a running session's body, and fits its windows."""
         stream = self._streams.get(number)
         if stream is None or not stream.plain or not stream.open:
             return False
@@ -334,8 +206,28 @@ class H2Protocol(asyncio.Protocol):
             return False
         own.window_consumed(size)
         all_of_it.window_consumed(size)
-        self._body, self._missing = number, size
         return True
+
+    def body(self, number: int, data: bytes) -> None:
+        """Some of what was booked."""
+        self._data(number, data, len(data))
+
+    def frame(self, data: bytes) -> None:
+        """Any other frame, or the preface."""
+        for event in self._h2.receive_data(data):
+            self._event(event)
+
+    def block_turned(self, begun: bool) -> None:
+        """A head has begun, whose end must come in time; or has ended."""
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        if begun:
+            self._late = self._loop.call_later(HEAD_TIMEOUT, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._refuse(f"a head that did not end within {HEAD_TIMEOUT:g} s")
+        self._close()
 
     def _event(self, event: h2.events.Event) -> None:
         match event:
@@ -454,7 +346,7 @@ class H2Protocol(asyncio.Protocol):
         if stream.intake.waits:  # `_admit` gives it back
             stream.credit += length
             return
-        self._frames += len(data) / EARN
+        self._frames.earn(len(data))
         if stream.intake.blocked:
             stream.credit += length
             self._blocked[number] = None

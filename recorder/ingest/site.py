@@ -12,6 +12,7 @@ import structlog
 
 from k8sproxy.common.errors import Refusal
 from recorder.ingest.admission import Admission, Door
+from recorder.ingest.budgets import Budgets
 from recorder.ingest.shares import Limit, Shares, part_of
 from recorder.store import Store
 
@@ -110,7 +111,7 @@ class Counts:
 class IngestSite:
     """sessions: places for sessions, with the share of a sender; those over it are refused, so that a sender tries
     another recorder. users: the share of a user. bodies: bytes of events that are being read; early: bytes of header
-    lines that are not whole."""
+    lines that are not whole. budgets: what senders may still spend on frames of HTTP/2 that are dear."""
 
     store: Store
     admission: Admission
@@ -118,6 +119,7 @@ class IngestSite:
     users: Shares
     bodies: Shares
     early: Shares = field(default_factory=lambda: Shares(_EARLY))
+    budgets: Budgets = field(default_factory=Budgets)
     counts: Counts = field(default_factory=Counts)
     draining: bool = False
     _told: dict[tuple[str, str], float] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from recorder.ingest.budgets import FRAMES, OF_A_SENDER
 from standins.tailscaled import tagged_whois
 from tests.recorder.ingest.ingesting import ingest
 from tests.recorder.ingest.senders import H2Sender
@@ -168,6 +169,35 @@ def test_a_flood_before_its_sender_is_known_is_not_read(tmp_path: Path, name: st
     run(main())
 
 
+def test_a_sender_with_many_connections_has_one_budget_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each connection stays below what a connection may spend, and a new one brings nothing new with it."""
+    monkeypatch.setattr("recorder.ingest.budgets.FRAMES_A_SECOND", 0.0)
+    pings = frame(PingFrame, 0, opaque_data=b"12345678")
+
+    async def answered(port: int) -> int:
+        """How many of 1,900 pings on a connection of their own."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(PREFACE + pings * 1900 + frame(PingFrame, 0, opaque_data=b"the last"))
+        answer = b""
+        async with asyncio.timeout(60):
+            with contextlib.suppress(ConnectionResetError):
+                while b"the last" not in answer and (piece := await reader.read(1 << 16)):
+                    answer += piece
+        writer.close()
+        return answer.count(b"12345678")
+
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            assert [await answered(running.port) for _ in range(OF_A_SENDER)] == [1900] * OF_A_SENDER
+            assert not running.site.counts.refused
+            assert await answered(running.port) < 1900 and await answered(running.port) == 0
+            assert running.site.counts.refused == {"http2": 2}
+            await until(lambda: running.site.counts.connections == 0)
+            assert running.site.budgets.of("another", 0.0).spend(OF_A_SENDER * FRAMES, 0.0)
+
+    run(main())
+
+
 def test_a_head_that_does_not_end_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recorder.ingest.h2c.HEAD_TIMEOUT", 0.05)
 
@@ -188,8 +218,8 @@ def test_a_head_that_does_not_end_is_not_waited_for(tmp_path: Path, monkeypatch:
 
 def test_a_flood_leaves_the_loop_to_others_between_its_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much comes at once, no turn of the loop handles more than TURN allows."""
-    monkeypatch.setattr("recorder.ingest.h2c.TURN", 1000)
-    monkeypatch.setattr("recorder.ingest.h2c.DEAR", 100)
+    monkeypatch.setattr("recorder.ingest.frames.TURN", 1000)
+    monkeypatch.setattr("recorder.ingest.frames.DEAR", 100)
     done: list[int] = []
 
     async def main() -> None:

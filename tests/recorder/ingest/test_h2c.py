@@ -370,7 +370,7 @@ def test_what_is_no_http2_ends_the_connection_and_nothing_else(tmp_path: Path, j
 
 
 def test_frames_without_data_end_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recorder.ingest.h2c.FRAMES", 50)
+    monkeypatch.setattr("recorder.ingest.budgets.FRAMES", 50)
 
     async def main() -> None:
         async with ingest(tmp_path) as running:
@@ -388,7 +388,7 @@ def test_frames_without_data_end_the_connection(tmp_path: Path, monkeypatch: pyt
 
 def test_requests_that_are_reset_end_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of them (CVE-2023-44487), with a byte before each reset, which earns next to nothing."""
-    monkeypatch.setattr("recorder.ingest.h2c.FRAMES", 50)
+    monkeypatch.setattr("recorder.ingest.budgets.FRAMES", 50)
 
     async def main() -> None:
         async with ingest(tmp_path) as running:
@@ -407,8 +407,8 @@ def test_requests_that_are_reset_end_the_connection(tmp_path: Path, monkeypatch:
 
 
 def test_pings_over_days_do_not_end_a_silent_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recorder.ingest.h2c.FRAMES", 20)
-    monkeypatch.setattr("recorder.ingest.h2c.FRAMES_A_SECOND", 1e9)
+    monkeypatch.setattr("recorder.ingest.budgets.FRAMES", 20)
+    monkeypatch.setattr("recorder.ingest.budgets.FRAMES_A_SECOND", 1e9)
 
     async def main() -> None:
         async with ingest(tmp_path) as running:
@@ -429,8 +429,8 @@ def test_pings_over_days_do_not_end_a_silent_session(tmp_path: Path, monkeypatch
 
 def test_answers_that_nobody_reads_end_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recorder.ingest.h2c.MAX_UNREAD", 200_000)
-    monkeypatch.setattr("recorder.ingest.h2c.FRAMES_A_SECOND", 1e9)
-    monkeypatch.setattr("recorder.ingest.h2c.FRAMES", 1e9)
+    monkeypatch.setattr("recorder.ingest.budgets.FRAMES_A_SECOND", 1e9)
+    monkeypatch.setattr("recorder.ingest.budgets.FRAMES", 1e9)
 
     async def main() -> None:
         async with ingest(tmp_path) as running:
