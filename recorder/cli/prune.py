@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from recorder.config import Config
     from recorder.proof.keys import PublicKeys, Signer
     from recorder.retention.holds import Match
-    from recorder.retention.pruner import Doomed, Plan, Pruner
+    from recorder.retention.plan import Doomed, Plan
+    from recorder.retention.pruner import Pruner
     from recorder.store.store import Store
 
 # Seconds that the wiping of an index is waited for: one of several gigabytes.
@@ -260,7 +261,7 @@ async def _prune(
 
 
 async def _chosen(store: Store, pruner: Pruner, identifiers: Sequence[str], reason: str) -> Plan:
-    from recorder.retention.pruner import Doomed, Plan
+    from recorder.retention.plan import Doomed, Plan
     from recorder.store import DamagedError
 
     plan = Plan()

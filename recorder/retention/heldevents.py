@@ -92,4 +92,28 @@ class HeldEvents:
         )
 
 
-__all__ = ["HeldEvents"]
+class EventHolders:
+    """Who holds which day of events. All events of a day are read for that, so what was found free is remembered until
+    the pass is over."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._free: dict[str, tuple[str, ...]] = {}  # days that these holds do not hold
+
+    def forget(self) -> None:
+        """A pass is over."""
+        self._free.clear()
+
+    async def holder(self, day: str, holds: Sequence[Hold], evidence: Evidence | None) -> Hold | None:
+        """By whom a day of events is held. All of them are read for that, so that one which was found free is only read
+        again where there is another hold. Raises MismatchError, NotSealedYetError, StoreError."""
+        known = tuple(hold.id for hold in holds)
+        if self._free.get(day) == known:
+            return None
+        hold = await HeldEvents(self._store, holds, evidence).holder(day)
+        if hold is None:
+            self._free[day] = known
+        return hold
+
+
+__all__ = ["EventHolders", "HeldEvents"]

@@ -23,11 +23,12 @@ A hold that cannot be read holds everything: whatever it was for, it was put the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from k8sproxy.common.states import State, table
 from recorder.crypt import EncryptedBlobs, stored
 from recorder.model import Recording, is_id
 from recorder.proof.actlog import ActLog
@@ -122,6 +123,28 @@ class Hold:
         return self.match is not None or subject == self.held or subject.startswith("events ")
 
 
+class Standing(State):
+    """What a hold is by its file and by the acts, which are the two places where it is moved.
+
+    UNSIGNED    its file is there, and no act speaks of it: it holds as well     -> SIGNED, RELEASED
+    SIGNED      its file is there as an act has it                               -> RELEASED
+    RELEASED    an act has released it: a file that is left over holds nothing   -> (final)
+    """
+
+    UNSIGNED = "unsigned"
+    SIGNED = "signed"
+    RELEASED = "released"
+
+
+table(
+    {
+        Standing.UNSIGNED: (Standing.SIGNED, Standing.RELEASED),
+        Standing.SIGNED: (Standing.RELEASED,),
+        Standing.RELEASED: (),
+    }
+)
+
+
 class Holds:
     """The holds of a store. log: of the acts; None where nothing is signed."""
 
@@ -143,9 +166,9 @@ class Holds:
                 data = await self._raw.get(_key(name))
             except KeyError:
                 raise StoreError(f"the hold {name[:40]!a} cannot be read") from None
-            if (signed := _standing(acts, name, digest(data))) is None:
-                continue
-            found.append(replace(await self._parse(name, data), signed=signed))
+            standing = _standing(acts, name, digest(data))
+            if standing is not Standing.RELEASED:
+                found.append(replace(await self._parse(name, data), signed=standing is Standing.SIGNED))
         if missing := sorted(set(acts.held) - set(names)):
             raise StoreError(f"the hold {missing[0]} was signed, and its file is gone")
         return sorted(found, key=lambda hold: (hold.at, hold.id))
@@ -200,7 +223,7 @@ class Holds:
             if act is None:
                 raise
             data = b""
-        if act is None and _standing(acts, identifier, digest(data)) is None:
+        if act is None and _standing(acts, identifier, digest(data)) is Standing.RELEASED:
             await self._raw.delete([_key(identifier)])
             raise KeyError(identifier)
         try:
@@ -217,17 +240,27 @@ class Holds:
         return hold
 
 
-def _standing(acts: Acts, identifier: str, sha256: str) -> bool | None:
-    """Whether a hold's file is signed; None where it was released. Raises StoreError for one that was changed."""
+def held_by(hold: Hold) -> str:
+    """Why something stays that it holds."""
+    return f"held by {hold.by} ({hold.id})"
+
+
+def maybe_held(subject: str, holds: Sequence[Hold]) -> str:
+    """Why what can't be read, or is not as it was sealed, stays; "" where no hold can be of it."""
+    return next((held_by(hold) for hold in holds if hold.may_hold(subject)), "")
+
+
+def _standing(acts: Acts, identifier: str, sha256: str) -> Standing:
+    """Of a hold whose file has this hash. Raises StoreError for one that was changed."""
     if (act := acts.held.get(identifier)) is not None:
         if act.body != sha256:
             raise StoreError(f"the hold {identifier} is not what was signed")
-        return True
+        return Standing.SIGNED
     if identifier in acts.released:
         placed, release = acts.released[identifier]
         if sha256 == (placed.body if placed is not None else release.body):
-            return None
-    return False
+            return Standing.RELEASED
+    return Standing.UNSIGNED
 
 
 def _key(identifier: str) -> str:

@@ -16,7 +16,7 @@ it and does not count for max_bytes. All of a recording is compared with its man
 and `verify` tells it. While the manifests or the acts themselves have a fault nothing goes.
 
 Each removal is signed first, where there is a key to sign with (recorder/proof/removal.py); a pass begins with those
-that a crash has left half done.
+that a crash has left half done (`repair.py`). What is to go says `plan.py`.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 
 import structlog
 
 from recorder.crypt import stored
-from recorder.model import End, Recording, id_day, is_id
+from recorder.model import End
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import Act, Kind, Subject
-from recorder.proof.days import day_end, day_of, is_day
-from recorder.proof.evidence import Evidence, MismatchError, MissingError, NotSealedYetError
+from recorder.proof.evidence import Evidence, MismatchError, NotSealedYetError
 from recorder.proof.keys import KeyFault, PublicKeys, Signer
 from recorder.proof.register import Register
-from recorder.proof.removal import Removed, bare, finish, has_bytes, removals, removals_of, take_over, unfinished
-from recorder.retention.heldevents import HeldEvents
-from recorder.retention.holds import Hold, Holds
+from recorder.proof.removal import bare, finish, has_bytes
+from recorder.retention.heldevents import EventHolders
+from recorder.retention.holds import Holds, held_by, maybe_held
+from recorder.retention.mismatches import Mismatches
+from recorder.retention.plan import Doomed, Plan, Planner, read_evidence
+from recorder.retention.repair import Repair
 from recorder.retention.rules import Rules
 from recorder.store.errors import DamagedError, StoreError
-from recorder.store.manifest import folder
 from recorder.store.store import Store
 
 _log = structlog.get_logger(__name__)
@@ -55,37 +55,10 @@ LOOK = 30.0
 BATCH = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Doomed:
-    """What is to go, and why. recording: None for a day of events, and for a recording that cannot be read. size: bytes
-    as stored, None where nobody asked. fault: of one that can't be read or is not as it was sealed, and is to go all
-    the same, in what."""
-
-    subject: str
-    why: str
-    recording: Recording | None = None
-    size: int | None = None
-    fault: str = ""
-
-
-@dataclass(slots=True)
-class Plan:
-    """What a pass would do. held: what would go, and by whom it is held. over: bytes above the limit even then.
-    mismatches: what is not as it was sealed and therefore stays, with what is wrong with it. evidence: what it was
-    judged by; None where nothing is sealed, or where it is to be read anew."""
-
-    doomed: list[Doomed] = field(default_factory=list)
-    held: list[tuple[Doomed, Hold]] = field(default_factory=list)
-    over: int = 0
-    mismatches: dict[str, str] = field(default_factory=dict)
-    evidence: Evidence | None = None
-
-
 class Pruner:
     """by: who removes, for the record. signer, keys: None where nothing is signed. log: of the acts, by default one of
     its own. despite: remove also while the proof has faults, and what is not as it was sealed: as somebody wants who
-    has looked. removed: since the start. fault: None, or why it cannot, or that something is not as it was sealed.
-    mismatches: what the last pass has found of that, by subject."""
+    has looked. removed: since the start. fault: None, or why it cannot, or that something is not as it was sealed."""
 
     def __init__(
         self,
@@ -101,11 +74,10 @@ class Pruner:
     ) -> None:
         self.removed = 0
         self.fault: str | None = None
-        self.mismatches: dict[str, str] = {}
         self.rules = rules
         self._store = store
         self._by = by
-        self._clock = clock
+        self._despite = despite
         keys = keys or PublicKeys([signer.public_key] if signer is not None else [])
         if log is None and len(keys):
             keys = keys.with_own(signer.id) if signer is not None else keys
@@ -114,12 +86,15 @@ class Pruner:
             log = ActLog(store.blobs, keys, signer, witnesses=witnesses, clock=clock)
         self._log = log
         self.holds = Holds(store.blobs, log)
-        self._despite = despite
-        self._repaired = False
-        self._gone: set[str] = set()  # removals that are known to be done
-        self._free: dict[str, tuple[str, ...]] = {}  # days of events that these holds do not hold
-        self._found: dict[str, str] = {}  # mismatches of this pass
-        self._told: dict[str, str] = {}  # mismatches that are in the log
+        self._found = Mismatches()
+        self._events = EventHolders(store)
+        self._planner = Planner(store, self.holds, log, self._events, self._found, despite=despite, clock=clock)
+        self._repair = Repair(store, self.holds, log, self._found, by=by, despite=despite)
+
+    @property
+    def mismatches(self) -> dict[str, str]:
+        """What the last pass has found to be not as it was sealed, by subject."""
+        return self._found.all
 
     async def run(self) -> None:
         """A pass every hour until cancelled, and looks at what a command beside the recorder has signed."""
@@ -140,13 +115,13 @@ class Pruner:
 
     async def step(self) -> None:
         """One pass, whose failure is told and raises nothing."""
-        self._found = {}
+        self._found.begin()
         try:
             await self.repair()
             if not self.rules.nothing:
                 await self.prune(await self.plan())
-            self.mismatches = self._found
-            self.fault = _told(self.mismatches)
+            self._found.end()
+            self.fault = self._found.told
         except (StoreError, KeyFault) as error:
             if self.fault is None:
                 _log.error("retention_fault", fault=str(error))
@@ -157,216 +132,16 @@ class Pruner:
 
     async def repair(self) -> int:
         """Go on with removals that are written down and not done; how many there were. Raises StoreError, KeyFault."""
-        if self._log is None:
-            return 0
-        evidence: Evidence | None = None
-        if not self._repaired:  # once: what is from before there were acts is in the manifests
-            evidence = await self._read_evidence(self._log)
-            if self._log.signer is not None:
-                await take_over(self._store, self._log, evidence.chain, evidence.acts)
-            known = removals(evidence.chain, evidence.acts)
-        else:
-            acts = await self._log.read()
-            known = removals_of(acts)
-        left = await unfinished(self._store.blobs, known, self._gone)
-        if left and evidence is None:
-            evidence = await self._read_evidence(self._log)
-        for removed in left:
-            if evidence is not None:
-                await self._go_on(removed, evidence)
-        self._repaired = True
-        return len(left)
-
-    async def _go_on(self, removed: Removed, evidence: Evidence) -> None:
-        subject = removed.removal.subject
-        if subject in self._store.lives:
-            return  # its journal has brought it back, and it is on its way into the store: next time
-        stays = await self._undone(removed, evidence)
-        if stays is None:
-            await finish(self._store, subject)
-            _log.info("removal_finished", subject=subject)
-        elif stays and removed.number and self._log is not None and self._log.signer is not None:
-            await self._log.add(Kind.REVERSAL, [Subject(subject)], by=self._by, why=stays, of=removed.number)
-            _log.warning("removal_taken_back", subject=subject)
-
-    async def _undone(self, removed: Removed, evidence: Evidence) -> str | None:
-        """Why a removal is to be taken back, which is not begun: recording.json goes first. "" where it can't be told
-        yet, None where it is to be finished. Raises StoreError."""
-        subject = removed.removal.subject
-        try:
-            if subject.startswith("events "):
-                if removed.fault:
-                    return _maybe_held(subject, await self.holds.all()) or None
-                hold = await HeldEvents(self._store, await self.holds.all(), evidence).holder(subject[7:])
-                return None if hold is None else _held(hold)
-            if removed.fault:
-                try:
-                    recording = await self._store.get(subject)
-                except DamagedError:
-                    return _maybe_held(subject, await self.holds.all()) or None
-            else:
-                recording = await evidence.recording(subject, removed.content)
-            if recording.ended is None:
-                return None
-            if not removed.fault:
-                await evidence.check_recording(subject)
-            hold = await self.holds.holding(recording)
-            return None if hold is None else _held(hold)
-        except (KeyError, MissingError):
-            return None
-        except NotSealedYetError:
-            return ""
-        except MismatchError as error:
-            self._mismatch(subject, str(error))
-            return ""
-
-    # -- what is to go
+        return await self._repair.repair()
 
     async def plan(self) -> Plan:
         """What is to go now. Changes nothing. Raises StoreError, KeyFault."""
-        plan, now = Plan(), self._clock()
-        self._free.clear()  # of a pass that has failed
-        holds = await self.holds.all()
-        self._warn_of_unsigned(holds)
-        candidates = await self._candidates(now)
-        days = await self._event_days(now)
-        if candidates or days:
-            plan.evidence = await self._evidence()
-        total, rest = 0, []
-        for identifier in candidates:
-            size = await self._size(identifier, plan.evidence) if self.rules.max_bytes is not None else 0
-            total += size
-            recording = await self._judged(plan, identifier)
-            if recording is None:
-                continue
-            if why := self.rules.too_old(recording, now):
-                doomed = Doomed(identifier, why, recording, size)
-                if self._doom(plan, doomed, holds):
-                    total -= size
-            elif self.rules.max_bytes is not None and self.rules.rule_of(recording) is None:
-                rest.append((recording.ended or now, identifier, recording, size))
-        if self.rules.max_bytes is not None:
-            rest.sort(key=lambda item: item[:2])
-            for _, identifier, recording, size in rest:
-                if total <= self.rules.max_bytes:
-                    break
-                if self._doom(plan, Doomed(identifier, "the store is over its size", recording, size), holds):
-                    total -= size
-            plan.over = max(0, total - self.rules.max_bytes)
-        await self._plan_events(plan, days, holds)
-        return plan
-
-    def _warn_of_unsigned(self, holds: Sequence[Hold]) -> None:
-        """Once of each: it holds, and somebody without the key may have placed it, or take it away."""
-        for hold in holds:
-            if self._log is not None and not hold.signed and hold.id not in self._told:
-                self._told[hold.id] = "unsigned"
-                _log.warning("hold_not_signed", hold=hold.id, by=hold.by)
+        return await self._planner.plan(self.rules)
 
     async def _evidence(self) -> Evidence | None:
-        return await self._read_evidence(self._log) if self._log is not None else None
-
-    async def _read_evidence(self, log: ActLog) -> Evidence:
-        evidence = await Evidence.read(self._store.blobs, log)
-        if not self._despite:
-            evidence.need_whole()
-        return evidence
-
-    def _doom(self, plan: Plan, doomed: Doomed, holds: Sequence[Hold]) -> bool:
-        recording = doomed.recording
-        hold = next((hold for hold in holds if recording is not None and hold.holds(recording)), None)
-        if hold is not None:
-            plan.held.append((doomed, hold))
-            return False
-        plan.doomed.append(doomed)
-        return True
-
-    async def _candidates(self, now: float) -> list[str]:
-        """Ids that may have to go, oldest first: by age alone, none that began too late to be old enough."""
-        found: list[str] = []
-        shortest = self.rules.shortest
-        blobs = stored(self._store.blobs)
-        for day in [name.rstrip("/") async for name, _ in blobs.names("recordings")]:
-            if not is_day(day):
-                continue
-            if self.rules.max_bytes is None and (shortest is None or day > day_of(now - shortest)):
-                continue
-            names = [name.rstrip("/") async for name, _ in blobs.names(f"recordings/{day}")]
-            found += [name for name in names if is_id(name) and id_day(name) == day]
-        return found
-
-    async def _judged(self, plan: Plan, identifier: str) -> Recording | None:
-        """One that is over, wholly in the store, and says what was sealed."""
-        if identifier in self._store.lives:
+        if self._log is None:
             return None
-        try:
-            if plan.evidence is not None:
-                plan.evidence.need_signed(identifier)
-                recording = await plan.evidence.recording(identifier)
-            else:
-                recording = await self._store.get(identifier)
-        except (KeyError, NotSealedYetError):
-            return None
-        except MismatchError as error:
-            plan.mismatches[identifier] = str(error)
-            self._mismatch(identifier, str(error))
-            return None
-        except StoreError as error:
-            _log.warning("recording_not_judged", recording=identifier, why=str(error))
-            return None
-        return recording if recording.ended is not None else None
-
-    async def _size(self, identifier: str, evidence: Evidence | None) -> int:
-        """Bytes, as sealed: or whoever can write to the store could make others' recordings go by a large file."""
-        if evidence is not None and (evidence.chain.last_day or evidence.signs):
-            return evidence.size(identifier) or 0
-        return sum([size async for _, size in stored(self._store.blobs).names(folder(identifier))])
-
-    async def _event_days(self, now: float) -> list[str]:
-        most = self.rules.events_max_age
-        if most is None:
-            return []
-        days = [name.rstrip("/") async for name, _ in stored(self._store.blobs).names("events")]
-        return [day for day in days if is_day(day) and now - day_end(day) > most]
-
-    async def _plan_events(self, plan: Plan, days: Sequence[str], holds: Sequence[Hold]) -> None:
-        for day in days:
-            why = f"events are kept for {(self.rules.events_max_age or 0) / 86400:g} days"
-            doomed = Doomed(f"events {day}", why)
-            try:
-                hold = await self._event_holder(day, holds, plan.evidence)
-            except MismatchError as error:
-                if self._despite and not holds:
-                    plan.doomed.append(replace(doomed, fault=str(error)))
-                    continue
-                plan.mismatches[doomed.subject] = str(error)
-                self._mismatch(doomed.subject, str(error))
-            except NotSealedYetError:
-                continue
-            else:
-                if hold is not None:
-                    plan.held.append((doomed, hold))
-                else:
-                    plan.doomed.append(doomed)
-
-    async def _event_holder(self, day: str, holds: Sequence[Hold], evidence: Evidence | None) -> Hold | None:
-        """By whom a day of events is held. All of them are read for that, so that one which was found free is only read
-        again where there is another hold. Raises MismatchError, NotSealedYetError, StoreError."""
-        known = tuple(hold.id for hold in holds)
-        if self._free.get(day) == known:
-            return None
-        hold = await HeldEvents(self._store, holds, evidence).holder(day)
-        if hold is None:
-            self._free[day] = known
-        return hold
-
-    def _mismatch(self, subject: str, what: str) -> None:
-        self._found[subject] = self.mismatches[subject] = what
-        if self._told.get(subject) != what:
-            self._told[subject] = what
-            _log.error("proof_mismatch", subject=subject, what=what, meaning="it is not removed; run recorder verify")
-
-    # -- and goes
+        return await read_evidence(self._store.blobs, self._log, despite=self._despite)
 
     async def prune(self, plan: Plan, progress: Callable[[int], None] = lambda done: None) -> list[Doomed]:
         """Do it; what went. Compares each with what was sealed, and asks for holds again. Raises StoreError,
@@ -378,7 +153,7 @@ class Pruner:
             batch = plan.doomed[start : start + BATCH]
             gone += await self._remove(batch, plan.evidence)
             progress(start + len(batch))
-        self._free.clear()
+        self._events.forget()
         if plan.over:
             _log.warning("retention_over_size", bytes=plan.over, why="the rest is held, or a rule keeps it")
         return gone
@@ -447,7 +222,7 @@ class Pruner:
                 return Subject(doomed.subject, doomed.why, fault=str(error))
             # Whose it was can't be told any more, and it may be just what a hold is of.
             more = "; and it may be what a hold is of" if self._despite else ""
-            self._mismatch(doomed.subject, f"{error}{more}")
+            self._found.add(doomed.subject, f"{error}{more}")
             return None
         return Subject(doomed.subject, doomed.why, content)
 
@@ -455,32 +230,15 @@ class Pruner:
         """Why it is not to go now, "" where it is. Raises StoreError, KeyFault."""
         if doomed.recording is not None:
             hold = await self.holds.holding(doomed.recording)
-            return "" if hold is None else _held(hold)
+            return "" if hold is None else held_by(hold)
         holds = await self.holds.now()
         if doomed.fault:
-            return _maybe_held(doomed.subject, holds)
+            return maybe_held(doomed.subject, holds)
         try:
-            hold = await self._event_holder(doomed.subject.removeprefix("events "), holds, evidence)
+            hold = await self._events.holder(doomed.subject.removeprefix("events "), holds, evidence)
         except MismatchError as error:
-            self._mismatch(doomed.subject, str(error))
+            self._found.add(doomed.subject, str(error))
             return f"not as it was sealed: {error}"
         except NotSealedYetError:
             return "not sealed yet"
-        return "" if hold is None else _held(hold)
-
-
-def _held(hold: Hold) -> str:
-    return f"held by {hold.by} ({hold.id})"
-
-
-def _maybe_held(subject: str, holds: Sequence[Hold]) -> str:
-    """Why what can't be read, or is not as it was sealed, stays; "" where no hold can be of it."""
-    return next((_held(hold) for hold in holds if hold.may_hold(subject)), "")
-
-
-def _told(mismatches: dict[str, str]) -> str | None:
-    if not mismatches:
-        return None
-    subject, what = next(iter(mismatches.items()))
-    more = f", and {len(mismatches) - 1} more" if len(mismatches) > 1 else ""
-    return f"{subject} is not as it was sealed and is not removed: {what}{more}"
+        return "" if hold is None else held_by(hold)

@@ -21,7 +21,8 @@ from recorder.proof.documents import NOTHING, Manifest, write_manifest
 from recorder.proof.report import Finding, Report, Status
 from recorder.proof.verify import Verifier
 from recorder.proof.witness import missing
-from recorder.retention.pruner import Doomed, Pruner
+from recorder.retention.plan import Doomed
+from recorder.retention.pruner import Pruner
 from recorder.retention.rules import Rules
 from tests.recorder.proof.sealed import DAY, PROXY, Stage, run, statuses
 

@@ -13,12 +13,17 @@ from recorder.proof import KeyFault, PublicKeys
 from recorder.proof.actlog import ActLog
 from recorder.proof.acts import act_file
 from recorder.proof.witness import Witnesses
-from recorder.retention.holds import Hold, Holds, Match
+from recorder.retention.holds import Hold, Holds, Match, Standing
 from recorder.retention.pruner import Pruner
 from recorder.retention.rules import Rules
 from recorder.store.blobs import Blobs
 from recorder.store.errors import StoreError
+from tests.lives import assert_documented
 from tests.recorder.proof.sealed import DAY, Stage, run, statuses
+
+
+def test_the_docstring_has_the_table_of_a_hold() -> None:
+    assert_documented(Standing)
 
 
 def holds_of(stage: Stage, blobs: Blobs, signer: bool = True) -> Holds:

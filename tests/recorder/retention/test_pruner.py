@@ -23,7 +23,8 @@ from recorder.proof.signed import digest
 from recorder.proof.witness import missing
 from recorder.retention import pruner as retention
 from recorder.retention.holds import Hold, Holds, Match
-from recorder.retention.pruner import Doomed, Plan, Pruner
+from recorder.retention.plan import Doomed, Plan
+from recorder.retention.pruner import Pruner
 from recorder.retention.rules import Rule, Rules
 from recorder.store.blobs import FolderBlobs
 from recorder.store.errors import StoreError
