@@ -22,7 +22,7 @@ from k8sproxy.access.decision import Snapshot
 from k8sproxy.audit.events import Events
 from k8sproxy.clusters.account import Account, Standing
 from k8sproxy.clusters.credentials import ClusterCredentials, CredentialsError
-from k8sproxy.common.errors import Refusal
+from k8sproxy.common.errors import Refusal, StartError
 from k8sproxy.common.sockets import join_address
 from k8sproxy.common.tailnet.localapi import LocalAPI
 from k8sproxy.common.tailnet.node import TailnetAddresses, TailnetCertificate
@@ -43,10 +43,6 @@ _log = structlog.get_logger("k8sproxy")
 
 # Seconds between looks at the pools for connections that have been idle too long.
 _SWEEP_SECONDS = 5.0
-
-
-class StartError(Exception):
-    """The configuration is sound but cannot be put into force: an address is taken, a file is gone, a plugin fails."""
 
 
 class Tailnet:

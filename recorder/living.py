@@ -11,10 +11,10 @@ import asyncio
 import secrets
 from collections.abc import Awaitable
 
-from k8sproxy.common.errors import Refusal
+from k8sproxy.common.errors import Refusal, StartError
 from k8sproxy.common.tailnet.localapi import LocalAPI
-from recorder.app import StartError, open_store
 from recorder.config import Config
+from recorder.opening import open_store
 from recorder.store import StoreError
 
 # Seconds for each question: an object store is asked again for some of them.

@@ -90,7 +90,7 @@ def test_a_reload_that_a_stop_overtakes_listens_on_nothing(tmp_path: Path, monke
             monkeypatch.setattr(Assembly, "prepare", slowly)
             reload = asyncio.create_task(app.reload("a test"))
             await preparing.wait()
-            app._terminate()
+            app.terminate()
             go_on.set()
             assert not await reload
             return await process

@@ -13,7 +13,8 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from k8sproxy.assembly import Assembly, StartError, Tailnet
+from k8sproxy.assembly import Assembly, Tailnet
+from k8sproxy.common.errors import StartError
 from k8sproxy.config import parse
 from k8sproxy.dataplane.listener import Listener, Server, Terms, Trust
 from k8sproxy.dataplane.routes import Permit, PermitState, Route, Routes

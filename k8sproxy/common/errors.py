@@ -82,3 +82,8 @@ class Refusal(Exception):
     def body(self) -> bytes:
         """The Status as JSON text, with the line feed that the API server ends its own with."""
         return json.dumps(self.status_object()).encode() + b"\n"
+
+
+class StartError(Exception):
+    """A program cannot start, or cannot use a configuration that has no fault: an address is taken, a file is gone, a
+    plugin fails. The message says why."""

@@ -85,7 +85,8 @@ def accept(path: Path, reason: str, yes: bool) -> None:
 
 
 async def _accept(path: Path, reason: str) -> list[str]:
-    from recorder.app import StartError, open_store
+    from k8sproxy.common.errors import StartError
+    from recorder.opening import open_store
     from recorder.proof.register import Register
     from recorder.proof.witness import Witnesses
     from recorder.retention.service import KeepingError, public_keys, signer, witnesses

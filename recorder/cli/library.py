@@ -109,7 +109,8 @@ async def open_library(where: Where) -> AsyncIterator[Library]:
 @asynccontextmanager
 async def open_read_only(config: Config) -> AsyncIterator[Store]:
     """The store, to be read; a recorder may be running on it. Raises Failed, StoreError."""
-    from recorder.app import StartError, open_store
+    from k8sproxy.common.errors import StartError
+    from recorder.opening import open_store
 
     try:
         store = open_store(config, read_only=True)

@@ -161,7 +161,8 @@ def _me(name: str) -> str:
 @asynccontextmanager
 async def _open(where: Where, read_only: bool, *, order: bool) -> AsyncIterator[tuple[Store, bool]]:
     """The store, and whether a recorder runs on it that does the removing. order: that will do."""
-    from recorder.app import StartError, open_store
+    from k8sproxy.common.errors import StartError
+    from recorder.opening import open_store
     from recorder.store import StoreError
 
     config = where.store()

@@ -106,6 +106,13 @@ def test_a_reload_says_what_needs_a_restart(tmp_path: Path) -> None:
             reloaded = await running.logged("reloaded")
             # Who may look still goes by the old domain.
             assert reloaded["needs_restart"] == ["tailnet.capabilityDomain", "tailnet.socket", "web"]
+            # What was changed before waits still, though the next reload changes something else.
+            del changes["tailnet"]
+            write_config(running.config, running.port, running.admin, **changes | {"log": {"level": "debug"}})
+            running.process.send_signal(signal.SIGHUP)
+            assert (await running.logged("reloaded"))["needs_restart"] == ["web"]
+            running.process.send_signal(signal.SIGHUP)
+            assert (await running.logged("reloaded"))["needs_restart"] == ["web"]
 
     asyncio.run(main())
 

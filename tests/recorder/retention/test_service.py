@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from recorder.app import StartError, open_store
+from k8sproxy.common.errors import StartError
 from recorder.config import Config, ConfigError, load
+from recorder.opening import open_store
 from recorder.proof import Signer
 from recorder.proof.witness import FolderWitness
 from recorder.retention.holds import Match
