@@ -1,6 +1,6 @@
 # make demo   sets everything up and shows the main job (BED=real: on the real parts; KUBECONFIG_FILE=...: your cluster)
 # make test   sets everything up and passes the tests; without Go the real parts are left out, and said so
-# make check  format, lint, types, import contracts
+# make check  format, lint, types, import contracts, and every branch of the pure rooms by their own tests
 # make wheel  the compiled wheel (gcc and Python's headers) and the pure one, into dist/; make wheel-pure: that one alone
 # make test-compiled  tests of the hot modules against the compiled wheel, in .venv-compiled
 # make fuzz   fuzzes what reads the wire, guided by coverage (FUZZ_TARGET=remotecommand, FUZZ_SECONDS=60 each)
@@ -40,6 +40,7 @@ check: $(STAMP)
 	@echo "==> lint"; $(BIN)/ruff check .
 	@echo "==> types"; $(BIN)/mypy
 	@echo "==> import contracts"; $(BIN)/lint-imports
+	@echo "==> branches of the pure rooms"; $(BIN)/python -m tools.floors
 
 format: $(STAMP)
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

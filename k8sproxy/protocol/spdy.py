@@ -135,7 +135,8 @@ class Other(NamedTuple):
     start: int
 
 
-Frame = Data | SynStream | Reply | Reset | Ping | GoAway | Other
+ControlFrame = SynStream | Reply | Reset | Ping | GoAway | Other
+Frame = Data | ControlFrame
 
 
 class FrameReader:

@@ -278,3 +278,15 @@ def test_a_responses_body(
     body = response_body(method, status, length, chunked_coding)
     assert type(body) is kind
     assert body.done is done
+
+
+def test_the_rest_of_a_chunk_costs_next_to_nothing_unless_it_is_dear() -> None:
+    body = ChunkedBody()
+    assert body.run == 0
+    feed(body, b"5\r\nab")
+    assert body.run == 3
+    body.dear = True
+    assert body.run == 0
+    body.dear = False
+    feed(body, b"cde")
+    assert body.run == 0

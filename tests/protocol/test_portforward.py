@@ -247,3 +247,45 @@ def test_a_channel_has_to_say_its_port(said_port: bytes) -> None:
         PortForward("websocket", "v4.base64.channel.k8s.io").from_upstream(memoryview(websocket(1, b"0" + text)))
     with pytest.raises(ProtocolError):
         PortForward("websocket", "").from_upstream(memoryview(said(0, bytes(2))))
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "subprotocol", "head", "run"),
+    [
+        ("spdy/3.1", "portforward.k8s.io", b"", 8),
+        ("websocket", TUNNEL, b"\x82\x96", 8),
+        ("websocket", "v4.channel.k8s.io", b"\x82\x96", 0),
+    ],
+)
+def test_the_rest_of_a_payload_costs_next_to_nothing(upgrade: str, subprotocol: str, head: bytes, run: int) -> None:
+    forward = PortForward(upgrade, subprotocol)
+    writer = SpdyWriter(DICTIONARY)
+    opening = pair(writer, 1, 80, 0)
+    body = data(3, b"x" * 14)
+    if upgrade == "websocket" and subprotocol == TUNNEL:
+        forward.from_client(memoryview(websocket(2, opening, mask=MASK)))
+        before = forward.work
+        forward.from_client(memoryview(websocket(2, body, mask=MASK)[:-8]))
+        forward.from_upstream(memoryview(websocket(2, body, mask=None)[:-8]))
+    elif upgrade == "websocket":
+        before = forward.work
+        forward.from_client(memoryview(typed(0, b"P\0" + b"x" * 14)[:-8]))
+        forward.from_upstream(memoryview(said(0, b"P\0" + b"x" * 14)[:-8]))
+        run = 8
+    else:
+        forward.from_client(memoryview(opening))
+        before = forward.work
+        forward.from_client(memoryview(body[:-8]))
+        forward.from_upstream(memoryview(body[:-8]))
+    assert (forward.client_run, forward.upstream_run) == (run, run)
+    assert forward.work > before
+
+
+@pytest.mark.parametrize("upgrade", ["spdy/3.1", "websocket"])
+def test_a_direction_that_failed_fails_for_good(upgrade: str) -> None:
+    for feed, other in ((0, 1), (1, 0)):
+        forward = PortForward(upgrade, "portforward.k8s.io" if upgrade == "spdy/3.1" else TUNNEL)
+        sides = (forward.from_client, forward.from_upstream)
+        for side in (sides[feed], sides[feed], sides[other]):
+            with pytest.raises(ProtocolError):
+                side(memoryview(b"\xff" * 40))

@@ -829,3 +829,21 @@ def test_what_stands_before_a_clients_fault_counts_in_the_same_read(cut: bool) -
             command.from_client(memoryview(part), told)
     assert [type(event) for event in told] == [Resize, Ping]
     assert command.from_upstream(memoryview(websocket(10, b"now"))) == []
+
+
+def test_an_answer_to_a_ping_answers_those_before_it() -> None:
+    command = ws()
+    for payload in (b"one", b"two", b"two", b"three"):
+        command.from_client(memoryview(websocket(9, payload, mask=MASK)))
+    pongs = websocket(10, b"two") + websocket(10, b"one") + websocket(10, b"two") + websocket(10, b"two")
+    events = command.from_upstream(memoryview(pongs))
+    assert [bytes(event.data) for event in events if isinstance(event, Hidden)] == [b"one", b"two"]
+
+
+def test_the_client_closes_one_channel_however_much_it_says() -> None:
+    """Of a message on the closing channel, the one byte counts; the rest of it is not kept."""
+    command = ws()
+    message = typed(255, b"\0" + b"x" * 20)
+    for part in one_by_one(message + typed(0, b"still read")):
+        command.from_client(memoryview(part))
+    assert told(command.from_client, [typed(0, b"abc")]).typed == 3

@@ -60,3 +60,12 @@ def test_a_copy_is_apart() -> None:
     assert sizes.feed(SIZE[9:]) == [(80, 24)]
     sizes.stop()
     assert sizes.feed(SIZE) == []
+
+
+@pytest.mark.parametrize("number", [b"-", b"1.", b"1e", b"1E+", b"-.5", b"1.e5"])
+def test_a_number_that_is_not_whole_ends_the_sizes(number: bytes) -> None:
+    text = b'{"x":%s,"Width":80,"Height":24}' % number
+    for parts in ([text], [text[at : at + 1] for at in range(len(text))]):
+        sizes = Sizes()
+        assert [size for part in parts for size in sizes.feed(part)] == []
+        assert sizes.stopped

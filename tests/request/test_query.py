@@ -134,3 +134,11 @@ def test_other_requests_may_be_spelled_so(query: str) -> None:
 )
 def test_watch_as_the_api_server_reads_it(query: str, verb: str) -> None:
     assert request_info("GET", f"/api/v1/pods?{query}").verb == verb
+
+
+@pytest.mark.parametrize("broken", ["", "%", "%4"])
+def test_a_line_feed_is_read_as_any_other_character(broken: str) -> None:
+    """The quick decoder would read it as the end of a line of quoted-printable."""
+    for feed in "\n", "\r", "\r\n", "=\n":
+        ((_, _, _, name, value, read),) = pairs(f"a%20b{broken}=x%41{feed}+y{broken}")
+        assert (name, value, read) == (f"a b{broken}", f"xA{feed} y{broken}", not broken)

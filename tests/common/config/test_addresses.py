@@ -72,3 +72,11 @@ def test_admin_addresses() -> None:
     for value in ("unix:", "unix:" + "x" * 108, "unix:a\0b", "tailnet:1", "100.64.0.1:1", "localhost:1", 5):
         with pytest.raises(ValueError, match="must"):
             parse_admin_address(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "dialled"),
+    [("127.0.0.1:1", True), ("[::1]:1", True), ("127.0.0.2:1", False), ("tailnet:1", False), ("100.64.0.1:1", False)],
+)
+def test_what_a_userspace_daemon_dials(text: str, dialled: bool) -> None:
+    assert parse_listen_address(text).is_dialled_from_tailnet is dialled

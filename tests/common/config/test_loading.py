@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, create_model
 
 from k8sproxy.common.config.faults import ConfigError, Key
 from k8sproxy.common.config.loading import MAX_FILE, Sound, load, parse
@@ -144,3 +144,27 @@ def test_what_the_checks_find_is_a_fault_unless_its_key_has_one() -> None:
 
 def test_a_fault_that_nothing_can_be_cut_out_for_is_told_once() -> None:
     assert refused("{}") == ["1:1: doors: is required"]
+
+
+def test_a_fault_below_more_levels_than_any_schema_has_is_told_all_the_same() -> None:
+    model: type[Section] = Door
+    for _ in range(12):
+        model = create_model("Level", __base__=Section, below=(model, ...))
+    text = "{below: " * 12 + "{name: 1}" + "}" * 12
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode(), HERE, model, accept)
+    (fault,) = caught.value.faults
+    assert fault.key == "below." * 12 + "name"
+
+
+def test_choices_and_switches_are_told_in_words() -> None:
+    class Window(Section):
+        glass: Literal["clear", "frosted"] = "clear"
+        open: bool = False
+
+    with pytest.raises(ConfigError) as caught:
+        parse(b"glass: blue\nopen: []\n", HERE, Window, accept)
+    assert [fault.message for fault in caught.value.faults] == [
+        "must be clear or frosted",
+        "must be true or false",
+    ]

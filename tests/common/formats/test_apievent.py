@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k8sproxy.common.formats.apievent import EVENT_TYPE, event_document, origin_fragment, request_fragments
+from k8sproxy.common.formats.bounds import Truncation
 from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.request.requestinfo import request_info
 
@@ -120,3 +121,10 @@ def test_any_text_stays_in_its_place(agent: str, path: str, body: bytes, query: 
 def clean(text: str) -> str:
     """What is left where half a character cannot be told."""
     return text.encode("utf-8", "replace").decode()
+
+
+def test_one_more_member_and_what_was_cut_of_the_agent() -> None:
+    cut = Truncation(9000, "ab")
+    event = document(extra='"proxy":{"a":1}', agent_cut=cut)
+    assert event["proxy"] == {"a": 1}
+    assert event["truncated"] == {"userAgent": cut.values()}

@@ -18,8 +18,11 @@ from k8sproxy.common.formats.asciicast import (
     MAX_HEADER_LINE,
     CastHeader,
     OutputEncoder,
+    are_events,
+    bytes_as_text,
     decode_output,
     event_line,
+    event_of,
     read_event,
     read_header,
     read_size,
@@ -375,3 +378,48 @@ def test_binary_data_is_exact_and_bounded() -> None:
 def test_other_writers_text() -> None:
     assert decode_output("é\ufffd\ud800") == "é\ufffd?".encode()
     assert decode_output("\U0010fe7f\ud800") == "\U0010fe7f?".encode()
+
+
+def test_bytes_as_text_and_back() -> None:
+    for data in (b"", b"plain", "日本".encode(), b"a\xff\xe6\x97", b"\xf4\x8f\xba"):
+        assert decode_output(bytes_as_text(data)) == data
+
+
+@pytest.mark.parametrize(
+    ("line", "event"),
+    [
+        (b'[1,"o","a"]', (1.0, "o", "a")),
+        (b'[1.5,"x",""]', (1.5, "x", "")),
+        (b'[1,"o","a\\ud800b"]', (1.0, "o", "a\ufffdb")),
+        (b'[true,"o","a"]', None),
+        (b'[-1,"o","a"]', None),
+        (b'[1,"oo","a"]', None),
+        (b'[1,"o"]', None),
+        (b'[1,"o",2]', None),
+        (b'{"a":1}', None),
+        (b"[" * 100_000, None),
+        (b'[1,"o","a', None),
+    ],
+)
+def test_what_a_line_shows(line: bytes, event: tuple[float, str, str] | None) -> None:
+    assert event_of(line) == event
+
+
+def test_lines_that_are_events() -> None:
+    short = event_line(1.0, "o", "a") + b'[1,"x","b"]\n' + event_line(2.0, "r", "80x24")
+    long = event_line(1.0, "o", "a" * 3000) + short
+    for text in (short, long):
+        assert are_events(text)
+        for broken in (b'[1,"o"]\n', b"\n", b'{"o":1}\n', b'[1,"r","x"]\n', b'["a","o","b"]\n', b'[1,"o","b"\n'):
+            assert not are_events(text + broken)
+            assert not are_events(broken + text)
+    assert are_events(b"")
+
+
+def test_a_character_that_ends_within_broken_bytes_is_held_back() -> None:
+    encoder = OutputEncoder()
+    assert encoder.line(0.0, "o", b"\xe6") == b""
+    assert encoder.held == b"\xe6"
+    assert encoder.line(0.0, "o", b"") == b""
+    assert encoder.finish() == "\U0010fee6"
+    assert encoder.held == b""

@@ -11,15 +11,21 @@ from hypothesis import strategies as st
 
 from k8sproxy.common.errors import ProtocolError
 from k8sproxy.common.formats.recorderapi import (
+    DECLINES,
     DEFAULT_EVENT_CODES,
     MAX_EVENT_BATCH,
     MAX_MESSAGE,
+    MAX_USER,
     AckReader,
     RecorderError,
     printable,
+    read_declines,
     read_event_batch,
     read_event_codes,
+    read_refusal,
+    read_user,
     split_address,
+    user_value,
 )
 
 # As Go's json.Encoder writes them, as others might, and with members that nobody here knows.
@@ -170,3 +176,36 @@ def test_addresses() -> None:
     ):
         with pytest.raises(ProtocolError):
             split_address(text)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "reason"),
+    [
+        (b'{"error": "disk full"}', None, "disk full"),
+        (b'{"message": "disk full"}', "field", "disk full"),
+        (b'{"error": 1}', "field", "field"),
+        (b'{"error": ""}', "", ""),
+        (b'{"error": "cut', "field", "field"),
+        (b"[" * 100_000, "field", "field"),
+        (b'["error"]', "field", "field"),
+        (b"  no place\nsecond line", "field", "no place"),
+        (b"\xff\x1b[31m no", None, "\ufffd [31m no"),
+        (b"<html>502", "field", "field"),
+        (b"", None, ""),
+    ],
+)
+def test_why_a_recorder_refuses(body: bytes, field: str | None, reason: str) -> None:
+    assert read_refusal(body, field) == reason
+
+
+def test_what_a_recorder_declines() -> None:
+    for name in DECLINES:
+        assert read_declines(name) == read_declines(name, 429) == name
+    assert read_declines("another") == read_declines(None) == read_declines(["sender"], 500) == ""
+    assert read_declines(None, 429) == read_declines("another", 429) == "sender"
+
+
+def test_users_are_named_in_a_field() -> None:
+    for user in ("ann@example.com", "é /ü", "a%20b", ""):
+        assert read_user(user_value(user)) == user
+    assert user_value("é" * MAX_USER) == read_user("x" * (MAX_USER + 1)) == read_user(None) == read_user("%ff") == ""
