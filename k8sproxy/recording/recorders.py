@@ -25,17 +25,18 @@ from typing import TypeVar
 import structlog
 
 from k8sproxy.common.errors import ProtocolError
-from k8sproxy.common.formats.recorderapi import EVENT_BATCH_FIELD, read_event_batch, split_address
 from k8sproxy.common.tasks import Tasks
 from k8sproxy.recording.buffers import Buffers
 from k8sproxy.recording.carriers.carrier import words_of
 from k8sproxy.recording.carriers.errors import ConnectionLost, NotHTTP2, Rejected
-from k8sproxy.recording.carriers.http1 import EventConnection, Submission, field_of
+from k8sproxy.recording.carriers.http1 import Submission
 from k8sproxy.recording.carriers.http2 import Connection
 from k8sproxy.recording.carriers.stream import Stream
-from k8sproxy.recording.health import Health, RecorderState
+from k8sproxy.recording.eventposts import EventPosts
+from k8sproxy.recording.health import RecorderState
+from k8sproxy.recording.known import Known
 from k8sproxy.recording.limits import Limits
-from k8sproxy.recording.upload import EventsRefused, NoRecorder, Upload, UploadError
+from k8sproxy.recording.upload import NoRecorder, Upload, UploadError
 
 __all__ = ["Dial", "NoRecorder", "RecorderState", "Recorders", "Upload", "UploadError"]
 
@@ -48,35 +49,8 @@ BRIEF = 1.0
 IDLE = 60.0
 # Seconds after which an address that nobody asks for is forgotten: grants change.
 FORGET = 600.0
-# Bytes of one request with many events: with 16 of them in flight a recorder holds what it holds of a session.
-_MAX_BATCH_BYTES = 1 << 20
-# Of the answers 400 to 499 those that say "not you" or "not now", whatever the events are.
-_NOT_OF_EVENTS = frozenset((401, 407, 408, 425, 429))
 
 _log = structlog.get_logger(__name__)
-
-
-class _Recorder:
-    """One address: its health, and what is open to it."""
-
-    def __init__(self, address: str, clock: Callable[[], float], on_bad: Callable[[_Recorder], None]) -> None:
-        self.address = address
-        self.host, self.port = split_address(address)
-        self.health = Health(clock, lambda: on_bad(self))
-        self.used = clock()
-        self.connections: list[Connection] = []
-        self.connecting: asyncio.Task[Connection | Exception] | None = None
-        self.retry: asyncio.TimerHandle | None = None
-        self.events: list[EventConnection] = []
-        self.event_batch: int | None = None  # None: not asked yet
-
-    def usable(self) -> Connection | None:
-        """A connection with room for a session: the fullest, so that the others can become idle."""
-        return max(
-            (connection for connection in self.connections if connection.usable),
-            key=lambda connection: connection.open_streams,
-            default=None,
-        )
 
 
 class _Unfit(Exception):
@@ -121,11 +95,12 @@ class Recorders:
         self.buffers = Buffers()
         self._dial = dial
         self._clock = clock
-        self._recorders: dict[str, _Recorder] = {}
+        self._recorders: dict[str, Known] = {}
         self._submissions: set[Submission] = set()
         self._tasks = Tasks()  # they end by their own limits
         self._idle: dict[Connection, asyncio.TimerHandle] = {}
         self._closed = False
+        self._posts = EventPosts(self._recorder, self._dialled, self.limits)
 
     # -- sessions
 
@@ -135,13 +110,13 @@ class Recorders:
         `accept_timeout` seconds."""
         declined = False
         attempts: list[tuple[str, str]] = []
-        recorders: list[_Recorder] = []
+        recorders: list[Known] = []
         for address in dict.fromkeys(addresses):
             try:
                 recorders.append(self._recorder(address))
             except ProtocolError as error:
                 attempts.append((address, error.message))
-        recorders.sort(key=_is_bad)
+        recorders.sort(key=lambda recorder: recorder.is_bad)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.limits.accept_timeout
         for index, recorder in enumerate(recorders):
@@ -198,7 +173,7 @@ class Recorders:
 
     async def aclose(self) -> None:
         """Ends all connections at once; uploads that are not finished fail. What is asked for later is refused."""
-        self._closed = True
+        self._closed = self._posts.closed = True
         why = "this process is stopping"
         for recorder in self._recorders.values():
             if recorder.retry is not None:
@@ -212,15 +187,15 @@ class Recorders:
             submission.close(why)
         await self._tasks.aclose()
 
-    def _share(self, left: float, recorders: Sequence[_Recorder]) -> float:
+    def _share(self, left: float, recorders: Sequence[Known]) -> float:
         """Seconds for the first of these."""
-        if _is_bad(recorders[0]):
+        if recorders[0].is_bad:
             return min(BRIEF, left / len(recorders))
         if len(recorders) == 1:
             return left
-        return min(self.limits.dial_timeout, left / sum(1 for recorder in recorders if not _is_bad(recorder)))
+        return min(self.limits.dial_timeout, left / sum(1 for recorder in recorders if not recorder.is_bad))
 
-    async def _accept(self, recorder: _Recorder, attempt: _Attempt, seconds: float, acks: bool, user: str) -> Upload:
+    async def _accept(self, recorder: Known, attempt: _Attempt, seconds: float, acks: bool, user: str) -> Upload:
         """An upload there. Raises Rejected, ConnectionLost, _Unfit."""
         if recorder.health.version == 1:
             return await self._accept_v1(recorder, attempt, acks, user)
@@ -249,7 +224,7 @@ class Recorders:
             attempt.connection = connection
             return await connection.submit(lambda stream: self._upload(recorder, 2, stream), user)
 
-    async def _accept_v1(self, recorder: _Recorder, attempt: _Attempt, acks: bool, user: str) -> Upload:
+    async def _accept_v1(self, recorder: Known, attempt: _Attempt, acks: bool, user: str) -> Upload:
         if acks:
             raise _Unfit
         attempt.step = "did not accept a connection"
@@ -267,13 +242,13 @@ class Recorders:
         recorder.health.version = 1
         return upload
 
-    def _upload(self, recorder: _Recorder, version: int, carrier: Stream | Submission) -> Upload:
+    def _upload(self, recorder: Known, version: int, carrier: Stream | Submission) -> Upload:
         recorder.health.accepted()
         return Upload(recorder.address, version, carrier, recorder.health, self.limits, self.buffers)
 
     # -- connections
 
-    async def _connected(self, recorder: _Recorder, attempt: _Attempt) -> Connection:
+    async def _connected(self, recorder: Known, attempt: _Attempt) -> Connection:
         """A new shared connection whose other end speaks v2. Raises NotHTTP2, Rejected, ConnectionLost."""
         task = recorder.connecting
         if task is None:
@@ -291,7 +266,7 @@ class Recorders:
             raise type(outcome)(*outcome.args)  # each of those waiting its own
         return outcome
 
-    async def _connect(self, recorder: _Recorder) -> Connection | Exception:
+    async def _connect(self, recorder: Known) -> Connection | Exception:
         try:
             async with asyncio.timeout(self.limits.accept_timeout):
                 sock = await self._dialled(recorder)
@@ -312,7 +287,7 @@ class Recorders:
         self._changed(recorder, connection)
         return connection
 
-    async def _dialled(self, recorder: _Recorder) -> socket.socket:
+    async def _dialled(self, recorder: Known) -> socket.socket:
         """A connected socket. Raises ConnectionLost."""
         if self._closed:
             raise ConnectionLost("this process is stopping")
@@ -325,7 +300,7 @@ class Recorders:
         except OSError as error:
             raise ConnectionLost(words_of(error)) from None
 
-    def _changed(self, recorder: _Recorder, connection: Connection) -> None:
+    def _changed(self, recorder: Known, connection: Connection) -> None:
         """A connection has one stream less, or is gone."""
         timer = self._idle.pop(connection, None)
         if timer is not None:
@@ -340,35 +315,35 @@ class Recorders:
             else:
                 self._idle[connection] = asyncio.get_running_loop().call_later(IDLE, self._idled, recorder, connection)
 
-    def _idled(self, recorder: _Recorder, connection: Connection) -> None:
+    def _idled(self, recorder: Known, connection: Connection) -> None:
         self._idle.pop(connection, None)
         if not connection.open_streams:
             connection.close()
 
-    def _suspect(self, recorder: _Recorder, connection: Connection) -> None:
+    def _suspect(self, recorder: Known, connection: Connection) -> None:
         connection.suspect()
         self._changed(recorder, connection)
 
     # -- health
 
-    def _recorder(self, address: str) -> _Recorder:
+    def _recorder(self, address: str) -> Known:
         """Raises ProtocolError for an address that is none."""
         recorder = self._recorders.get(address)
         if recorder is None:
-            recorder = _Recorder(address, self._clock, self._probe_later)
+            recorder = Known(address, self._clock, self._probe_later)
             now = self._clock()
-            for old in [old for old in self._recorders.values() if now - old.used > FORGET and _unused(old)]:
+            for old in [old for old in self._recorders.values() if now - old.used > FORGET and old.unused]:
                 del self._recorders[old.address]
             self._recorders[address] = recorder
         recorder.used = self._clock()
         return recorder
 
-    def _probe_later(self, recorder: _Recorder) -> None:
+    def _probe_later(self, recorder: Known) -> None:
         if recorder.retry is None and not self._closed:
             loop = asyncio.get_running_loop()
             recorder.retry = loop.call_later(recorder.health.retry_delay, self._probe_now, recorder)
 
-    def _probe_now(self, recorder: _Recorder) -> None:
+    def _probe_now(self, recorder: Known) -> None:
         recorder.retry = None
         if recorder.health.state != "bad" or self._closed:
             return
@@ -377,7 +352,7 @@ class Recorders:
             return
         self._tasks.start(self._probe(recorder), f"probe of recorder {recorder.address}")
 
-    async def _probe(self, recorder: _Recorder) -> None:
+    async def _probe(self, recorder: Known) -> None:
         """Asks a bad recorder whether it is there again: anything that it answers will do."""
         connection = recorder.usable()
         try:
@@ -403,7 +378,7 @@ class Recorders:
 
     async def probe_events(self, address: str) -> None:
         """HEAD /v2/event: whether the recorder takes events, and how many at once. Raises UploadError."""
-        await self._exchange(address, ())
+        await self._posts.exchange(address, ())
 
     async def post_events(self, address: str, bodies: Sequence[bytes]) -> None:
         """Sends events, a JSON object each; every one has been answered with 2xx when it returns.
@@ -413,98 +388,4 @@ class Recorders:
         dead connection is sent again, so a recorder may see it twice.
         """
         if bodies:
-            await self._exchange(address, bodies)
-
-    async def _exchange(self, address: str, bodies: Sequence[bytes]) -> None:
-        try:
-            recorder = self._recorder(address)
-        except ProtocolError as error:
-            raise UploadError(f"{address}: {error.message}") from None
-        try:
-            requests: Sequence[Batch] | None = None
-            taken = 0  # events
-            while True:
-                posting = False
-                events = await self._events(recorder)
-                kept = not events.fresh
-                try:
-                    async with asyncio.timeout(self.limits.ack_timeout):
-                        if recorder.event_batch is None or not bodies:
-                            head = (await events.exchange("HEAD", (b"",)))[0]
-                            recorder.event_batch = read_event_batch(field_of(head, EVENT_BATCH_FIELD))
-                        if requests is None:
-                            requests = batches(bodies, recorder.event_batch)
-                        if requests:
-                            if not events.usable:  # closed by the recorder, as it may
-                                events = await self._events(recorder)
-                            posting = True
-                            await events.exchange("POST", [body for body, _ in requests])
-                    break
-                except ConnectionLost:
-                    if not kept:
-                        raise
-                    if requests is not None:
-                        taken += sum(size for _, size in requests[: events.answered])
-                        requests = requests[events.answered :]
-                except Rejected as error:
-                    if (
-                        requests is None
-                        or not posting
-                        or not 400 <= events.refused < 500
-                        or events.refused in _NOT_OF_EVENTS
-                    ):
-                        raise
-                    taken += sum(size for _, size in requests[: events.answered])
-                    raise EventsRefused(f"{address}: {error}", taken, requests[events.answered][1]) from None
-        except (ConnectionLost, Rejected) as error:
-            recorder.event_batch = None
-            raise UploadError(f"{address}: {error}") from None
-        except TimeoutError:
-            recorder.event_batch = None
-            raise UploadError(f"{address}: did not answer within {self.limits.ack_timeout:g} s") from None
-        if events.usable and not self._closed:
-            recorder.events.append(events)
-        else:
-            events.close()
-
-    async def _events(self, recorder: _Recorder) -> EventConnection:
-        while recorder.events:
-            events = recorder.events.pop()
-            if events.usable:
-                return events
-        sock = await self._dialled(recorder)
-
-        def lost(events: EventConnection) -> None:
-            if events in recorder.events:
-                recorder.events.remove(events)
-
-        return EventConnection(sock, recorder.address, lost)
-
-
-# A request's body, and how many events are in it.
-Batch = tuple[bytes, int]
-
-
-def batches(bodies: Sequence[bytes], most: int) -> list[Batch]:
-    """Request bodies for these events: themselves, or JSON arrays of up to `most` where that is not 0."""
-    if most < 2 or len(bodies) < 2:
-        return [(body, 1) for body in bodies]
-    made: list[Batch] = []
-    part: list[bytes] = []
-    size = 0
-    for body in bodies:
-        if part and (len(part) >= most or size + len(body) > _MAX_BATCH_BYTES):
-            made.append((b"[" + b",".join(part) + b"]", len(part)))
-            part, size = [], 0
-        part.append(body)
-        size += len(body)
-    made.append((b"[" + b",".join(part) + b"]", len(part)))
-    return made
-
-
-def _is_bad(recorder: _Recorder) -> bool:
-    return recorder.health.state == "bad"
-
-
-def _unused(recorder: _Recorder) -> bool:
-    return not (recorder.health.uploads or recorder.connections or recorder.connecting or recorder.retry)
+            await self._posts.exchange(address, bodies)

@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from k8sproxy.recording.recorders import UploadError, batches
-from k8sproxy.recording.upload import EventsRefused
+from k8sproxy.recording.eventposts import batches
+from k8sproxy.recording.upload import EventsRefused, UploadError
 from standins.recorder import FakeRecorder
 from tests.common.tailnet.leakless import run
 from tests.recording.dialled import recorders, turns, unused_port
