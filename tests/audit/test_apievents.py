@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from k8sproxy.audit import apievents
+from k8sproxy.audit import apievents, delivery
 from k8sproxy.audit.apievents import ApiEvents
 from k8sproxy.audit.eventqueue import NoEventRecorder
 from k8sproxy.audit.requestevent import BodyKeeper, RequestEvent
@@ -88,7 +88,8 @@ def run(scene: Callable[[Recorders], Awaitable[None]]) -> None:
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RETRY_FIRST", "RETRY_LAST", "PROBE_TIMEOUT", "POST_TIMEOUT"):
-        monkeypatch.setattr(apievents, name, 0.01)
+        monkeypatch.setattr(delivery, name, 0.01)
+    monkeypatch.setattr(apievents, "PROBE_TIMEOUT", 0.01)
 
 
 # --- admission ---
@@ -109,7 +110,7 @@ def test_an_enforced_event_needs_a_recorder_that_answered_lately() -> None:
         assert not events.admit(ONE, True)
         await events.revive(ONE)
         assert events.admit(ONE, True)
-        recorders.now += apievents.LIVE_FOR
+        recorders.now += delivery.LIVE_FOR
         assert not events.admit(ONE, True)
         # A batch is an answer as well as a probe is.
         events.add(ONE, event(1), enforced=True)
@@ -278,7 +279,7 @@ def test_large_documents_make_small_batches(monkeypatch: pytest.MonkeyPatch) -> 
         await events.aclose()
         assert [count for _, count in recorders.posts] == [2, 2]
 
-    monkeypatch.setattr(apievents, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(delivery, "BATCH_BYTES", 2000)
     run(scene)
 
 
@@ -328,7 +329,7 @@ def test_enforced_events_are_kept_until_a_recorder_takes_them() -> None:
         events.add(TWO, event(1), enforced=True)
         events.add(TWO, event(2), enforced=False)
         events.add(TWO, event(3), enforced=True)
-        await recorders.until(lambda: len(recorders.posts) > 4 * apievents.ATTEMPTS)
+        await recorders.until(lambda: len(recorders.posts) > 4 * delivery.ATTEMPTS)
         assert events.failed == 1 and not events.admit(TWO, True)
         recorders.down.discard(TWO[1])
         await recorders.until(lambda: recorders.taken == ["/x/1", "/x/3"])
@@ -719,7 +720,7 @@ def test_an_event_that_is_refused_in_every_form_refuses_its_owner_and_nobody_els
         assert not events.admit(ONE, True, Weight("ana")) and events.why_refused(ONE, "ana") == ended[0]
         assert events.admit(ONE, True, Weight("ben")) and events.why_refused(ONE, "ben") is None
         events.release(ONE, Weight("ben"))
-        recorder.now += apievents.REFUSED_FOR
+        recorder.now += delivery.REFUSED_FOR
         await events.revive(ONE)
         assert events.admit(ONE, True, Weight("ana"))
         events.release(ONE, Weight("ana"))
