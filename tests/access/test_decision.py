@@ -229,3 +229,13 @@ def test_a_session_goes_on_where_its_recording_is_what_is_demanded(
 
     levels = [None, *RecordingLevel]
     assert covers(decided(now), decided(before)) is (levels.index(before) >= levels.index(now))
+
+
+def test_only_what_passes_through_covers_what_passes_through() -> None:
+    info = request_info("GET", "/api/v1/pods")
+    passed, acted = (
+        decide(authorize(tailnet_caller(RECORDED), Snapshot(impersonate=impersonate)), info, 0.0)
+        for impersonate in (False, True)
+    )
+    assert covers(passed, passed) and covers(acted, acted)
+    assert not covers(passed, acted) and not covers(acted, passed)

@@ -297,6 +297,20 @@ def test_an_allowed_origin_may_act() -> None:
             made(frozenset())
 
 
+def test_content_of_others_is_not_shown_where_a_page_leads() -> None:
+    led = ("Sec-Fetch-Mode: navigate", "Sec-Fetch-Site: cross-site")
+
+    def made(*said: str, foreign: bool, by: Decision = ANN) -> UpstreamHead:
+        return rewrite(head(*said), by, target="/version", host=HOST, authorization=TOKEN, foreign=foreign)
+
+    with pytest.raises(Refusal, match="port-forward") as caught:
+        made(*led, foreign=True)
+    assert (caught.value.status, caught.value.cause) == (403, "cross_site")
+    assert made(*led, foreign=False)
+    assert made(foreign=True)
+    assert made(*led, foreign=True, by=PASSTHROUGH)
+
+
 def test_passthrough() -> None:
     sent = [
         "Authorization: Bearer mine",

@@ -6,7 +6,8 @@ import pytest
 
 from k8sproxy.access.caller import tailnet_caller
 from k8sproxy.access.decision import Snapshot, authorize, decide
-from k8sproxy.access.rewrite import Streaming, offered_protocols, rewrite
+from k8sproxy.access.rewrite import Streaming, check_offer, offered_protocols, rewrite
+from k8sproxy.common.errors import ProtocolError
 from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.protocol.http1 import RequestHead, parse_fields
 from k8sproxy.request.requestinfo import request_info
@@ -76,3 +77,14 @@ def test_nothing_of_one_session_is_remembered_for_the_next() -> None:
         for streaming in (Streaming("id-1"), Streaming("id-2"), None)
     ]
     assert b"Audit-ID: id-1" in made[0] and b"Audit-ID: id-2" in made[1] and b"Audit-ID" not in made[2]
+
+
+def test_what_offers_nothing_goes_on() -> None:
+    assert "x-a: b" in lines("X-A: b", "Sec-WebSocket-Protocol: v5.channel.k8s.io")
+
+
+def test_an_upgrade_that_is_passed_over_is_no_session() -> None:
+    check_offer(head().fields)
+    check_offer(parse_fields(b"Host: k\r\n\r\n", max_count=100))
+    with pytest.raises(ProtocolError, match="SPDY"):
+        check_offer(parse_fields(b"Host: k\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n", max_count=100))
