@@ -223,7 +223,10 @@ class StoreLibrary:
         stored = {identifier async for identifier in self._store.identifiers()}
         absent = stored - known
         unreadable = {one for one in sorted(absent)[:_LOOKED_AT] if await self._is_damaged(one)}
-        index.standing = Standing(len(stored), compared=absent == unreadable, unreadable=unreadable)
+        index.standing = standing = Standing(len(stored), unreadable=unreadable)
+        standing.restart()
+        if absent == unreadable:
+            standing.finish(unreadable)
         self.short = shortness(values.coverage(await index.coverage(EVERYTHING), counts=True))
 
     async def _is_damaged(self, identifier: str) -> bool:

@@ -11,8 +11,10 @@ import structlog
 
 from recorder.index.coverage import Standing
 from recorder.index.database import Change, Database, Writing
-from recorder.index.intake import Intake, Readable, extract
+from recorder.index.intake import Intake
+from recorder.index.readable import Readable
 from recorder.index.records import put_events, put_recordings, put_text, take_out
+from recorder.index.texts import extract
 from recorder.model import ApiEvent, End, Recording, UnreadableError, day_after, first_id, id_day, new_id
 
 _BATCH = 500  # rows in a transaction
@@ -38,9 +40,9 @@ async def catch_up(
 ) -> AsyncIterator[None]:
     """Bring to the index what it missed, and take out what the store has no longer; texts are left to the intake. A
     step is some hundred rows; between two of them the intake writes what is new. standing: told how far it is."""
-    standing.compared = False
+    standing.restart()
     stored = {identifier async for identifier in store.identifiers()}
-    standing.stored, standing.seen = len(stored), 0
+    standing.stored = len(stored)
     rows = await database.known("SELECT id, size, state, damaged, indexed, text_truncated FROM recordings")
     present = {identifier: tuple(rest) for identifier, *rest in rows}
     gone = set(present)
@@ -89,8 +91,7 @@ async def catch_up(
             await database.write(await take_out(database, f"events {day}"))
         intake.wipe_wanted()
         yield
-    standing.unreadable = {identifier for identifier in stored if not await _is_gone(store, identifier)}
-    standing.compared = True
+    standing.finish({identifier for identifier in stored if not await _is_gone(store, identifier)})
     if report is not None:
         report(Progress(seen, done))
 
@@ -129,7 +130,7 @@ async def _put_recordings(
         async with intake.writing:
             await database.write(await put_recordings(database, recordings))
     for recording in texts:
-        intake.text_wanted(recording)
+        intake.texts.want(recording)
 
 
 async def _put_events(database: Database, intake: Intake, events: list[ApiEvent]) -> None:

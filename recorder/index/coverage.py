@@ -9,16 +9,58 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from k8sproxy.common.states import State, table
+
+
+class Comparison(State):
+    """How far the index is compared with the store.
+
+    NEVER     not since the start                                                    -> GOING
+    GOING     it is being compared, or that was broken off and will begin again      -> GOING, DONE
+    DONE      it has what the store has                                              -> GOING
+    """
+
+    NEVER = "never"
+    GOING = "going"
+    DONE = "done"
+
+
+table(
+    {
+        Comparison.NEVER: (Comparison.GOING,),
+        Comparison.GOING: (Comparison.GOING, Comparison.DONE),
+        Comparison.DONE: (Comparison.GOING,),
+    }
+)
+
 
 @dataclass(slots=True)
 class Standing:
     """What a comparison with the store has found. stored: sessions that the store had at its beginning. seen: how many
-    of them it has gone through. compared: it is done. unreadable: those that the store can't give."""
+    of them it has gone through. unreadable: those that the store can't give."""
 
     stored: int = 0
     seen: int = 0
-    compared: bool = False
     unreadable: set[str] = field(default_factory=set)
+    comparison: Comparison = Comparison.NEVER
+
+    @property
+    def compared(self) -> bool:
+        """Whether it is done."""
+        return self.comparison is Comparison.DONE
+
+    def restart(self) -> None:
+        """A comparison begins."""
+        self._move(Comparison.GOING)
+        self.seen = 0
+
+    def finish(self, unreadable: set[str]) -> None:
+        """It is done."""
+        self._move(Comparison.DONE)
+        self.unreadable = unreadable
+
+    def _move(self, comparison: Comparison) -> None:
+        self.comparison = self.comparison.to(comparison)
 
 
 @dataclass(frozen=True, slots=True)

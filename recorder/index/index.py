@@ -19,9 +19,10 @@ from recorder.index.catchup import Progress, Report, catch_up, rebuild
 from recorder.index.coverage import Coverage, Standing
 from recorder.index.database import Database, IndexFailure
 from recorder.index.filters import Scope
-from recorder.index.intake import WAITING, Intake, Readable
+from recorder.index.intake import WAITING, Intake
 from recorder.index.postgres import Postgres
 from recorder.index.questions import Questions
+from recorder.index.readable import Readable
 from recorder.index.records import put_look
 from recorder.index.rows import Look
 from recorder.index.sqlite import Sqlite
@@ -93,7 +94,7 @@ class Index(Questions):
         )
         running = await self.unread_running(scope) if End.RUNNING.value in unread else 0
         missing = sum(count for state, count in unread.items() if state != End.RUNNING.value)
-        unreadable = tuple(sorted(self.standing.unreadable | self._intake.unread))
+        unreadable = tuple(sorted(self.standing.unreadable | self._intake.texts.unread))
         absent = len(self.standing.unreadable | self._intake.lost)
         if not (missing or absent or untold or self._intake.behind) and self.standing.compared:
             return Coverage(complete=True, sessions=0, indexed=0, running=running)

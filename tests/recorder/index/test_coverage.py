@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 
 from recorder.index import Coverage, Filter, Index, catchup
+from recorder.index.coverage import Comparison
 from recorder.index.database import IndexFailure
 from recorder.model import End
+from tests.lives import assert_documented
 from tests.recorder.index.library import ALL, Library, Place, api_event, opened, recording
 
 
@@ -20,6 +22,10 @@ async def short(index: Index) -> Coverage:
         if not (cover := await index.coverage(ALL)).complete:
             return cover
     raise AssertionError("it stays complete")
+
+
+def test_the_docstring_has_the_table_of_a_comparison() -> None:
+    assert_documented(Comparison)
 
 
 def test_while_it_is_compared_with_the_store(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +97,7 @@ def test_a_text_that_is_not_made_yet_or_never(url: str, monkeypatch: pytest.Monk
             assert (await index.coverage(ALL)).complete and (await index.get(late.id, ALL)).searchable
 
             # Beyond the limits all is done that will ever be; the row says that its text is cut.
-            monkeypatch.setattr(index._intake, "_text_limit", 5)
+            monkeypatch.setattr(index._intake.texts, "limits", (5, 1 << 20))
             long = library.put(recording(pod="long"), (1.0, "a line that is longer than that"))
             await index.settled()
             assert (await index.coverage(ALL)).complete and not (await index.get(long.id, ALL)).searchable

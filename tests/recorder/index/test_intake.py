@@ -12,7 +12,8 @@ import pytest
 
 from recorder.index import Coverage, EventFilter, Filter, Index, IndexFailure
 from recorder.index.database import Change, Statement
-from recorder.index.intake import Intake, resting
+from recorder.index.intake import Intake
+from recorder.index.texts import resting
 from recorder.model import End, UnreadableError, id_day, new_id
 from tests.recorder.index.library import ALL, START, Library, api_event, opened, recording
 
@@ -259,7 +260,7 @@ def test_a_text_that_the_store_cannot_give_waits(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """It is asked for again for as long as it takes; what is damaged is named meanwhile."""
-    monkeypatch.setattr("recorder.index.intake._LEAST_WAIT", 0.0001)
+    monkeypatch.setattr("recorder.index.texts._LEAST_WAIT", 0.0001)
     damaged = isinstance(error, UnreadableError)
 
     async def main() -> None:
@@ -290,7 +291,7 @@ def test_a_text_that_the_store_cannot_give_waits(
             assert (await index.coverage(ALL)).unreadable == ((bad.id,) if damaged else ())
             library.get = get  # type: ignore[method-assign]  # it comes back, or somebody puts back what was there
             async with index._intake._step:
-                await index._intake._step.wait_for(lambda: not index._intake._tries)
+                await index._intake._step.wait_for(lambda: not index._intake.texts.tries)
             await index.settled()
             assert (await index.coverage(ALL)).complete
             assert sorted(await found(index, "word")) == ["bad", "good"]

@@ -324,7 +324,7 @@ def test_tags_of_nothing_are_tags_all_the_same(url: str) -> None:
 
 def test_running_ones_are_searched_where_they_may_be_watched(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(index: Index, library: Library) -> None:
-        monkeypatch.setattr(index._intake, "_refresh", 0.0)
+        monkeypatch.setattr(index._intake.texts, "refresh", 0.0)
         library.put(recording(pod="a"), (1.0, "same words"))
         for pod, space in (("b", "shop"), ("c", "bank")):
             library.put(recording(pod=pod, namespace=space, end=End.RUNNING, ended=None), (1.0, "same words"))

@@ -136,7 +136,8 @@ def test_an_answer_that_may_be_short_says_so(tmp_path: Path) -> None:
                 index = (await stage.get(f"{BASE}/{path.format(id=identifier)}")).json()["index"]
                 assert index == WHOLE, path
             # As while it is compared with a store of 34.
-            stage.index.standing.compared, stage.index.standing.stored = False, 34
+            stage.index.standing.restart()
+            stage.index.standing.stored = 34
             for path in LISTS:
                 index = (await stage.get(f"{BASE}/{path.format(id=identifier)}")).json()["index"]
                 assert index == SHORT | {"indexed": 1, "sessions": 34, "unreadable": []}, path
@@ -150,7 +151,7 @@ def test_an_answer_that_may_be_short_says_so(tmp_path: Path) -> None:
             assert "2.9 % of all sessions" in text and "of 34" not in text
             stage.peer = person("root@example.com", EVERYTHING)
             # One that the store can't give is named, and to nobody who may not see all.
-            stage.index.standing.compared, stage.index.standing.unreadable = True, {LOST}
+            stage.index.standing.finish({LOST})
             index = (await stage.get(f"{BASE}/sessions")).json()["index"]
             assert (index["indexed"], index["sessions"], index["unreadable"]) == (1, 2, [LOST])
             text = (await stage.get("/sessions")).text
@@ -292,7 +293,7 @@ def test_downloads(tmp_path: Path) -> None:
 def test_what_is_seen_and_not_allowed_is_forbidden(tmp_path: Path, right: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def ask() -> None:
         async with Stage(tmp_path) as stage:
-            monkeypatch.setattr(stage.index._intake, "_refresh", 0.0)
+            monkeypatch.setattr(stage.index._intake.texts, "refresh", 0.0)
             over = await stage.record(cast_header(), EVENTS)
             running = await stage.record(cast_header(), EVENTS, end=None)
             stage.peer = person("ben@example.com", {**EVERYTHING, right: False})
