@@ -60,7 +60,10 @@ def _words(error: OSError) -> str:
 
 
 def prepare(sock: socket.socket) -> None:
-    """Set what every TCP connection here gets: no delay, keep-alive, non-blocking."""
+    """Set what every TCP connection here gets: no delay, keep-alive, non-blocking.
+
+    What a listening socket accepts has its delay and keep-alive (Linux: sk_clone_lock), and is blocking again.
+    """
     sock.setblocking(False)
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return

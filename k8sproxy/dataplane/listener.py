@@ -72,8 +72,12 @@ class _PlainHTTP(Exception):
 
 async def _speaks_http(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bool:
     """Whether a client begins with an upper-case letter; a TLS record begins with its type, 22 (RFC 8446, 5.1)."""
-    await wait_ready(loop, sock, write=False)
-    return sock.recv(1, socket.MSG_PEEK).isalpha()
+    try:
+        first = sock.recv(1, socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError):
+        await wait_ready(loop, sock, write=False)
+        first = sock.recv(1, socket.MSG_PEEK)
+    return first.isalpha()
 
 
 class Trust(enum.Enum):
@@ -111,6 +115,7 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
+        prepare(sock)
         self._loop.add_reader(sock.fileno(), self._accept)
 
     def _accept(self) -> None:
@@ -189,7 +194,7 @@ class Server:
         held = ""
         try:
             try:
-                prepare(sock)
+                sock.setblocking(False)
                 async with asyncio.timeout(self.shared.limits.handshake_timeout):
                     if terms.trust is Trust.PROXY:
                         ip, port = await self._proxied(sock, ip, port)

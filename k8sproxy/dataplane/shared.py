@@ -13,6 +13,7 @@ from k8sproxy.authenticators.evidence import Authenticator
 from k8sproxy.authenticators.tailnet import TailnetAuthenticator
 from k8sproxy.common.longwork import LongWork
 from k8sproxy.common.tailnet.whois import WhoIs
+from k8sproxy.dataplane.authorities import Authorities
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.remarks import Remarks
 from k8sproxy.sessions.gates import Gate, gates_of
@@ -39,6 +40,7 @@ class Shared:
     remarks: Remarks = field(default_factory=Remarks)
     draining: bool = False
     longwork: LongWork = field(default_factory=LongWork)
+    authorities: Authorities = field(default_factory=Authorities)
     authenticator: Authenticator = field(init=False)
     gates: tuple[Gate, ...] = field(init=False)
 

@@ -28,7 +28,6 @@ from k8sproxy.dataplane.places import Place
 from k8sproxy.dataplane.routes import REVOKED, Permit, Route, listener_changed
 from k8sproxy.dataplane.shared import Shared
 from k8sproxy.request.requestinfo import RequestInfo
-from k8sproxy.telemetry import encode_fields
 
 # Seconds for which what runs outlives an authenticator that can't be asked: a restart of tailscaled, not more.
 _UNKNOWN_GRACE = 60.0
@@ -98,25 +97,15 @@ class Standing:
 
     def _authorize(self, caller: Caller, route: Route) -> Authority:
         self._forget()
-        authority = authorize(caller, route.snapshot)
+        known = self._shared.authorities.of(caller, route)
+        authority = known.authority
         if authority.grants.unknown:
             self._shared.remarks.tell(caller.peer, authority.grants.unknown)
         self._count(caller)
         self.authority = authority
         self._client.owner = caller.owner
         self._route = route
-        identity = authority.impersonation
-        who = encode_fields(
-            {
-                "cluster": route.upstream.name,
-                "peer": caller.display,
-                "node": caller.peer.node_name.removesuffix("."),
-                "address": caller.address,
-                "user": identity.user if identity else None,
-                "groups": list(identity.groups) if identity else None,
-            }
-        )
-        self._entry.identify(caller, who)
+        self._entry.identify(caller, known.who)
         return authority
 
     def _forget(self) -> None:

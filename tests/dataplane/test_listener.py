@@ -53,6 +53,18 @@ class Service:
         return self.direct
 
 
+async def test_accepted_connections_have_keep_alive_and_no_delay() -> None:
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get())
+        sock = stage.connections[0].client.wire._sock
+        assert not sock.getblocking()
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        await upstream.send(reply())
+        await client.response()
+
+
 # -- PROXY headers
 
 

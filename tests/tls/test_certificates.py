@@ -31,6 +31,12 @@ def test_http_1_1_is_what_is_spoken() -> None:
     assert server.options & ssl.OP_NO_RENEGOTIATION
 
 
+def test_no_session_tickets_are_made() -> None:
+    client, _ = handshake(trusting(CA.pem), server_context(*CA.issue("a.example")), "a.example")
+    assert client.version() == "TLSv1.3"
+    assert client.session is None or not client.session.has_ticket
+
+
 def test_tls_1_2_with_sound_ciphers_is_the_least() -> None:
     server = server_context(*CA.issue("a.example"))
     client = trusting(CA.pem)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -91,11 +92,15 @@ def read_whois(body: bytes, asked: str) -> Peer:
     """The answer to WhoIs of the address `asked`.
 
     The peer's address is the one asked for where it is the node's own. Where it is not (the daemon's end of a
-    connection that it forwards to loopback), it is the node's first.
+    connection that it forwards to loopback), it is the node's first. The same answer gives the same object.
     """
+    ip = asked.rpartition(":")[0].strip("[]")
+    return _known_whois(body, ip) if len(body) <= _KEPT_ANSWER else _read_whois(body, ip)
+
+
+def _read_whois(body: bytes, ip: str) -> Peer:
     answer = _read(_WhoIs, body)
     addresses = [address.partition("/")[0] for address in answer.node.addresses]
-    ip = asked.rpartition(":")[0].strip("[]")
     return Peer(
         address=ip if ip in addresses else addresses[0],
         stable_id=answer.node.stable_id,
@@ -106,6 +111,12 @@ def read_whois(body: bytes, asked: str) -> Peer:
         display_name=answer.user.display_name,
         capabilities=_capabilities(body) if answer.capabilities else {},
     )
+
+
+# Every new connection through a userspace daemon asks anew, and gets the same bytes as the one before. Bytes of an
+# answer, and answers: 4 MiB at most.
+_KEPT_ANSWER = 16 * 1024
+_known_whois = lru_cache(256)(_read_whois)
 
 
 def _capabilities(body: bytes) -> dict[str, tuple[object, ...]]:

@@ -37,8 +37,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from itertools import count
 from typing import NoReturn
@@ -115,10 +115,16 @@ class _Lane:
         self._free = places
         self._rows: dict[str, deque[asyncio.Future[None]]] = {}  # the next one is in front
 
-    async def acquire(self, owner: str) -> None:
-        """Take a place, in the owner's turn."""
+    def try_acquire(self) -> bool:
+        """Take a place if there is one."""
         if self._free:
             self._free -= 1
+            return True
+        return False
+
+    async def acquire(self, owner: str) -> None:
+        """Take a place, in the owner's turn."""
+        if self.try_acquire():
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._rows.setdefault(owner, deque()).append(future)
@@ -299,9 +305,13 @@ class WhoIs:
             if key.shared:
                 peer = await self._localapi.whois(key.address, service=key.service, destination=key.destination)
             else:
-                async with self._port_lane(key.owner):
+                if not self._ports.try_acquire():
+                    await self._wait_for_port(key.owner)
                     asked = self._clock()
+                try:
                     peer = await self._localapi.whois(key.address, service=key.service, destination=key.destination)
+                finally:
+                    self._ports.release()
                 _pin(key, peer)
         except Refusal as refusal:
             self._failed(refusal)
@@ -322,9 +332,9 @@ class WhoIs:
                 del self._kept[next(iter(self._kept))]
         return peer
 
-    @asynccontextmanager
-    async def _port_lane(self, owner: str) -> AsyncIterator[None]:
-        """A place among the questions about ports. Raises Refusal where none comes free in the time of an answer."""
+    async def _wait_for_port(self, owner: str) -> None:
+        """Take a place among the questions about ports. Raises Refusal where none comes free in the time of an
+        answer."""
         try:
             async with asyncio.timeout(self._localapi.timeout):
                 await self._ports.acquire(owner)
@@ -332,10 +342,6 @@ class WhoIs:
             raise Refusal(
                 503, "whois_timeout", "too many connections from loopback wait for tailscaled's answer", retry_after=1
             ) from None
-        try:
-            yield
-        finally:
-            self._ports.release()
 
     def _failed(self, refusal: Refusal) -> None:
         self.failures[refusal.cause] = self.failures.get(refusal.cause, 0) + 1
@@ -354,6 +360,8 @@ def _same(before: Peer, now: Peer) -> bool:
     return before == now and repr(before.capabilities) == repr(now.capabilities)
 
 
+# Clients come again, and a userspace daemon's all come from one address. Entries of some 300 bytes.
+@lru_cache(4096)
 def _canonical(ip: str) -> str:
     """The shortest text form of an address; an IPv4-mapped IPv6 one (a dual-stack listener's) is the IPv4 one."""
     try:
@@ -365,9 +373,9 @@ def _canonical(ip: str) -> str:
     return str(address)
 
 
+@lru_cache(4096)
 def _is_tailnet(text: str) -> bool:
-    address = ip_address(text)
-    return is_tailnet(address)
+    return is_tailnet(ip_address(text))
 
 
 def _ended() -> Refusal:
