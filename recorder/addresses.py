@@ -43,7 +43,7 @@ class Addresses:
         try:
             for address in addresses:
                 for one in await self._resolve(address):
-                    sockets.append(listen(one))
+                    sockets.append(_listen(one))
         except BaseException:
             for sock in sockets:
                 sock.close()
@@ -64,7 +64,7 @@ class Addresses:
         return [ListenAddress(host, address.port) for host in hosts]
 
 
-def listen(address: ListenAddress) -> socket.socket:
+def _listen(address: ListenAddress) -> socket.socket:
     """A listening socket. Raises StartError and NotYetError."""
     try:
         return bind(address.host, address.port)

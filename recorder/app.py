@@ -20,6 +20,7 @@ from typing import TypeVar
 import structlog
 
 from k8sproxy.common import program
+from k8sproxy.common.adminsite import AdminSite
 from k8sproxy.common.errors import StartError
 from k8sproxy.common.logs import configure_logging
 from k8sproxy.common.program import Life, Program
@@ -27,8 +28,7 @@ from k8sproxy.common.sockets import join_address, raise_file_limit
 from k8sproxy.common.tailnet.localapi import LocalAPI
 from k8sproxy.common.tailnet.whois import WhoIs
 from recorder import __version__
-from recorder.addresses import Addresses, NotYetError, listen
-from recorder.admin import AdminSite
+from recorder.addresses import Addresses, NotYetError
 from recorder.assembly import Finding, WebServer, index_url
 from recorder.book import Book
 from recorder.config import Config, load
@@ -96,12 +96,15 @@ class App(Program[Config]):
         self._admin = AdminSite(
             self._metrics.registry,
             checks=self._checks,
-            whois=self._whois,
+            whois=lambda: self._whois,
             trusted=config.ingest.insecure_allow,
             warnings=lambda: warnings(self._parts),
         )
-        admin = listen(config.admin.address)
-        await self._admin.start(admin)
+        admin = config.admin.address
+        try:
+            await self._admin.start_tcp(admin.host, admin.port)
+        except OSError as error:
+            raise StartError(f"admin: cannot listen on {admin}: {error.strerror}") from error
         store = parts.store = open_store(config, commits=parts.commits)
         await self._open_store(config, store)
         if parts.finding is not None:
@@ -121,7 +124,7 @@ class App(Program[Config]):
             "config": str(self.path),
             "ingest": [_name(sock) for sock in sockets],
             "web": await self._start_web(config, store),
-            "admin": _name(admin),
+            "admin": self._admin.address,
         }
 
     async def _open_store(self, config: Config, store: Store) -> None:
@@ -197,7 +200,7 @@ class App(Program[Config]):
 
     # -- what runs
 
-    def _checks(self) -> dict[str, str | None]:
+    async def _checks(self) -> dict[str, str | None]:
         starting = self._waits_for if self.life is Life.STARTING else None
         return checks(self._parts, starting=starting, draining=self.life in (Life.DRAINING, Life.CUTTING))
 

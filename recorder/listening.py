@@ -17,7 +17,7 @@ from typing import cast
 from aiohttp import web
 
 from k8sproxy.common.errors import Refusal
-from recorder.heads import Headed, Heads
+from k8sproxy.common.heads import Headed, Heads
 from recorder.ingest.admission import Admission, Door
 from recorder.ingest.gate import Gate, Inside
 from recorder.ingest.shares import Limit

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, cast
 
 import aiohttp
 import pytest
+from prometheus_client import CollectorRegistry
 
 from k8sproxy.access.ownrules import RecordingLevel
 from k8sproxy.admin import REASON, AdminSite
@@ -47,6 +48,7 @@ class Books:
     """Telemetry. causes: of what was refused."""
 
     def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         self.causes: list[str] = []
 
     def refusal(self, cause: str) -> None:
@@ -173,11 +175,13 @@ def test_the_network_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -
     import ipaddress
 
     import k8sproxy.admin
+    import k8sproxy.common.adminsite
 
     found = ipaddress.ip_address(address)
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
         found = found.ipv4_mapped
-    monkeypatch.setattr(k8sproxy.admin, "_address", lambda request: found)
+    for module in (k8sproxy.admin, k8sproxy.common.adminsite):
+        monkeypatch.setattr(module, "address_of", lambda request: found)
 
     @scene
     async def play() -> None:

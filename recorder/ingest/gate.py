@@ -33,9 +33,9 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from k8sproxy.common.errors import Refusal
+from k8sproxy.common.heads import Watched
 from k8sproxy.common.tailnet.peer import is_tailnet
 from k8sproxy.common.tasks import Tasks
-from recorder.heads import Watched
 from recorder.ingest.admission import Door
 from recorder.ingest.shares import Limit, Shares, part_of
 

@@ -38,8 +38,8 @@ import structlog
 
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.formats.recorderapi import DECLINES_FIELD, ERROR_FIELD, USER_FIELD
+from k8sproxy.common.heads import HEAD_TIMEOUT
 from k8sproxy.common.tasks import Tasks
-from recorder.heads import HEAD_TIMEOUT
 from recorder.ingest.admission import Door
 from recorder.ingest.frames import MAX_FRAME, Frames, FramesError
 from recorder.ingest.intake import Intake

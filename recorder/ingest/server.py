@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import cast
 
 from k8sproxy.common.errors import Refusal
-from recorder.heads import Heads, Watched
+from k8sproxy.common.heads import Heads, Watched
 from recorder.ingest.admission import Door
 from recorder.ingest.gate import Gate, Inside, connections
 from recorder.ingest.h2c import H2Protocol

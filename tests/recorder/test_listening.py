@@ -61,7 +61,7 @@ async def until_closed(reader: asyncio.StreamReader) -> None:
 
 @pytest.mark.parametrize("first", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\n"])
 def test_silence_and_slow_heads_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
-    monkeypatch.setattr("recorder.heads.HEAD_TIMEOUT", 0.05)
+    monkeypatch.setattr("k8sproxy.common.heads.HEAD_TIMEOUT", 0.05)
     monkeypatch.setattr("recorder.ingest.gate.FIRST_BYTE", 0.05)
 
     async def main() -> None:

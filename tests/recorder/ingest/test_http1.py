@@ -152,7 +152,7 @@ def test_strangers_are_refused(tmp_path: Path) -> None:
 
 
 def test_silence_and_slow_heads_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recorder.heads.HEAD_TIMEOUT", 0.05)
+    monkeypatch.setattr("k8sproxy.common.heads.HEAD_TIMEOUT", 0.05)
     monkeypatch.setattr("recorder.ingest.gate.FIRST_BYTE", 0.05)
 
     async def main() -> None:
