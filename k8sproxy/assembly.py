@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import Metric
 
 from k8sproxy.access.decision import Snapshot
 from k8sproxy.audit.events import Events
-from k8sproxy.clusters.account import Account, Standing
+from k8sproxy.clusters.account import Account, AccountState
 from k8sproxy.clusters.credentials import ClusterCredentials, CredentialsError
 from k8sproxy.common.errors import Refusal, StartError
 from k8sproxy.common.sockets import join_address
@@ -364,8 +364,8 @@ class Assembly:
         )
         for name, upstream in self.upstreams.items():
             account = upstream.endpoint.account
-            if account is not None and account.standing is not Standing.UNTRIED:
-                accepted.add_metric((name,), account.standing is Standing.ACCEPTED)
+            if account is not None and account.state is not AccountState.UNTRIED:
+                accepted.add_metric((name,), account.state is AccountState.ACCEPTED)
         streams = GaugeMetricFamily("k8sproxy_open_streams", "Exchanges running now, by kind.", labels=("kind",))
         for kind, count in self._server.running().items():
             streams.add_metric((kind,), count)

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 from typing import NoReturn
 
 import aiohttp
 import structlog
 
 from k8sproxy.clusters.credentials import ClusterCredentials, CredentialsError
+from k8sproxy.common.states import State, table
 
 _log = structlog.get_logger("k8sproxy")
 
@@ -44,51 +44,65 @@ TIMEOUT = 5.0
 NOT_ACCEPTED = "the API server does not accept the proxy's own credentials; tell the administrator of the proxy"
 
 
-class Standing(enum.Enum):
-    """What the API server last said of the account."""
+class AccountState(State):
+    """What the API server last said of the account.
+
+    UNTRIED     nothing yet                     -> ACCEPTED, REJECTED
+    ACCEPTED    its credentials are accepted    -> REJECTED
+    REJECTED    they are not                    -> ACCEPTED
+    """
 
     UNTRIED = "untried"
     ACCEPTED = "accepted"
     REJECTED = "rejected"
 
 
+table(
+    {
+        AccountState.UNTRIED: (AccountState.ACCEPTED, AccountState.REJECTED),
+        AccountState.ACCEPTED: (AccountState.REJECTED,),
+        AccountState.REJECTED: (AccountState.ACCEPTED,),
+    }
+)
+
+
 class Account:
-    """The account that `credentials` are for. standing: see above. untrusted: why the API server's certificate was
+    """The account that `credentials` are for. state: see above. untrusted: why the API server's certificate was
     refused when it was last asked, "" where it was not."""
 
     def __init__(self, credentials: ClusterCredentials) -> None:
-        self.standing = Standing.UNTRIED
+        self.state = AccountState.UNTRIED
         self.untrusted = ""
         self._credentials = credentials
         self._lock = asyncio.Lock()
         self._asked = -SETTLED  # when it was last asked, by the loop's clock
 
-    async def doubt(self) -> Standing:
-        """A request met a 401: the account's standing, with its credentials read again and the API server asked."""
+    async def doubt(self) -> AccountState:
+        """A request met a 401: the account's state, with its credentials read again and the API server asked."""
         loop = asyncio.get_running_loop()
         async with self._lock:
             if loop.time() - self._asked >= SETTLED:
                 await self._refresh(plugin=False)
                 said = await self._ask()
-                if said is Standing.REJECTED and await self._refresh(plugin=True):
+                if said is AccountState.REJECTED and await self._refresh(plugin=True):
                     said = await self._ask()
                 self._move(said)
-        return self.standing
+        return self.state
 
     async def follow(self) -> NoReturn:
-        """Keep the standing true, for ever."""
+        """Keep the state true, for ever."""
         credentials = self._credentials
         while True:
             seen = credentials.generation
             async with self._lock:
                 self._move(await self._ask())
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REJECTED_INTERVAL if self.standing is Standing.REJECTED else INTERVAL):
+                async with asyncio.timeout(REJECTED_INTERVAL if self.state is AccountState.REJECTED else INTERVAL):
                     await credentials.wait_changed(seen)
 
     def fault(self) -> str | None:
         """What readiness says, None where nothing is wrong. An API server that does not answer is not said here."""
-        if self.standing is Standing.REJECTED:
+        if self.state is AccountState.REJECTED:
             why = self._credentials.complaint
             return f"{NOT_ACCEPTED} (they can't be renewed: {why})" if why else NOT_ACCEPTED
         return f"the API server's certificate is not trusted: {self.untrusted}" if self.untrusted else None
@@ -100,7 +114,7 @@ class Account:
         except CredentialsError:
             return False
 
-    async def _ask(self) -> Standing | None:
+    async def _ask(self) -> AccountState | None:
         """What the API server says of the account; None where it does not answer."""
         credentials = self._credentials
         context = credentials.tls()
@@ -132,14 +146,14 @@ class Account:
         finally:
             self._asked = asyncio.get_running_loop().time()
         self.untrusted = ""
-        return Standing.REJECTED if status == 401 else Standing.ACCEPTED
+        return AccountState.REJECTED if status == 401 else AccountState.ACCEPTED
 
-    def _move(self, standing: Standing | None) -> None:
-        if standing is None or standing is self.standing:
+    def _move(self, state: AccountState | None) -> None:
+        if state is None or state is self.state:
             return
-        before, self.standing = self.standing, standing
-        if standing is Standing.REJECTED:
+        before, self.state = self.state, self.state.to(state)
+        if state is AccountState.REJECTED:
             self._credentials.suspect()  # have them renewed before a request meets it
             _log.warning("cluster_account_rejected", cluster=self._credentials.name, message=NOT_ACCEPTED)
-        elif before is Standing.REJECTED:
+        elif before is AccountState.REJECTED:
             _log.info("cluster_account_accepted", cluster=self._credentials.name)

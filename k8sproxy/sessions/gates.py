@@ -20,7 +20,7 @@ class Gate(Protocol):
         """None where the session has passed; else what to wait for until it has. Raises Refusal, at once or then."""
 
 
-class Places(Protocol):
+class SessionPlaces(Protocol):
     """Who counts the sessions of each owner (registry.Sessions)."""
 
     def enter(self, session: Session) -> None:
@@ -30,7 +30,7 @@ class Places(Protocol):
 class PlaceGate:
     """The session's owner has not too many sessions already."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: SessionPlaces) -> None:
         self._places = places
 
     def enter(self, session: Session) -> None:
@@ -46,7 +46,7 @@ class RecorderGate:
         return None if session.demand is None else session.open()
 
 
-def gates_of(places: Places) -> tuple[Gate, ...]:
+def gates_of(places: SessionPlaces) -> tuple[Gate, ...]:
     """All gates, in their order."""
     return PlaceGate(places), RecorderGate()
 

@@ -15,11 +15,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from k8sproxy.clusters import account as module
-from k8sproxy.clusters.account import NOT_ACCEPTED, Account, Standing
+from k8sproxy.clusters.account import NOT_ACCEPTED, Account, AccountState
 from k8sproxy.clusters.credentials import ClusterCredentials
 from standins.pki import Authority
 from tests.clusters.test_credentials import Clock, kubeconfig, plugin
 from tests.dataplane.proxied import Raw, Stage, get, post, reply
+from tests.lives import assert_documented
 
 # As kube-apiserver answers where it does not know who asks.
 UNAUTHORIZED = json.dumps(
@@ -41,7 +42,7 @@ UNAUTHORIZED = json.dumps(
 )
 async def test_a_rejected_account_is_not_the_clients_fault(path: str) -> None:
     async with Stage() as stage:
-        stage.account.standing = Standing.REJECTED
+        stage.account.state = AccountState.REJECTED
         client, upstream, _ = await stage.exchange(get(path))
         await upstream.send(reply(UNAUTHORIZED, "401 Unauthorized"))
         assert (await client.response()).refusal() == (502, f"k8sproxy: {NOT_ACCEPTED}")
@@ -113,7 +114,7 @@ async def test_an_applications_401_is_nobodys_business(path: str) -> None:
 
 async def test_behind_a_proxy_subresource_a_rejected_account_is_told_too() -> None:
     async with Stage() as stage:
-        stage.account.standing = Standing.REJECTED
+        stage.account.state = AccountState.REJECTED
         client, upstream, _ = await stage.exchange(get("/api/v1/namespaces/a/pods/web/proxy/login"))
         await upstream.send(reply(UNAUTHORIZED, "401 Unauthorized"))
         assert (await client.response()).status == 502
@@ -154,10 +155,10 @@ async def test_a_client_that_goes_while_a_401_is_settled() -> None:
     async with Stage() as stage:
         asked, answer = asyncio.Event(), asyncio.Event()
 
-        async def doubt() -> Standing:
+        async def doubt() -> AccountState:
             asked.set()
             await answer.wait()
-            return Standing.ACCEPTED
+            return AccountState.ACCEPTED
 
         stage.account.doubt = doubt  # type: ignore[method-assign]  # one that waits
         client, upstream, _ = await stage.exchange(get())
@@ -195,28 +196,28 @@ async def _with_account(
     await play(account, credentials, path, answer)
 
 
-async def test_standing_follows_what_the_api_server_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_state_follows_what_the_api_server_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SETTLED", 0.0)
 
     async def play(
         account: Account, credentials: ClusterCredentials, path: Path, answer: Callable[[bytes], Awaitable[bytes]]
     ) -> None:
-        assert (account.standing, account.fault()) == (Standing.UNTRIED, None)
+        assert (account.state, account.fault()) == (AccountState.UNTRIED, None)
         with capture_logs() as logs:
-            for response, standing in (
-                (reply(b"{}"), Standing.ACCEPTED),
-                (reply(UNAUTHORIZED, "401 Unauthorized"), Standing.REJECTED),
-                (b"nonsense\r\n\r\n", Standing.REJECTED),
-                (reply(UNAUTHORIZED, "401 Unauthorized"), Standing.REJECTED),
-                (reply(b"", "403 Forbidden"), Standing.ACCEPTED),
-                (b"nonsense\r\n\r\n", Standing.ACCEPTED),
+            for response, state in (
+                (reply(b"{}"), AccountState.ACCEPTED),
+                (reply(UNAUTHORIZED, "401 Unauthorized"), AccountState.REJECTED),
+                (b"nonsense\r\n\r\n", AccountState.REJECTED),
+                (reply(UNAUTHORIZED, "401 Unauthorized"), AccountState.REJECTED),
+                (reply(b"", "403 Forbidden"), AccountState.ACCEPTED),
+                (b"nonsense\r\n\r\n", AccountState.ACCEPTED),
             ):
                 settled, head = await asyncio.gather(account.doubt(), answer(response))
-                assert settled is account.standing is standing
+                assert settled is account.state is state
                 assert head.startswith(b"GET /base/version HTTP/1.1\r\n")
                 assert b"Authorization: Bearer one\r\n" in head
                 assert b"impersonate" not in head.lower()
-                assert (account.fault() == NOT_ACCEPTED) is (standing is Standing.REJECTED)
+                assert (account.fault() == NOT_ACCEPTED) is (state is AccountState.REJECTED)
         assert [entry["event"] for entry in logs] == ["cluster_account_rejected", "cluster_account_accepted"]
         assert "Bearer" not in repr(logs)
 
@@ -230,7 +231,7 @@ async def test_many_doubts_are_one_question(tmp_path: Path) -> None:
     ) -> None:
         doubts = [account.doubt() for _ in range(100)]
         *settled, _ = await asyncio.gather(*doubts, answer(reply(UNAUTHORIZED, "401 Unauthorized")))
-        assert set(settled) == {Standing.REJECTED}
+        assert set(settled) == {AccountState.REJECTED}
 
     async with Stage() as stage:
         await _with_account(tmp_path, stage, play)
@@ -259,7 +260,7 @@ async def test_only_a_401_to_the_account_itself_runs_its_plugin(
         account: Account, credentials: ClusterCredentials, path: Path, answer: Callable[[bytes], Awaitable[bytes]]
     ) -> None:
         settled, head = await asyncio.gather(account.doubt(), answer(reply(b"{}")))
-        assert settled is Standing.ACCEPTED and b"Authorization: Bearer token-1\r\n" in head
+        assert settled is AccountState.ACCEPTED and b"Authorization: Bearer token-1\r\n" in head
         assert credentials.authorization() == b"Bearer token-1" and not credentials._wanted.is_set()
 
         async def twice() -> bytes:
@@ -268,7 +269,7 @@ async def test_only_a_401_to_the_account_itself_runs_its_plugin(
 
         with capture_logs() as logs:
             settled, head = await asyncio.gather(account.doubt(), twice())
-        assert settled is Standing.ACCEPTED and b"Authorization: Bearer token-2\r\n" in head
+        assert settled is AccountState.ACCEPTED and b"Authorization: Bearer token-2\r\n" in head
         assert [entry["event"] for entry in logs] == [
             "cluster_credentials_changed"
         ]  # it was never in doubt for anybody
@@ -283,7 +284,7 @@ async def test_an_account_that_is_found_rejected_is_renewed_before_a_request_mee
     ) -> None:
         follow = asyncio.create_task(account.follow())
         await answer(reply(UNAUTHORIZED, "401 Unauthorized"))
-        await stage.until(lambda: account.standing is Standing.REJECTED)
+        await stage.until(lambda: account.state is AccountState.REJECTED)
         assert credentials._wanted.is_set()
         follow.cancel()
         await asyncio.gather(follow, return_exceptions=True)
@@ -300,7 +301,7 @@ async def test_it_is_asked_again_when_credentials_change(tmp_path: Path) -> None
         await answer(reply(UNAUTHORIZED, "401 Unauthorized"))
         credentials.bump()
         await answer(reply(b"{}"))
-        await stage.until(lambda: account.standing is Standing.ACCEPTED)
+        await stage.until(lambda: account.state is AccountState.ACCEPTED)
         follow.cancel()
         await asyncio.gather(follow, return_exceptions=True)
 
@@ -325,7 +326,11 @@ async def test_a_certificate_that_is_not_trusted_is_said(tmp_path: Path) -> None
         accepting = asyncio.create_task(stage.api.accept())
         await account.doubt()
         await asyncio.gather(accepting, return_exceptions=True)
-        assert account.standing is Standing.UNTRIED
+        assert account.state is AccountState.UNTRIED
         assert account.fault() == "the API server's certificate is not trusted: unable to get local issuer certificate"
         assert isinstance(credentials, Mistrusting)
         assert credentials.suspected == 1
+
+
+def test_the_docstring_has_the_table() -> None:
+    assert_documented(AccountState)

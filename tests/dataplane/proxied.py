@@ -33,7 +33,7 @@ from k8sproxy.audit.apievents import ApiEvents
 from k8sproxy.audit.entry import Trail
 from k8sproxy.audit.events import Events, EventSettings
 from k8sproxy.audit.sinks import sinks_of
-from k8sproxy.clusters.account import Account, Standing
+from k8sproxy.clusters.account import Account, AccountState
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.tailnet.localapi import LocalAPI
 from k8sproxy.common.tailnet.peer import Peer
@@ -320,17 +320,17 @@ async def _dial(host: str, port: int) -> socket.socket:
 
 
 class Accounted(Account):
-    """The proxy's account, whose standing a test says. doubted: how often it was asked because of a 401."""
+    """The proxy's account, whose state a test sets. doubted: how often it was asked because of a 401."""
 
     def __init__(self) -> None:
-        self.standing = Standing.ACCEPTED
+        self.state = AccountState.ACCEPTED
         self.untrusted = ""
         self.doubted = 0
 
-    async def doubt(self) -> Standing:
+    async def doubt(self) -> AccountState:
         self.doubted += 1
         await asyncio.sleep(0)
-        return self.standing
+        return self.state
 
 
 class Stage:

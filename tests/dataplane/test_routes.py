@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from k8sproxy.access.decision import Snapshot
-from k8sproxy.clusters.account import Standing
+from k8sproxy.clusters.account import AccountState
 from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.dataplane.listener import Terms, Trust
 from k8sproxy.dataplane.routes import Permit, PermitState, Route, Routes
@@ -324,10 +324,10 @@ async def test_a_change_while_a_401_is_doubted_ends_the_request() -> None:
     async with Stage() as stage:
         doubting, go_on = asyncio.Event(), asyncio.Event()
 
-        async def doubt() -> Standing:
+        async def doubt() -> AccountState:
             doubting.set()
             await go_on.wait()
-            return Standing.ACCEPTED
+            return AccountState.ACCEPTED
 
         stage.account.doubt = doubt  # type: ignore[method-assign]  # one that waits
         client, upstream, _ = await stage.exchange(get())
