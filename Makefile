@@ -40,6 +40,7 @@ check: $(STAMP)
 	@echo "==> lint"; $(BIN)/ruff check .
 	@echo "==> types"; $(BIN)/mypy
 	@echo "==> import contracts"; $(BIN)/lint-imports
+	@echo "==> shape of the tests"; $(BIN)/python -m tools.mirror
 	@echo "==> branches of the pure rooms"; $(BIN)/python -m tools.floors
 
 format: $(STAMP)
