@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from typing import Any
@@ -11,6 +12,8 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
+
+from tests.recorder.store.storing import HEADER
 
 
 class H2Sender(asyncio.Protocol):
@@ -45,6 +48,12 @@ class H2Sender(asyncio.Protocol):
             raise
         _, protocol = await loop.create_connection(cls, sock=sock)
         return protocol
+
+    @classmethod
+    async def in_session(cls, port: int) -> tuple[H2Sender, int]:
+        """A connection with one session, see `begin`."""
+        sender = await cls.connect(port)
+        return sender, await sender.begin()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -89,6 +98,13 @@ class H2Sender(asyncio.Protocol):
         fields = [(":method", method), (":path", path), (":scheme", "http"), (":authority", "recorder")]
         self.h2.send_headers(number, fields, end_stream=end)
         self._flush()
+        return number
+
+    async def begin(self) -> int:
+        """A session whose header line is safe: its stream."""
+        number = self.request()
+        await self.send(number, HEADER)
+        await self.until_acked(number, len(HEADER))
         return number
 
     async def send(self, number: int, data: bytes, *, end: bool = False, frame: int = 1 << 20) -> None:
@@ -139,6 +155,16 @@ class H2Sender(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
         await self.until(lambda: self.lost)
+
+
+async def read_all(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the other end has closed the connection, or reset it."""
+    data = b""
+    async with asyncio.timeout(20):
+        with contextlib.suppress(ConnectionResetError):
+            while piece := await reader.read(1 << 16):
+                data += piece
+    return data
 
 
 async def exchange(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -25,7 +25,7 @@ from hyperframe.frame import (
 from recorder.ingest.budgets import FRAMES, OF_A_SENDER
 from standins.tailscaled import tagged_whois
 from tests.recorder.ingest.ingesting import ingest
-from tests.recorder.ingest.senders import H2Sender
+from tests.recorder.ingest.senders import H2Sender, read_all
 from tests.recorder.store.storing import HEADER, run, until
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
@@ -124,16 +124,10 @@ def test_a_flood_ends_its_connection_and_no_other(tmp_path: Path, name: str) -> 
 
     async def main() -> None:
         async with ingest(tmp_path) as running:
-            good = await H2Sender.connect(running.port)
-            number = good.request()
-            await good.send(number, HEADER)
-            await good.until_acked(number, len(HEADER))
+            good, number = await H2Sender.in_session(running.port)
             reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
             writer.write(PREFACE + data)
-            async with asyncio.timeout(20):
-                with contextlib.suppress(ConnectionResetError):
-                    while await reader.read(1 << 16):
-                        pass
+            await read_all(reader)
             writer.close()
             await until(lambda: running.site.counts.connections == 1 and running.site.counts.open == 1)
             await good.send(number, b"", end=True)
@@ -158,10 +152,7 @@ def test_a_flood_before_its_sender_is_known_is_not_read(tmp_path: Path, name: st
             await until(lambda: running.daemon.asked["whois"] == 1)
             assert not running.server._h2 and not running.server._doors
             running.daemon.release()
-            async with asyncio.timeout(20):
-                with contextlib.suppress(ConnectionResetError):
-                    while await reader.read(1 << 16):
-                        pass
+            await read_all(reader)
             writer.close()
             assert not running.server._h2 and running.site.counts.open == 0
             assert running.site.counts.refused == {"not_a_sender": 1}
@@ -206,9 +197,7 @@ def test_a_head_that_does_not_end_is_not_waited_for(tmp_path: Path, monkeypatch:
             reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
             # A session is open, so that the connection is not an idle one.
             writer.write(PREFACE + request(1) + request(3, end=False))
-            async with asyncio.timeout(20):
-                while await reader.read(1 << 16):
-                    pass
+            await read_all(reader)
             writer.close()
             await until(lambda: running.site.counts.open == 0)
             assert running.site.counts.refused == {"http2": 1}
@@ -224,10 +213,7 @@ def test_a_flood_leaves_the_loop_to_others_between_its_turns(tmp_path: Path, mon
 
     async def main() -> None:
         async with ingest(tmp_path) as running:
-            sender = await H2Sender.connect(running.port)
-            number = sender.request()
-            await sender.send(number, HEADER)
-            await sender.until_acked(number, len(HEADER))
+            sender, number = await H2Sender.in_session(running.port)
             (protocol,) = running.server._h2
             receive = protocol._h2.receive_data
 

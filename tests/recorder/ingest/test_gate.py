@@ -139,10 +139,7 @@ def test_idle_connections_of_one_sender_make_room_for_its_next(tmp_path: Path, m
 
     async def main() -> None:
         async with ingest(tmp_path) as running:
-            busy = await H2Sender.connect(running.port)
-            number = busy.request()
-            await busy.send(number, HEADER)
-            await busy.until_acked(number, len(HEADER))
+            busy, number = await H2Sender.in_session(running.port)
             idle = []
             for _ in range(5):
                 sender = await H2Sender.connect(running.port)
@@ -170,9 +167,7 @@ def test_a_sender_has_its_share_of_the_places_inside(tmp_path: Path) -> None:
             by_port(running, others)
             senders = [await H2Sender.connect(running.port) for _ in range(3)]
             for sender in senders:
-                number = sender.request()
-                await sender.send(number, HEADER)
-                await sender.until_acked(number, len(HEADER))
+                number = await sender.begin()
             late = await H2Sender.connect(running.port)
             number = late.request()
             await late.until_head(number)

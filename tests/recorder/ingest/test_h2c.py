@@ -412,10 +412,7 @@ def test_pings_over_days_do_not_end_a_silent_session(tmp_path: Path, monkeypatch
 
     async def main() -> None:
         async with ingest(tmp_path) as running:
-            sender = await H2Sender.connect(running.port)
-            number = sender.request()
-            await sender.send(number, HEADER)
-            await sender.until_acked(number, len(HEADER))
+            sender, number = await H2Sender.in_session(running.port)
             for _ in range(50):
                 sender.h2.ping(b"12345678")
                 sender._flush()
@@ -435,9 +432,7 @@ def test_answers_that_nobody_reads_end_the_connection(tmp_path: Path, monkeypatc
     async def main() -> None:
         async with ingest(tmp_path) as running:
             sender = await H2Sender.connect(running.port, receive=4096)
-            number = sender.request()
-            await sender.send(number, HEADER)
-            await sender.until_acked(number, len(HEADER))
+            number = await sender.begin()
             assert sender.transport is not None
             sender.transport.pause_reading()
             (server,) = running.server._doors
@@ -578,10 +573,7 @@ def test_more_than_a_window_ends_the_connection(tmp_path: Path, monkeypatch: pyt
 
     async def main() -> None:
         async with ingest(tmp_path) as running:
-            sender = await H2Sender.connect(running.port)
-            number = sender.request()
-            await sender.send(number, HEADER)
-            await sender.until_acked(number, len(HEADER))
+            sender, number = await H2Sender.in_session(running.port)
             assert sender.transport is not None
             sender.transport.write(data_frame(number, b"x" * 1001))
             await sender.until(lambda: sender.lost)
@@ -595,10 +587,7 @@ def test_more_than_a_window_ends_the_connection(tmp_path: Path, monkeypatch: pyt
 def test_nothing_comes_between_the_frames_of_a_head(tmp_path: Path) -> None:
     async def main() -> None:
         async with ingest(tmp_path) as running:
-            sender = await H2Sender.connect(running.port)
-            number = sender.request()
-            await sender.send(number, HEADER)
-            await sender.until_acked(number, len(HEADER))
+            sender, number = await H2Sender.in_session(running.port)
             assert sender.transport is not None
             head = b"\0\0\x01\x01\0" + (number + 2).to_bytes(4, "big") + b"\x83"  # HEADERS without END_HEADERS
             sender.transport.write(head + data_frame(number, lines(1)))

@@ -103,9 +103,7 @@ def test_a_sender_has_its_share_of_the_sessions(tmp_path: Path) -> None:
             status, _, body = await exchange(running.port, RECORD)
             assert (status, json.loads(body)) == (429, {"error": why})
             other = await connect(running, others)
-            one = other.request()
-            await other.send(one, HEADER)
-            await other.until_acked(one, len(HEADER))
+            await other.begin()
             two = other.request()
             await other.until_ended(two)
             assert other.said[two] == [{"error": "the recorder takes at most 4 sessions at once (ingest.sessions)"}]
