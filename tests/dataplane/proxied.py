@@ -69,7 +69,13 @@ def pki() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """(server's, client's) context for 127.0.0.1."""
     authority = Authority()
     context = ssl.create_default_context(cadata=authority.pem.decode())
-    return server_context(*authority.issue("127.0.0.1", "localhost")), context
+    return giving_tickets(server_context(*authority.issue("127.0.0.1", "localhost"))), context
+
+
+def giving_tickets(context: ssl.SSLContext) -> ssl.SSLContext:
+    """As the API server gives them, and k8sproxy does not."""
+    context.num_tickets = 2
+    return context
 
 
 class Truncated(Exception):

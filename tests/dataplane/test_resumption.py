@@ -13,7 +13,7 @@ from k8sproxy.dataplane.resumption import RECHECK, Resumption
 from k8sproxy.tls.certificates import server_context
 from standins.pki import Authority
 from standins.tls import trusting
-from tests.dataplane.proxied import Raw, Stage, Truncated, get, pki, reply
+from tests.dataplane.proxied import Raw, Stage, Truncated, get, giving_tickets, pki, reply
 
 
 async def accepted(stage: Stage, server: ssl.SSLContext) -> Raw:
@@ -80,7 +80,8 @@ async def test_another_context_has_a_handshake_of_its_own() -> None:
 async def test_a_server_that_does_not_know_the_ticket_shows_its_certificate(known: bool) -> None:
     ours = Authority()
     server, other = (
-        server_context(*authority.issue("127.0.0.1")) for authority in (ours, ours if known else Authority())
+        giving_tickets(server_context(*authority.issue("127.0.0.1")))
+        for authority in (ours, ours if known else Authority())
     )
     async with Stage(tls=True) as stage:
         context = trusting(ours.pem)
