@@ -451,6 +451,8 @@ async def test_many_sessions_leave_nothing(enforced: bool, tls: bool) -> None:
                     await ended(stage, client, upstream, speech)
                 client.close()
                 upstream.close()
+            # The client of the last one has gone, and its recording is brought to its end without it.
+            await stage.until(lambda: not stage.sessions._tasks)
             for _ in range(5):
                 await asyncio.sleep(0)
             stage._clients.clear()
