@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,31 +12,17 @@ from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.connection import Connection
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.wire import Wire
+from tests.dataplane.living import Living
 from tests.dataplane.proxied import CHUNKED, Stage, Truncated, get, reply
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def living() -> Counter[str]:
-    kinds = (Wire, Client, Connection, Exchange)
-    return Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, kinds))
 
 
 @pytest.mark.parametrize("how", ("answered", "client", "reset", "upstream"))
 @pytest.mark.parametrize("tls", (False, True), ids=("plain", "tls"))
 async def test_ended_connections_leave_nothing(tls: bool, how: str) -> None:
     async with Stage(tls=tls) as stage:
-        with no_collection():
+        with Living(Wire, Client, Connection, Exchange) as living:
             client, upstream, _ = await stage.exchange(get())
-            assert living() == {"Wire": 2, "Client": 1, "Connection": 1, "Exchange": 1}
+            assert living.counts() == {"Wire": 2, "Client": 1, "Connection": 1, "Exchange": 1}
             if how == "answered":
                 await upstream.send(reply())
                 assert (await client.response()).status == 200
@@ -60,4 +43,4 @@ async def test_ended_connections_leave_nothing(tls: bool, how: str) -> None:
             stage.upstream.close()
             for _ in range(5):
                 await asyncio.sleep(0)
-            assert living() == {}
+            living.assert_none()

@@ -6,9 +6,7 @@ The sessions themselves are tests/sessions/test_session.py's; here the sockets a
 from __future__ import annotations
 
 import asyncio
-import gc
 import weakref
-from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +18,7 @@ from k8sproxy.dataplane.wire import Wire
 from k8sproxy.recording.recording import SLOW
 from k8sproxy.sessions.session import Session
 from standins.recorder import FakeRecorder
+from tests.dataplane.living import Living
 from tests.dataplane.proxied import Raw, Stage, peer, reply, request
 from tests.dataplane.test_cancel import _stepping
 from tests.recording.scenes import Cast, Spdy, Speech, WebSocket
@@ -422,22 +421,16 @@ async def _cancelled(at: int, *, enforced: bool) -> bool:
     return reached.is_set()
 
 
-def living() -> Counter[str]:
-    kinds = (Wire, Connection, Exchange, Switched, Session)
-    return Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, kinds))
-
-
 @both_legs
 @both_modes
 async def test_many_sessions_leave_nothing(enforced: bool, tls: bool) -> None:
     """And at once, without a collection."""
+    kinds = (Wire, Connection, Exchange, Switched, Session)
     async with Stage(tls=tls) as stage, FakeRecorder() as recorder:
         recorder.keep = False
         grant(stage, recorder, enforced=enforced)
-        gc.collect()
-        gc.disable()
         seen: list[weakref.ref[Session]] = []
-        try:
+        with Living(*kinds) as living:
             for number in range(20):
                 speech = WebSocket() if number % 2 else Spdy()
                 client, upstream = await begun(stage, speech, await stage.client())
@@ -456,7 +449,5 @@ async def test_many_sessions_leave_nothing(enforced: bool, tls: bool) -> None:
             for _ in range(5):
                 await asyncio.sleep(0)
             stage._clients.clear()
-            assert living() == {}
+            living.assert_none()
             assert len(seen) >= 20 and all(ref() is None for ref in seen)
-        finally:
-            gc.enable()
