@@ -188,7 +188,7 @@ class _Fields:
             # In any case, as grants of Kubernetes are read: "Users" that went unseen would be a condition lost.
             folded = str(name).casefold()
             if folded not in _KNOWN:
-                self._refuse(ascii(str(name)[:64]), "is no field of a rule")
+                self._refuse(ascii(str(name)[:64]), "is not a field of a rule")
             if folded in self._values:
                 self._refuse(folded, "is there twice, in different case")
             self._values[folded] = member
@@ -203,7 +203,9 @@ class _Fields:
             owner_node=peer.node_name.removesuffix(".") if own and peer.is_tagged else None,
         )
         if "" in (place.owner, place.owner_node):
-            raise Refusal(403, "unusable_name", "the tailnet gives no name for this peer, so nothing is its own")
+            raise Refusal(
+                403, "unusable_name", "the tailnet gives no name for this peer, so no session counts as its own"
+            )
         somewhere = own or any(self._values.get(name) is not None for name in _PLACES[:3])
         return Rule(place, self._switch("view", somewhere), *(self._switch(name, False) for name in _RIGHTS[1:]))
 
@@ -214,7 +216,7 @@ class _Fields:
         if not isinstance(value, list | tuple):
             self._refuse(field, f"must be a list of strings, not {_kind(value)}")
         if len(value) > MAX_GLOBS:
-            self._refuse(field, f"has {len(value)} entries; at most {MAX_GLOBS} are taken")
+            self._refuse(field, f"has {len(value)} entries; at most {MAX_GLOBS} are allowed")
         globs = tuple(self._each(value, field))
         return None if "*" in globs else globs
 

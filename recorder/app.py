@@ -91,7 +91,7 @@ class App(Program[Config]):
             _log.warning(
                 "insecure_senders",
                 addresses=[str(network) for network in config.ingest.insecure_allow],
-                meaning="whoever connects from there may send recordings, and nobody is asked who they are",
+                meaning="any client from there may send recordings without saying who it is",
             )
         self._admin = AdminSite(
             self._metrics.registry,
@@ -157,7 +157,7 @@ class App(Program[Config]):
             _log.warning(
                 "insecure_viewers",
                 addresses=[str(network) for network in config.web.insecure_allow],
-                meaning="whoever connects from there sees everything, and nobody is asked who they are",
+                meaning="any client from there sees everything without saying who it is",
             )
         names: list[str] = []
         if config.web.hosts:

@@ -66,7 +66,7 @@ class Finding:
             return None
         return (
             f"the index has been compared with {standing.seen} of {standing.stored} sessions of the store so far:"
-            " searches and lists may be short"
+            " searches and lists may be incomplete"
         )
 
     @property
@@ -97,7 +97,7 @@ class Finding:
                 await self.index.catch_up(store)
             except (IndexFailure, StoreError) as error:
                 self._errors += 1
-                self._fault = f"the index has not caught up with the store: {error}"
+                self._fault = f"the index does not have all of the store yet: {error}"
                 _log.error("index_fault", fault=self._fault)
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, _MOST_RETRY)

@@ -86,7 +86,7 @@ class Keyring:
         try:
             return cipher.decrypt(nonce, wrapped, _bound(identifier, name))
         except InvalidTag:
-            raise DamagedError("an envelope in the store was changed, or belongs to something else") from None
+            raise DamagedError("an encrypted file in the store was changed, or belongs in another place") from None
 
 
 def _bound(identifier: bytes, name: bytes) -> bytes:
@@ -108,7 +108,7 @@ def _read_key(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_mode & (stat.S_IROTH | stat.S_IWOTH):
-                raise KeyFileError(f"{path}: everybody may read or write this key: chmod 600")
+                raise KeyFileError(f"{path}: other users may read or write this key: chmod 600")
             text = file.read(1024).strip()
     except OSError as error:
         raise KeyFileError(f"{path}: can't be read: {error.strerror}") from None
@@ -150,7 +150,7 @@ def decrypt(keyring: Keyring, name: str, data: bytes) -> bytes:
 
 def _open(keyring: Keyring, name: str, head: bytes) -> AESGCM:
     if len(head) < HEAD:
-        raise DamagedError("an envelope in the store is cut")
+        raise DamagedError("an encrypted file in the store is cut")
     _, identifier, nonce, wrapped = _ENVELOPE.unpack_from(head)
     return AESGCM(keyring.unwrap(identifier, nonce, wrapped, name.encode()))
 
@@ -174,7 +174,7 @@ def _decrypt_segments(cipher: AESGCM, data: memoryview, first: int, *, whole: bo
             except (InvalidTag, ValueError):
                 continue
         else:
-            raise DamagedError("something in the store was changed, or is cut")
+            raise DamagedError("a file in the store was changed, or is cut")
     return b"".join(pieces)
 
 
@@ -353,7 +353,7 @@ class EncryptedLog:
                 yield piece
                 continue
             if opened is None:
-                raise StoreError("the journal is encrypted, and no key is configured")
+                raise StoreError("the journal is encrypted, but no key is configured")
             buffer += piece
             while len(buffer) >= _RECORD.size:
                 magic, size, identifier, nonce, wrapped, counter = _RECORD.unpack_from(buffer)

@@ -59,11 +59,11 @@ async def _store(config: Config) -> str:
     try:
         free = await blobs.free()
         if free is not None and free < config.store.min_free:
-            return f"store: {free >> 20} MiB are free, and store.minFree asks for {config.store.min_free >> 20} MiB"
+            return f"store: {free >> 20} MiB are free, and store.minFree requires {config.store.min_free >> 20} MiB"
         await blobs.put(name, data)
         try:
             if await blobs.get(name) != data:
-                return "store: it gives back something else than it was given"
+                return "store: it returns other bytes than were written"
         finally:
             await blobs.delete([name])
     except StoreError as error:

@@ -20,7 +20,7 @@ from recorder.cli.common import (
 )
 
 
-@click.group("anchor", short_help="Show what is remembered outside of the store, or accept what is in the store.")
+@click.group("anchor", short_help="Show the anchor outside of the store, or accept the store as it is.")
 def command() -> None:
     """The anchor is how far the signed chains had come, kept where whoever writes the store cannot write."""
 
@@ -67,8 +67,8 @@ async def _show(path: Path) -> list[tuple[str, str, int, str]]:
 
 @command.command("accept")
 @config_option
-@click.option("--reason", required=True, metavar="TEXT", help="Why, for whoever checks the store later.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--reason", required=True, metavar="TEXT", help="The reason, for people who verify the store later.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def accept(path: Path, reason: str, yes: bool) -> None:
     """Take what is in the store for the truth: after a restore from a backup, where the anchor is lost, or where the
     key in force is lost and a new one is to follow it. The recorder must be stopped.
@@ -77,9 +77,9 @@ def accept(path: Path, reason: str, yes: bool) -> None:
     `recorder verify` tells it at every check.
     """
     if not reason.strip() or len(reason) > 500:
-        raise click.UsageError("--reason has 1 to 500 characters")
+        raise click.UsageError("--reason must have 1 to 500 characters")
     if not yes:
-        click.confirm("Whatever is missing from the store by now will not be told as missing again. Go on?", abort=True)
+        click.confirm("What is missing from the store now will not be reported as missing again. Continue?", abort=True)
     for line in execute(_accept(path, reason)):
         click.echo(printable(line))
 

@@ -103,7 +103,10 @@ def place_options(*, running: bool = True) -> Callable[[F], F]:
         wrapped: Any = with_place
         if running:
             wrapped = click.option(
-                "--url", envvar="RECORDER_URL", metavar="URL", help="A running recorder's site (or RECORDER_URL)."
+                "--url",
+                envvar="RECORDER_URL",
+                metavar="URL",
+                help="The URL of a running recorder's site (or RECORDER_URL).",
             )(wrapped)
         for option in (
             click.option(
@@ -112,11 +115,11 @@ def place_options(*, running: bool = True) -> Callable[[F], F]:
             ),
             click.option(
                 "--encryption-key", "key_files", multiple=True, type=EXISTING_FILE, metavar="FILE",
-                help="--store: a key that it is encrypted with; may be given again.",
+                help="With --store: a file with an encryption key; may be repeated.",
             ),
             click.option(
                 "--option", "options", multiple=True, metavar="NAME=VALUE",
-                help="--store URL: a setting of the object store, such as endpoint or region.",
+                help="With --store URL: a setting of the object store, such as endpoint or region; may be repeated.",
             ),
             click.option("--store", metavar="PATH|URL", help="A recorder's folder or object store."),
         ):  # fmt: skip
@@ -136,9 +139,9 @@ def _where(
         config_path = config_path if _is_typed(source("config_path")) else None
         url = url if _is_typed(source("url")) else None
     if [store, config_path, url].count(None) != 2:
-        raise click.UsageError("say where: one of --store PATH or URL, --config FILE and --url URL")
+        raise click.UsageError("name one place: --store PATH or URL, --config FILE, or --url URL")
     if (options or key_files) and store is None:
-        raise click.UsageError("--option and --encryption-key go with --store")
+        raise click.UsageError("--option and --encryption-key need --store")
     if url is not None:
         if not url.startswith(("http://", "https://")):
             raise click.UsageError("--url must begin with http:// or https://")
@@ -164,7 +167,7 @@ def _config_of(store: str, options: Sequence[str], key_files: Sequence[Path]) ->
             raise click.UsageError("--option must be NAME=VALUE")
         settings = {"url": store, "options": pairs}
     elif options:
-        raise click.UsageError("--option goes with the URL of an object store")
+        raise click.UsageError("--option needs --store with the URL of an object store")
     else:
         if not Path(store).is_dir():
             raise Failed(f"there is no folder {printable(store)}")

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 @click.option(
     "--format", "form", type=click.Choice(["cast", "txt", "json"]), default="cast", help="Default: cast (asciicast v2)."
 )
-@click.option("--raw", is_flag=True, help="The bytes that were written to the terminal, exactly, instead.")
+@click.option("--raw", is_flag=True, help="Instead, the exact bytes that were written to the terminal.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Where to (default: stdout). It is made readable for you alone.",
+    help="The file to write (default: stdout). Only you can read it.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Write over FILE.")
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
 def command(where: Where, identifier: str, form: str, raw: bool, output: Path | None, force: bool) -> None:
     """Export the session ID to stdout, or to FILE.
 

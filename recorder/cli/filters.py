@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _TEXTS = {
-    "user": "Whose session it is.",
-    "node": "The node that it came from.",
+    "user": "The user of the session.",
+    "node": "The node that the session came from.",
     "tag": "A tag of that node.",
     "cluster": "The cluster.",
     "namespace": "The namespace.",
@@ -40,15 +40,22 @@ def filter_options(command: F) -> F:
     wrapped: Any = with_filter
     options = [
         click.option("-n", "--limit", type=click.IntRange(1, 1_000_000), default=50, help="Rows (default 50)."),
-        click.option("--min-duration", "by_min_duration", metavar="SECONDS", help="Not shorter than that."),
-        click.option("--until", "by_until", metavar="TIME", help="Begun before it."),
+        click.option("--min-duration", "by_min_duration", metavar="SECONDS", help="Sessions of at least this length."),
+        click.option("--until", "by_until", metavar="TIME", help="Sessions that began before this time."),
         click.option(
-            "--since", "by_since", metavar="TIME", help="Not begun before it: RFC 3339, a day, or unix seconds."
+            "--since",
+            "by_since",
+            metavar="TIME",
+            help="Sessions that began at this time or later: RFC 3339, a day, or unix seconds.",
         ),
-        click.option("--state", "by_state", type=click.Choice(_STATES), help="How far it is."),
+        click.option(
+            "--state", "by_state", type=click.Choice(_STATES), help="Whether it runs, ended clean, or was cut."
+        ),
     ]
     for name, text in reversed(_TEXTS.items()):
-        options.append(click.option(f"--{name}", f"by_{name}", metavar="GLOB", help=f"{text} * is any characters."))
+        options.append(
+            click.option(f"--{name}", f"by_{name}", metavar="GLOB", help=f"{text} * stands for any characters.")
+        )
     for option in options:
         wrapped = option(wrapped)
     result: F = wrapped

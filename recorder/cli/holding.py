@@ -56,7 +56,9 @@ async def reading(where: Where, key_file: Path | None, blobs: Blobs) -> ActLog:
     except Failed:
         keys = None  # whoever lists need not be somebody who may sign
     if keys is None or not len(keys):
-        click.echo("recorder: signatures are checked with the store's own keys, which shows no forgery", err=True)
+        click.echo(
+            "recorder: signatures are checked with the store's own keys, so a forged one is not noticed", err=True
+        )
         keys = await stored_keys(stored(blobs))
     return ActLog(blobs, keys)
 
@@ -98,7 +100,7 @@ async def place(
             try:
                 placed.append(await holds.add(hold))
             except KeyFault as error:
-                raise Failed(f"{error}. The hold {hold.id} is placed all the same, and is not signed") from None
+                raise Failed(f"{error}. The hold {hold.id} is placed, but it is not signed") from None
         return placed
 
 
@@ -118,7 +120,7 @@ async def release(
     released: list[Hold] = []
     async with open_read_only(where.store()) as store:
         if signer is None and [name async for name, _ in stored(store.blobs).names(ACTS)]:
-            raise Failed("this store has signed acts, and a release that is not signed would not count: give the key")
+            raise Failed("this store has signed acts, so an unsigned release does not count: give the key")
         holds = Holds(store.blobs, log_of(where, store.blobs, signer, keys))
         for identifier in identifiers:
             try:
@@ -138,7 +140,7 @@ async def _hold_of(holds: Holds, identifier: str) -> str:
         return identifier  # one that cannot be read is released by its own id
     known = [hold.id for hold in found if hold.held == identifier]
     if len(known) > 1 and identifier not in {hold.id for hold in found}:
-        raise Failed(f"{printable(identifier, 60)} has {len(known)} holds: say which: {', '.join(known)}")
+        raise Failed(f"{printable(identifier, 60)} has {len(known)} holds: name one of them:  {', '.join(known)}")
     return known[0] if known else identifier
 
 

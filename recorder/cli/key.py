@@ -9,7 +9,7 @@ import click
 from recorder.cli.common import Failed
 
 
-@click.command("key", short_help="Make a key to sign recordings and days with.")
+@click.command("key", short_help="Make a key that signs recordings and days.")
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 def command(path: Path) -> None:
     """Make an Ed25519 key in FILE (mode 0600), and its public half in FILE.pub. A file that is there stays.
@@ -23,4 +23,4 @@ def command(path: Path) -> None:
         signer = Signer.make_file(path)
     except KeyFault as error:
         raise Failed(str(error)) from None
-    click.echo(f"{path}: the key {signer.id}; its public half is {path}.pub")
+    click.echo(f"{path}: the key {signer.id}; its public key is {path}.pub")

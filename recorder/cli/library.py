@@ -343,11 +343,11 @@ def shortness(index: object, *, searched: bool = True) -> str:
             of = f"{count} of {sessions}"
         unreadable = index.get("unreadable")
         lost = [str(one) for one in unreadable] if isinstance(unreadable, list) else []
-        parts.append(f"the index has {of} sessions{'' if lost else ' so far'}, and the answer may be short")
+        parts.append(f"the index has {of} sessions{'' if lost else ' so far'}, so the answer may be incomplete")
         if lost:
-            parts.append(f"what can't be read: {', '.join(lost)} (recorder verify ID says why)")
+            parts.append(f"sessions that cannot be read: {', '.join(lost)} (recorder verify ID gives the reason)")
     if searched and isinstance(index.get("running"), int) and index["running"] > 0:
-        parts.append(f"the last minutes of {index['running']} running are not searched yet")
+        parts.append(f"the last minutes of {index['running']} running sessions are not searched yet")
     return "; ".join(parts)
 
 
@@ -430,7 +430,7 @@ class ApiLibrary:
         return answer
 
     def _stranger(self) -> Failed:
-        return Failed(f"what is at {printable(self._base)} is no recorder, or one of another version")
+        return Failed(f"the server at {printable(self._base)} is not a recorder, or is one of another version")
 
     async def _stream(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         import aiohttp
@@ -444,7 +444,7 @@ class ApiLibrary:
         except TimeoutError:
             raise Failed(f"the recorder at {self._base} does not answer") from None
         except aiohttp.ClientPayloadError:
-            raise Failed("the recorder broke off in the middle") from None
+            raise Failed("the recorder closed the connection before the end of its answer") from None
         except (aiohttp.ClientError, OSError, ValueError):
             raise Failed(f"there is no recorder at {printable(self._base)}") from None
 

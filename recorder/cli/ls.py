@@ -26,7 +26,7 @@ def command(where: Where, wanted: Filter, limit: int, as_json: bool) -> None:
     if as_json:
         print_json(found)
     elif not found:
-        click.echo("no session fits", err=True)
+        click.echo("no session matches", err=True)
     else:
         print_sessions(found)
     if not found:

@@ -40,12 +40,14 @@ _KEYS = {
 @place_options()
 @click.option("-s", "--speed", type=click.FloatRange(1 / 16, 64), default=1.0, help="1/16 to 64 (default 1).")
 @click.option(
-    "-i", "--idle-limit", type=click.FloatRange(min=0.001), metavar="SECONDS", help="No pause takes longer than that."
+    "-i", "--idle-limit", type=click.FloatRange(min=0.001), metavar="SECONDS", help="Shorten longer pauses to this."
 )
 @click.option(
     "--start", type=click.FloatRange(min=0, max=1e9), default=0.0, metavar="SECONDS", help="Where to start (default 0)."
 )
-@click.option("--raw", is_flag=True, help="All that was recorded, also what acts on a terminal; and into a pipe.")
+@click.option(
+    "--raw", is_flag=True, help="Write all that was recorded, also what can control the terminal; allowed into a pipe."
+)
 def command(where: Where, identifier: str, speed: float, idle_limit: float | None, start: float, raw: bool) -> None:
     """Play the session ID in the terminal.
 
@@ -54,7 +56,7 @@ def command(where: Where, identifier: str, speed: float, idle_limit: float | Non
     left out, unless you say --raw.
     """
     if not sys.stdout.isatty() and not raw:
-        raise click.UsageError("stdout is no terminal: --raw writes the recording's own bytes all the same")
+        raise click.UsageError("stdout is not a terminal: use --raw to write the recording's own bytes")
     execute(_play(where, identifier, speed, idle_limit, start, raw))
 
 
@@ -73,7 +75,7 @@ async def _play(where: Where, identifier: str, speed: float, idle_limit: float |
             await _run(player, start)
         if player.unseen:
             click.echo(
-                f"recorder: it holds output that a terminal does not show: recorder show {identifier} --unseen",
+                f"recorder: it has output that a terminal does not show: recorder show {identifier} --unseen",
                 err=True,
             )
 
@@ -117,7 +119,7 @@ def _tell_size(session: dict[str, object]) -> None:
     width, height = header.get("width"), header.get("height")
     columns, rows = os.get_terminal_size(sys.stdout.fileno())
     if isinstance(width, int) and isinstance(height, int) and (width > columns or height > rows):
-        click.echo(f"recorder: it was {width}x{height}, this terminal is {columns}x{rows}", err=True)
+        click.echo(f"recorder: the session's terminal was {width}x{height}, this one is {columns}x{rows}", err=True)
 
 
 def _write(data: bytes) -> None:

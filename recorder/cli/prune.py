@@ -43,7 +43,7 @@ _MATCH = ("cluster", "namespace", "user", "type")
 @click.command("prune", short_help="Remove old sessions by rule; place and release holds.")
 @click.argument("identifiers", metavar="[ID]...", nargs=-1)
 @place_options(running=False)
-@click.option("--dry-run", is_flag=True, help="Only tell what would go.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed.")
 @click.option("--hold", is_flag=True, help="Hold the sessions ID...: nothing removes them until they are released.")
 @click.option(
     "--hold-matching", multiple=True, metavar="FIELD=GLOB",
@@ -52,9 +52,11 @@ _MATCH = ("cluster", "namespace", "user", "type")
 @click.option("--release", is_flag=True, help="Release the holds ID..., or the one hold of each session ID.")
 @click.option("--holds", "list_holds", is_flag=True, help="List the holds.")
 @click.option("--acts", "list_acts", is_flag=True, help="List all holds, releases, removals and reversals ever signed.")
-@click.option("--reason", default="", help="Why: it is kept with the hold, its release, or the removal.")
-@click.option("--by", "name", default="", envvar="RECORDER_BY", help="Who you are; your account here is kept with it.")
-@click.option("--key", "key_file", type=EXISTING_FILE, metavar="FILE", help="--store: the key to sign with.")
+@click.option("--reason", default="", help="The reason, which is kept with the hold, its release, or the removal.")
+@click.option(
+    "--by", "name", default="", envvar="RECORDER_BY", help="Your name; the name of your account is kept beside it."
+)
+@click.option("--key", "key_file", type=EXISTING_FILE, metavar="FILE", help="With --store: the key to sign with.")
 @click.option(
     "--unsigned",
     is_flag=True,
@@ -67,7 +69,7 @@ _MATCH = ("cluster", "namespace", "user", "type")
     help="Remove also while verify finds faults, and sessions ID... that are not as they were sealed or can't be read; "
     "the act says so.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def command(
     where: Where,
@@ -101,13 +103,13 @@ def command(
     """
     modes = [hold, bool(hold_matching), release, list_holds, list_acts]
     if sum(modes) > 1 or (any(modes) and dry_run) or ((list_holds or list_acts) and identifiers):
-        raise click.UsageError("one at a time: --hold, --hold-matching, --release, --holds, --acts or removing")
+        raise click.UsageError("use only one of --hold, --hold-matching, --release, --holds, --acts and removing")
     if (hold or release) and not identifiers:
-        raise click.UsageError("which? give an ID")
+        raise click.UsageError("give the ID of a session or a hold")
     if (hold or hold_matching or (identifiers and not release)) and not reason.strip():
-        raise click.UsageError("say why: --reason TEXT")
+        raise click.UsageError("give the reason: --reason TEXT")
     if max(len(reason), len(name)) > 500:
-        raise click.UsageError("--reason and --by have at most 500 characters")
+        raise click.UsageError("--reason and --by may have at most 500 characters")
     if list_holds:
         return holding.print_holds(execute(holding.listed(where, key_file)), as_json)
     if list_acts:
@@ -115,7 +117,7 @@ def command(
     signer, keys = holding.signing(where, key_file)
     if signer is None and not unsigned and not dry_run:
         what = "holds and releases" if any(modes) else "removals"
-        raise click.UsageError(f"which key are {what} signed with? proof.key, --key FILE, or --unsigned")
+        raise click.UsageError(f"{what} need a key to sign with: proof.key, --key FILE, or --unsigned")
     if unsigned:
         signer, keys = None, None
     if hold or hold_matching:
@@ -207,7 +209,7 @@ async def _index_of(config: Config, store: Store, *, needed: bool) -> AsyncItera
             async with asyncio.timeout(_WIPING):
                 await index.wiped()
         except TimeoutError:
-            click.echo("recorder: the words of what is gone leave the index when the recorder starts", err=True)
+            click.echo("recorder: the text of removed sessions leaves the index when the recorder starts", err=True)
     finally:
         store.observers.remove(index)
         await index.aclose()
@@ -236,7 +238,7 @@ async def _prune(
         if not as_json:
             _print_plan(plan)
         if plan.held and identifiers:
-            raise Failed("what is held is not removed: release it first")
+            raise Failed("a session that is held is not removed: release it first")
         if plan.doomed and not dry_run and not yes:
             click.confirm(f"Remove {len(plan.doomed)} for good?", abort=True, err=True)
             plan.evidence = None  # that may have taken a while
@@ -254,9 +256,9 @@ async def _prune(
     elif not dry_run:
         click.echo(f"removed {len(gone)}")
     elif not plan.doomed:
-        click.echo("nothing is to go")
+        click.echo("nothing is to be removed")
     for subject, what in plan.mismatches.items():
-        click.echo(f"recorder: {subject} is not as it was sealed and is not removed: {printable(what)}", err=True)
+        click.echo(f"recorder: {subject} differs from what was sealed and is not removed: {printable(what)}", err=True)
     if plan.mismatches:
         raise click.exceptions.Exit(1)
 
@@ -290,7 +292,11 @@ def _print_plan(plan: Plan) -> None:
     if rows:
         print_table(("WHAT", "", "WHY", "STARTED", "WHO", "WHERE"), rows)
     if plan.over:
-        click.echo(f"recorder: {plan.over} bytes too many remain: the rest is held, or a rule keeps it", err=True)
+        click.echo(
+            f"recorder: {plan.over} bytes more than the limit remain: the other sessions are held, or a rule keeps "
+            "them",
+            err=True,
+        )
 
 
 def _who(doomed: Doomed) -> tuple[str, str, str]:

@@ -7,7 +7,7 @@ import click
 from recorder.cli.common import Where, execute, json_option, place_options, print_json, progress_bar
 
 
-@click.command("rebuild", short_help="Make the index anew from the store.")
+@click.command("rebuild", short_help="Rebuild the index from the store.")
 @place_options(running=False)
 @click.option("--index", metavar="URL", help='"sqlite:PATH" or "postgresql://.." (default: as configured).')
 @json_option

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 _LINE = 200
 
 
-@click.command("show", short_help="Show what is known of a session.")
+@click.command("show", short_help="Show all that is known about a session.")
 @click.argument("identifier", metavar="ID")
 @place_options()
-@click.option("--unseen", is_flag=True, help="List the output that a terminal does not show instead.")
+@click.option("--unseen", is_flag=True, help="Instead, list the output that a terminal does not show.")
 @json_option
 def command(where: Where, identifier: str, unseen: bool, as_json: bool) -> None:
     """Show the session ID: who, where, when, how it ended, and the API events beside it.
@@ -49,7 +49,7 @@ def command(where: Where, identifier: str, unseen: bool, as_json: bool) -> None:
         if text:
             click.echo(f"{name:<11} {printable(text)}")
     if events is None:
-        click.echo("\n(events beside it are told by an index, and there is none here)")
+        click.echo("\n(API events around it need an index, and this store has none)")
     elif events:
         click.echo()
         head = ("RECEIVED", "VERB", "RESOURCE", "NAMESPACE", "NAME", "PATH")
@@ -76,7 +76,7 @@ def _show_unseen(where: Where, identifier: str, as_json: bool) -> None:
     else:
         click.echo("nothing was found that a terminal does not show", err=True)
     if not found.complete:
-        click.echo("recorder: the session has more text than was looked at for this", err=True)
+        click.echo("recorder: the session has more text than was searched for this", err=True)
 
 
 def _folded(text: str) -> list[str]:
@@ -100,7 +100,7 @@ def _lines(session: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("id", str(session["id"])),
         ("state", state),
-        ("unseen", "it holds output that a terminal does not show: see --unseen" if session.get("unseen") else ""),
+        ("unseen", "it has output that a terminal does not show: see --unseen" if session.get("unseen") else ""),
         ("started", str(session["started"])),
         ("ended", str(session["ended"] or "")),
         ("length", f"{length(float(session['duration']))}, {session['events']} events, {size(int(session['size']))}"),

@@ -27,22 +27,24 @@ if TYPE_CHECKING:
     from recorder.store.blobs import Blobs
 
 
-@click.command("verify", short_help="Tell which recording was changed, cut or removed.")
+@click.command("verify", short_help="Report which recordings were changed, cut or removed.")
 @click.argument("identifier", metavar="[ID]", required=False, default="")
 @place_options(running=False)
-@click.option("--day", default="", metavar="YYYY-MM-DD", help="Only what was sealed on that day.")
+@click.option("--day", default="", metavar="YYYY-MM-DD", help="Verify only what was sealed on that day.")
 @click.option(
     "--public-key", "public_key_files", multiple=True, type=EXISTING_FILE, metavar="FILE",
-    help="A key that manifests may be signed with; may be given again (default: the configuration's).",
+    help="A public key that manifests may be signed with; may be repeated (default: the configuration's).",
 )  # fmt: skip
 @click.option(
-    "--trust-store-keys", is_flag=True, help="Take the keys from the store, which whoever changes it can change too."
+    "--trust-store-keys",
+    is_flag=True,
+    help="Take the keys from the store. Anyone who can change the store can change them too.",
 )
 @click.option(
     "--anchor", type=EXISTING_FILE, metavar="PATH",
     help="A folder with an anchor, or a file of one, that the store must fit (default: the configuration's).",
 )  # fmt: skip
-@click.option("--all", "every", is_flag=True, help="Print those that are well, too.")
+@click.option("--all", "every", is_flag=True, help="Also print the sessions without a fault.")
 @json_option
 def command(
     where: Where,
@@ -105,7 +107,9 @@ async def _verify(
             try:
                 return await verifier.run(day=day, identifier=identifier, progress=progress)
             except (KeyError, ValueError):
-                raise Failed(f"there is no session {printable(identifier, 60)}, and none was sealed") from None
+                raise Failed(
+                    f"there is no session {printable(identifier, 60)}, and no session with this id was sealed"
+                ) from None
             finally:
                 await anchors.aclose()
 
@@ -118,7 +122,7 @@ async def _keys(where: Where, files: tuple[Path, ...], trust: bool, raw: Blobs) 
     if files:
         return PublicKeys([read_public_key(path) for path in files])
     if trust:
-        click.echo("recorder: the keys are the store's own: this shows accidents, and no forgery", err=True)
+        click.echo("recorder: the keys are the store's own: this check finds accidents, not forgery", err=True)
         return await stored_keys(raw)
     config = where.store()
     if where.configured and (config.proof.key is not None or config.proof.public_keys):
@@ -126,7 +130,7 @@ async def _keys(where: Where, files: tuple[Path, ...], trust: bool, raw: Blobs) 
             return public_keys(config, signer(config))
         except KeepingError as error:
             raise Failed(str(error)) from None
-    raise click.UsageError("which key is to be believed? --public-key FILE, or --trust-store-keys")
+    raise click.UsageError("name the keys to trust: --public-key FILE, or --trust-store-keys")
 
 
 def _witnesses(where: Where, path: Path | None, blobs: Blobs) -> list[Witness]:
@@ -160,17 +164,17 @@ def _print(report: Report, every: bool) -> None:
         click.echo(f"recorder: {printable(fault)}", err=True)
     counts = ", ".join(f"{count} {name}" for name, count in report.counts().items() if count) or "nothing there"
     days = (
-        f"{report.manifests} manifests, {report.first_day} to {report.last_day}" if report.manifests else "no manifest"
+        f"{report.manifests} manifests, {report.first_day} to {report.last_day}" if report.manifests else "no manifests"
     )
     click.echo(f"{counts}; {days}")
     if report.last is not None:
         click.echo(f"last manifest: number {report.last.number}, sha256 {report.last.sha256}")
     acts = report.acts
     if acts.last is not None or acts.unsigned:
-        unsigned = f", and {acts.unsigned} that nobody has signed" if acts.unsigned else ""
+        unsigned = f", and {acts.unsigned} that are not signed" if acts.unsigned else ""
         click.echo(
             f"acts: {acts.count} signed: {acts.releases} releases, {acts.removals} removals, "
-            f"{acts.reversals} reversals; {acts.holds} holds in force{unsigned}"
+            f"{acts.reversals} reversals; {acts.holds} holds active{unsigned}"
         )
     if acts.last is not None:
         click.echo(f"last act: number {acts.last.number}, sha256 {acts.last.sha256}")

@@ -62,7 +62,7 @@ class Postgres:
             async with self._connections.acquire() as connection, connection.transaction():
                 if await connection.fetchval("SHOW server_encoding") != "UTF8":
                     raise IndexFailure(
-                        "the index's database is not in UTF8: make one with ENCODING 'UTF8'", passing=False
+                        "the index's database does not use UTF8: create one with ENCODING 'UTF8'", passing=False
                     )
                 await _migrate(connection)
 
@@ -247,8 +247,8 @@ async def _mapped(work: Callable[[], Awaitable[T]]) -> T:
         at_fault = str(error.sqlstate or "").startswith(("22", "23"))
         raise IndexFailure(f"the index's database refused: {error}", passing=not at_fault) from error
     except asyncpg.DataError as error:  # found out on this side, before anything is sent
-        raise IndexFailure(f"the index can't hold it: {error}", passing=False) from error
+        raise IndexFailure(f"the index cannot store it: {error}", passing=False) from error
     except ValueError as error:  # of a URL that is none; its message may repeat a part of the password
-        raise IndexFailure("the index's URL is refused", passing=False) from error
+        raise IndexFailure("the index's URL is not valid", passing=False) from error
     except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise IndexFailure(f"the index's database can't be reached: {type(error).__name__}") from error

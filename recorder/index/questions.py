@@ -174,7 +174,7 @@ class Questions:
     ) -> tuple[Bucket, ...]:
         """What began from start to before end (unix seconds), in equal stretches. asked: narrows the recordings."""
         if not 1 <= buckets <= MOST_BUCKETS or not start < end:
-            raise ValueError(f"activity is told in 1 to {MOST_BUCKETS} stretches of a time that passes")
+            raise ValueError(f"activity needs a start before its end, and 1 to {MOST_BUCKETS} intervals")
         first, last = moment(start), moment(end)
         width = max(1, -(-(last - first) // buckets))  # rounded up: the last one may be shorter
         counts: list[dict[int, int]] = []

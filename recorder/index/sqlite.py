@@ -131,10 +131,10 @@ class _Connection:
         try:
             return work(self.connect())
         except (OverflowError, UnicodeError) as error:  # a number or a text that SQLite can't hold
-            raise IndexFailure(f"the index can't hold it: {error}", passing=False) from error
+            raise IndexFailure(f"the index cannot store it: {error}", passing=False) from error
         except sqlite3.Error as error:
             if "interrupted" in str(error):
-                raise IndexFailure(f"the search took longer than {_PATIENCE:g} s and was given up") from error
+                raise IndexFailure(f"the search took longer than {_PATIENCE:g} s and was stopped") from error
             # Locked, full, unreadable: these pass, or somebody has to see to them. The rest is about what was asked.
             # A damaged file says DatabaseError itself, and no row is at fault for it.
             passing = isinstance(error, sqlite3.OperationalError) or _is_damage(error)
@@ -255,7 +255,7 @@ class Sqlite:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise IndexFailure("another recorder has this index open: stop it first, or have it rebuild") from None
+            raise IndexFailure("another recorder has this index open: stop it first") from None
         path = self._path.with_name(self._path.name + ".new")
         try:
             _remove(path)
@@ -360,7 +360,7 @@ def _vacuum(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA temp_store = MEMORY")
     (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
-        raise IndexFailure("the index's log can't be emptied: another process is reading it")
+        raise IndexFailure("the index's log cannot be emptied, because another process reads it")
 
 
 def _fetch(connection: sqlite3.Connection, sql: str, parameters: Sequence[Any]) -> Rows:

@@ -49,7 +49,7 @@ class Admission:
         """What a peer that may not send is told: who it is, and what would admit it."""
         name = f"{source.node} ({', '.join(source.tags) or source.user or 'no user'})"
         grant = f'{{"send": true}} under {access.capability(self.domain)}'
-        return f"this recorder takes no recordings from {name}: it needs a grant {grant}, or to be in ingest.allow"
+        return f"this recorder accepts no recordings from {name}: it needs a grant {grant}, or a place in ingest.allow"
 
     def may_send(self, peer: Peer) -> bool:
         """Whether this peer may send recordings and events. Raises Refusal for a rule of its that can't be read."""

@@ -107,7 +107,7 @@ class Http1:
                 return web.Response(headers={"Event-Batch": str(MAX_EVENT_BATCH), "Asciicast-Event-Codes": EVENT_CODES})
             case "POST", "/v2/event":
                 return await self._events(request, door)
-        return _refuse(404, "this recorder has nothing there")
+        return _refuse(404, "this recorder serves nothing at this path")
 
     # -- events
 
@@ -126,7 +126,7 @@ class Http1:
                         raise Refusal(413, "events_too_large", f"more than {MAX_EVENTS} bytes of events")
             return await self._add(body, source)
         except TimeoutError:
-            raise Refusal(408, "events_slow", f"the events did not come within {EVENTS_TIMEOUT:g} s") from None
+            raise Refusal(408, "events_slow", f"the events did not arrive within {EVENTS_TIMEOUT:g} s") from None
         finally:
             self._site.bodies.give_back(door.holder, len(body))
 
@@ -139,7 +139,7 @@ class Http1:
         if len(documents) > MAX_EVENT_BATCH:
             raise Refusal(413, "events_too_many", f"more than {MAX_EVENT_BATCH} events")
         if not all(isinstance(document, dict) for document in documents):
-            raise Refusal(400, "events_malformed", "an event is a JSON object")
+            raise Refusal(400, "events_malformed", "an event must be a JSON object")
         if documents:
             await self._site.store.add_events(documents, source)
             self._site.counts.events += len(documents)

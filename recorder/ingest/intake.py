@@ -147,7 +147,7 @@ class Intake:
             if len(self._early) > MAX_HEADER_LINE:
                 self._fail(f"the first line has more than {MAX_HEADER_LINE} bytes", declines="session")
             elif self._ended:
-                self._fail("there is no header line", declines="session")
+                self._fail("the header line is missing", declines="session")
             return
         line = bytes(self._early[:feed])
         try:

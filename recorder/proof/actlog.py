@@ -69,7 +69,7 @@ class ActLog:
         remembered = await self.witnesses.known(CHAIN)
         acts = self._acts = await read_acts(self._raw, self.keys, self._acts)
         if remembered is not None and not acts.has(remembered):
-            fault = f"act {remembered.number}, which the anchor remembers, is gone or another"
+            fault = f"act {remembered.number}, which the anchor remembers, is missing or was replaced"
             if fault not in acts.faults:
                 acts.faults.append(fault)
         return acts
@@ -108,15 +108,17 @@ class ActLog:
                 if remembered is None or acts.has(remembered):
                     await self._remember(Anchor(act.number, digest(data)))
                 return act
-        raise StoreError("others sign acts all the time")
+        raise StoreError("other programs sign acts all the time, so this act cannot be signed now")
 
     async def _may_sign(self, acts: Acts, key: str) -> None:
         """An act by a key that is not in force would be a fault in the chain for ever. Raises KeyFault, StoreError."""
         history, _, strange = await read_handovers(self._raw, self.keys)
         if strange or acts.strange:
-            raise KeyFault("there are acts or hand-overs by a key that is not among those given, so nothing is signed")
+            raise KeyFault(
+                "acts or hand-overs are signed with a key that is not among those given, so nothing is signed"
+            )
         if not history.may_sign(key, CHAIN, acts.last.number + 1):
-            raise KeyFault(f"the key {key} is not in force: give the one that is")
+            raise KeyFault(f"the key {key} is not the current key: give the current one")
         if not self._in_force and not history.handovers:
             await self._see_in_force(key)
         self._in_force = True
@@ -130,9 +132,11 @@ class ActLog:
             believed = (await read_acts(self._raw, self.keys.with_own(""))).believed
             current = believed[-1].key if believed else ""
         if current not in ("", key):
-            raise KeyFault(f"the key {key} is not in force: {current} is, and it has not handed over")
+            raise KeyFault(f"the key {key} is not the current key: {current} is, and it has not handed over")
         if not current and (chain.strange or registers.strange):
-            raise KeyFault("what is there is signed by a key that is not among those given, so nothing is signed")
+            raise KeyFault(
+                "the acts of the store are signed with a key that is not among those given, so nothing is signed"
+            )
 
     async def _remember(self, head: Anchor) -> None:
         """The act counts, whether or not a witness can be told of it."""

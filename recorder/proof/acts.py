@@ -90,7 +90,7 @@ class Subject:
 class Act:
     """One act. at: unix seconds. manifest: the last one then. of: of a release or a reversal, the number of the act
     that it ends (0 for the release of an unsigned hold). body: of a hold, and of the release of an unsigned one, the
-    SHA-256 of holds/ID.json as stored. key: what the key is called that has signed it."""
+    SHA-256 of holds/ID.json as stored. key: the id of the key that signed it."""
 
     number: int
     previous: str
@@ -151,7 +151,7 @@ def read_act(data: bytes, keys: PublicKeys) -> Act:
         )
         _check(act)
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise ForgedError("it is signed and makes no sense") from None
+        raise ForgedError("it is signed, but it cannot be understood") from None
     return act
 
 
@@ -202,13 +202,13 @@ class Acts:
         try:
             act = read_act(data, keys)
             if not history.may_sign(act.key, CHAIN, number):
-                raise ForgedError(f"it is signed with the key {act.key}, which was not in force then")
+                raise ForgedError(f"it is signed with the key {act.key}, which was not the current key then")
         except ForgedError as error:
-            self.faults.append(f"act {number} is not to be believed: {error}")
+            self.faults.append(f"act {number} is not trusted: {error}")
             self.strange = self.strange or isinstance(error, UnknownKeyError)
         else:
             if act.number != number:
-                self.faults.append(f"the act that stands in the place of act {number} is act {act.number}")
+                self.faults.append(f"the file of act {number} holds act {act.number}")
             elif number == self.last.number + 1 and act.previous != self.last.sha256:
                 self.faults.append(f"the chain of acts is broken at act {number}: it was made after another act")
             elif self.believed and act.manifest.number < self.believed[-1].manifest.number:
@@ -231,14 +231,14 @@ class Acts:
             elif act.kind is Kind.RELEASE:
                 self._release(act, name)
             elif not self._is(act.of, Kind.REMOVAL, name):
-                self.faults.append(f"act {act.number} takes back a removal that was not there")
+                self.faults.append(f"act {act.number} reverses a removal that does not exist")
             elif name in self.removed and self.removed[name][0].number == act.of:
                 del self.removed[name]
 
     def _release(self, act: Act, name: str) -> None:
         hold = self.held.get(name)
         if act.of and not self._is(act.of, Kind.HOLD, name):
-            self.faults.append(f"act {act.number} releases a hold that was not there")
+            self.faults.append(f"act {act.number} releases a hold that does not exist")
         elif (hold.number if hold is not None else 0) == act.of:
             self.held.pop(name, None)
             self.released[name] = (hold, act)
@@ -271,17 +271,17 @@ async def read_acts(
     there = set(numbers)
     for number in before:
         if number not in there:
-            _complain(acts, f"act {number} was there before, and is gone")
+            _complain(acts, f"act {number} existed before and is missing now")
     for number in sorted(there):
         if number > acts.last.number:
             try:
                 data = await raw.get(act_file(number))
             except KeyError:
-                _complain(acts, f"act {number} has vanished while it was to be read")
+                _complain(acts, f"act {number} disappeared while it was read")
                 continue
             acts.take(number, data, keys, history)
         elif number not in acts.hashes:
-            _complain(acts, f"act {number} was put in after the acts that follow it")
+            _complain(acts, f"act {number} was added after the acts that follow it")
     return acts
 
 
@@ -296,14 +296,16 @@ def compare(acts: Acts, manifests: Iterable[Manifest], hashes: Mapping[int, str]
     faults: list[str] = []
     for act in acts.believed:
         if act.manifest.number and hashes.get(act.manifest.number) != act.manifest.sha256:
-            faults.append(f"act {act.number} was made after manifest {act.manifest.number}, which is gone or another")
+            faults.append(
+                f"act {act.number} was made after manifest {act.manifest.number}, which is missing or was replaced"
+            )
     made_at = {act.number: act.manifest.number for act in acts.believed}
     for manifest in manifests:
         head = manifest.acts
         if head is None:
             continue
         if not acts.has(head):
-            faults.append(f"act {head.number}, the last when {manifest.day} was sealed, is gone or another")
+            faults.append(f"act {head.number}, the last one when {manifest.day} was sealed, is missing or was replaced")
         if made_at.get(head.number, 0) >= manifest.number:
             faults.append(f"act {head.number} is older than the manifest of {manifest.day}, and says that it is newer")
         # One that is signed while a day is being sealed may name the manifest before.

@@ -60,14 +60,16 @@ async def read_chain(raw: Blobs, keys: PublicKeys) -> Chain:
     for name in names:
         day = name.removesuffix(".json")
         if not name.endswith(".json") or not is_day(day):
-            chain.faults.append(f"{DAYS}/{name!a} is none of the recorder's")
+            chain.faults.append(f"{DAYS}/{name!a} is not one of the recorder's files")
             continue
         await _read_day(raw, keys, chain, day)
     chain.keys.close()
     if chain.keys.fault:
         chain.faults.append(chain.keys.fault)
     if keys.own and chain.keys.current not in ("", keys.own):
-        chain.faults.append(f"the key in force is {chain.keys.current}, and not {keys.own}, which was given as that")
+        chain.faults.append(
+            f"the current key is {chain.keys.current}, not {keys.own}, which was given as the current one"
+        )
     chain.removals, faults = await _read_removals(raw, keys, chain.keys)
     chain.faults += faults
     return chain
@@ -77,7 +79,7 @@ async def _read_day(raw: Blobs, keys: PublicKeys, chain: Chain, day: str) -> Non
     try:
         data = await raw.get(manifest_file(day))
     except KeyError:
-        raise StoreError("a manifest has vanished while it was to be read") from None
+        raise StoreError("a manifest disappeared while it was read") from None
     faults = chain.faults
     expected = (chain.last.number if chain.last else 0) + 1
     previous = chain.last.sha256 if chain.last else NOTHING
@@ -90,12 +92,12 @@ async def _read_day(raw: Blobs, keys: PublicKeys, chain: Chain, day: str) -> Non
         manifest = await asyncio.to_thread(read_manifest, data, keys)
         _check_key(chain.keys, manifest, signed_by(data))
     except ForgedError as error:
-        faults.append(f"the manifest of {day} is not to be believed: {error}")
+        faults.append(f"the manifest of {day} is not trusted: {error}")
         chain.strange = chain.strange or isinstance(error, UnknownKeyError)
     else:
         number = manifest.number
         if manifest.day != day:
-            faults.append(f"the manifest that stands under {day} is that of {manifest.day}")
+            faults.append(f"the file of {day} holds the manifest of {manifest.day}")
         if manifest.number != expected:
             faults.append(f"the manifest of {day} has the number {manifest.number}, expected {expected}")
         if manifest.previous != previous:
@@ -115,7 +117,7 @@ def _check_key(history: KeyHistory, manifest: Manifest, key: str) -> None:
         history.close()
         allowed = history.signed(key, MANIFESTS, manifest.number)
     if not allowed:
-        raise ForgedError(f"it is signed with the key {key}, which was not in force then")
+        raise ForgedError(f"it is signed with the key {key}, which was not the current key then")
 
 
 async def last_manifest(raw: Blobs, keys: PublicKeys) -> Anchor:
@@ -142,14 +144,14 @@ async def _read_removals(raw: Blobs, keys: PublicKeys, history: KeyHistory) -> t
             data = await raw.get(f"{REMOVALS}/{name}")
             removal, key = read_removal(data, keys), signed_by(data)
             if history.current not in ("", key):
-                raise ForgedError(f"it is signed with the key {key}, which is not in force")
+                raise ForgedError(f"it is signed with the key {key}, which is not the current key")
         except KeyError:
             continue  # taken over meanwhile
         except ValueError:
-            faults.append(f"{REMOVALS}/{name!a} is none of the recorder's")
+            faults.append(f"{REMOVALS}/{name!a} is not one of the recorder's files")
             continue
         except ForgedError as error:
-            faults.append(f"the removal {name!a} is not to be believed: {error}")
+            faults.append(f"the removal {name!a} is not trusted: {error}")
             continue
         removals[removal.subject] = removal
     return removals, faults

@@ -72,7 +72,7 @@ class ConfigMapWitness:
                 return
             if status != 409:
                 raise self._refused(status, value)
-        raise KeyFault(f"{self.name}: others write it all the time")
+        raise KeyFault(f"{self.name}: other programs write it all the time")
 
     async def examine(self, manifests: Mapping[int, tuple[float, str]]) -> tuple[list[str], str]:
         """See Witness."""
@@ -95,11 +95,11 @@ class ConfigMapWitness:
                 raise TypeError("not a version")
             return {chain_name(str(key)): parse_anchor(text, self.name) for key, text in data.items()}, version
         except (KeyError, TypeError, AttributeError):
-            raise KeyFault(f"{self.name}: the API server's answer makes no sense") from None
+            raise KeyFault(f"{self.name}: the API server's answer cannot be understood") from None
 
     def _refused(self, status: int, value: Any) -> KeyFault:
         if status == 404:
-            return KeyFault(f"{self.name}: is not there; create it (manifests/recorder has it)")
+            return KeyFault(f"{self.name}: does not exist; create it (manifests/recorder has it)")
         message = value.get("message") if isinstance(value, dict) else None
         more = f": {message[:200]!a}" if isinstance(message, str) else ""
         return KeyFault(f"{self.name}: the API server answers {status}{more}")
@@ -128,7 +128,7 @@ class ConfigMapWitness:
                 return answer.status, json.loads(body)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             why = "it does not answer in time" if isinstance(error, TimeoutError) else type(error).__name__
-            raise KeyFault(f"{self.name}: the API server cannot be asked: {why}") from None
+            raise KeyFault(f"{self.name}: cannot ask the API server: {why}") from None
         except (ValueError, RecursionError):
             raise KeyFault(f"{self.name}: the API server's answer is not JSON") from None
 

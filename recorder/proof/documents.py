@@ -205,9 +205,9 @@ def read_manifest(data: bytes, keys: PublicKeys) -> Manifest:
             accepted=tuple(map(_read_accepted, value.get("accepted", []))),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise ForgedError("it is signed and makes no sense") from None
+        raise ForgedError("it is signed, but it cannot be understood") from None
     if not is_day(manifest.day):
-        raise ForgedError("it is signed and makes no sense")
+        raise ForgedError("it is signed, but it cannot be understood")
     return manifest
 
 
@@ -248,7 +248,7 @@ def read_entry(data: bytes, keys: PublicKeys) -> Entry:
             accepted=None if accepted is None else _read_accepted(accepted),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise ForgedError("it is signed and makes no sense") from None
+        raise ForgedError("it is signed, but it cannot be understood") from None
 
 
 def write_removal(removal: Removal, signer: Signer) -> bytes:
@@ -262,7 +262,7 @@ def read_removal(data: bytes, keys: PublicKeys) -> Removal:
     try:
         return _read_removal(value)
     except (KeyError, TypeError, ValueError):
-        raise ForgedError("it is signed and makes no sense") from None
+        raise ForgedError("it is signed, but it cannot be understood") from None
 
 
 def _sealed_values(sealed: Sealed) -> dict[str, Any]:

@@ -92,13 +92,13 @@ class Evidence:
         """Raises StoreError where the chains have a fault."""
         if self.faults:
             more = f", and {len(self.faults) - 1} more" if len(self.faults) > 1 else ""
-            raise StoreError(f"nothing is removed: the proof has a fault: {self.faults[0]}{more}")
+            raise StoreError(f"nothing is removed, because the proof has a fault: {self.faults[0]}{more}")
 
     def need_signed(self, name: str) -> None:
         """A manifest lists also what it has found and nobody has signed: that it was there then, and no more. Raises
         MismatchError for that, by an id or by "events/DAY/NAME"."""
         if name in self.unsigned:
-            raise MismatchError(f"nobody has signed {name!a} when it came: it was put there, or could not be signed")
+            raise MismatchError(f"{name!a} was not signed when it arrived: it was put there, or could not be signed")
 
     async def recording(self, identifier: str, content: str = "") -> Recording:
         """What recording.json says, out of the very bytes that are sealed. content: the hash of those bytes, where
@@ -128,7 +128,7 @@ class Evidence:
             return
         if day > last or day_end(day) >= day_end(last) - LATE * 86400:
             raise NotSealedYetError
-        raise MismatchError(f"{what} {day}, which is sealed without it")
+        raise MismatchError(f"{what} {day}, and that day is sealed without it")
 
     def size(self, identifier: str) -> int | None:
         """Bytes of a recording as sealed; None for one that is not."""

@@ -106,7 +106,7 @@ def read_handover(data: bytes, keys: PublicKeys) -> HandOver:
             reason=read_text(value["reason"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        raise ForgedError("it is signed and makes no sense") from None
+        raise ForgedError("it is signed, but it cannot be understood") from None
     wanted = [handover.new] if handover.reason else [handover.old, handover.new]
     if signers != wanted or handover.old == handover.new:
         raise ForgedError("it is not signed by the two keys that it names")
@@ -221,7 +221,7 @@ class KeyHistory:
             if last.key == first.key:
                 del self._before[-1]
             else:
-                self.fault = f"the key {first.key} handed over, and the key {last.key} was in force"
+                self.fault = f"the key {first.key} handed over, but the key {last.key} was the current key"
         self._open = False
 
 
@@ -240,14 +240,14 @@ async def read_handovers(raw: Blobs, keys: PublicKeys) -> tuple[KeyHistory, list
         except KeyError:
             continue
         except ForgedError as error:
-            faults.append(f"the hand-over {number} between keys is not to be believed: {error}")
+            faults.append(f"the hand-over {number} between keys is not trusted: {error}")
             strange = strange or isinstance(error, UnknownKeyError)
             continue
         before = {one.old for one in found} | {one.new for one in found}
         if handover.number != number or number != last.number + 1 or handover.previous != last.sha256:
             faults.append(f"the hand-over {number} between keys does not follow the one before it")
         elif found and handover.old != found[-1].new:
-            faults.append(f"the hand-over {number} is from the key {handover.old}, which was not in force")
+            faults.append(f"the hand-over {number} is from the key {handover.old}, which was not the current key")
         elif handover.new in before:
             faults.append(f"the hand-over {number} is to the key {handover.new}, which was retired before")
         else:
@@ -272,12 +272,12 @@ async def hand_over(
     """Let `new` follow the key in force. heads: the last of each chain. old: the key in force, None where it is lost,
     and then with a reason. Raises StoreError, KeyFault where that is not a hand-over which would be believed."""
     if new.id in history.names:
-        raise KeyFault(f"the key {new.id} was in force before, and a key that was retired stays so: make a new one")
+        raise KeyFault(f"the key {new.id} was retired, and a retired key cannot be used again: make a new one")
     if old is not None and old.id != history.current:
-        raise KeyFault(f"the key in force is {history.current}, and the key that is to hand over is {old.id}")
+        raise KeyFault(f"the current key is {history.current}, but the key that is to hand over is {old.id}")
     handover = HandOver(history.last.number + 1, history.last.sha256, history.current, new.id, at, dict(heads), reason)
     try:
         await raw.create(handover_file(handover.number), write_handover(handover, old, new))
     except FileExistsError:
-        raise StoreError("another recorder hands over the key of this store at this moment") from None
+        raise StoreError("another recorder is handing over the key of this store now") from None
     return handover

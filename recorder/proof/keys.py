@@ -83,7 +83,7 @@ class Signer:
         try:
             key = load_pem_private_key(data, None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise KeyFault(f"{path}: holds no private key in PEM") from None
+            raise KeyFault(f"{path}: does not hold a private key in PEM") from None
         if not isinstance(key, Ed25519PrivateKey):
             raise KeyFault(f"{path}: holds a key of another kind than Ed25519")
         return cls(key)
@@ -98,9 +98,9 @@ class Signer:
             write_file(path, pem, 0o600, fresh=True)
             write_file(path.with_name(path.name + ".pub"), signer.public_pem, 0o644)
         except FileExistsError:
-            raise KeyFault(f"{path}: is there already, and is not written over") from None
+            raise KeyFault(f"{path}: exists already, and is not overwritten") from None
         except OSError as error:
-            raise KeyFault(f"{path}: cannot be made: {error.strerror}") from None
+            raise KeyFault(f"{path}: cannot be created: {error.strerror}") from None
         return signer
 
 
@@ -146,7 +146,7 @@ def parse_public_key(data: bytes, name: str) -> Ed25519PublicKey:
     try:
         key = load_pem_public_key(data)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise KeyFault(f"{name}: holds no public key in PEM") from None
+        raise KeyFault(f"{name}: does not hold a public key in PEM") from None
     if not isinstance(key, Ed25519PublicKey):
         raise KeyFault(f"{name}: holds a key of another kind than Ed25519")
     return key
@@ -158,9 +158,11 @@ def _read(path: Path, *, secret: bool = False) -> bytes:
             # The group may read: secrets that Kubernetes mounts belong to one (fsGroup).
             status = os.fstat(file.fileno())
             if secret and status.st_mode & 0o027:
-                raise KeyFault(f"{path}: others may read or write this key: chmod 600")
+                raise KeyFault(f"{path}: other users may read or write this key: chmod 600")
             if secret and status.st_nlink > 1:
-                raise KeyFault(f"{path}: has a second name (a hard link), which may be in the store: copy it anew")
+                raise KeyFault(
+                    f"{path}: has a second name (a hard link), which may be in the store: replace it with a copy"
+                )
             return file.read(_MAX_FILE)
     except OSError as error:
         raise KeyFault(f"{path}: can't be read: {error.strerror}") from None

@@ -135,11 +135,11 @@ class _Walk:
         sha256 = digest(data)
         row = self._row(seq)
         if self._manifest is not None and row is None:
-            looked.complain(f"chunk {seq} is more than {MANIFEST} knows of")
+            looked.complain(f"chunk {seq} is not listed in {MANIFEST}")
         if row is not None and row.bytes > len(data):
-            looked.complain(f"chunk {seq} is torn", cut=True)
+            looked.complain(f"chunk {seq} is incomplete", cut=True)
         elif row is not None and row.sha256 != sha256:
-            looked.complain(f"chunk {seq} is not what {MANIFEST} says")
+            looked.complain(f"chunk {seq} differs from what {MANIFEST} says")
         try:
             trailer_size(data[-FOOTER:])
             trailer = read_trailer(data)

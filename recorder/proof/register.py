@@ -281,7 +281,7 @@ class Register:
             strange = chain.strange or registers.strange
             if strange and chain.keys.current != self.signer.id:
                 # One of those may be the key in force. Where this one is, somebody has put them there.
-                raise KeyFault("there are manifests or registers by a key that is not among the public keys")
+                raise KeyFault("manifests or registers are signed with a key that is not among the public keys")
             if not chain.keys.current:
                 await self._ask_acts(chain)
             if chain.keys.current not in ("", self.signer.id):
@@ -308,12 +308,12 @@ class Register:
     async def _take_over(self, chain: Chain, registers: Registers, fault: str | None) -> Chain:
         if self._previous is None:
             raise KeyFault(
-                f"the key in force is {chain.keys.current}, and it has not handed over to {self.signer.id}: name the "
-                "private key of the one in force as proof.previousKey until the recorder has started once"
+                f"the current key is {chain.keys.current}, and it has not handed over to {self.signer.id}: name the "
+                "private key of the current one as proof.previousKey until the recorder has started once"
             )
         if fault is not None:
             # A hand-over names the ends of the chains as they are, and these are not the ends.
-            raise KeyFault(f"no hand-over of the key while the anchor does not fit: {fault}")
+            raise KeyFault(f"the key cannot be handed over while the anchor does not match the store: {fault}")
         heads = await all_heads(self._raw, self.keys, chain, registers)
         handover = await hand_over(self._raw, chain.keys, self._previous, self.signer, heads, at=self._clock())
         _log.info("key_handed_over", old=handover.old, new=handover.new, number=handover.number)
@@ -419,7 +419,7 @@ class Register:
         chain, registers = await read_both(self._raw, self.keys)
         acts = await read_acts(self._raw, self.keys)
         if chain.strange or registers.strange:
-            raise KeyFault("there are manifests or registers by a key that is not among the public keys")
+            raise KeyFault("manifests or registers are signed with a key that is not among the public keys")
         holds = holder(chain, registers, acts.has)
         lost = {name: head for name, head in remembered.items() if not holds(name, head)}
         if chain.keys.current not in ("", self.signer.id):
@@ -434,7 +434,7 @@ class Register:
             told = ", ".join(f"number {head.number} of the {name}" for name, head in sorted(lost.items()))
             done.append(f"the store goes on without {told}" if lost else "the store as it is begins a new anchor")
         if not done:
-            raise KeyFault("the store fits the anchor, and the key is in force: there is nothing to accept")
+            raise KeyFault("the store matches the anchor, and the key is the current one: there is nothing to accept")
         chain, registers = await read_both(self._raw, self.keys)
         heads = await all_heads(self._raw, self.keys, chain, registers)
         await self.witnesses.begin({name: Anchor(0, NOTHING) for name in remembered} | heads)

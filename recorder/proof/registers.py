@@ -166,9 +166,9 @@ async def _take(state: State, number: int, data: bytes, keys: PublicKeys, histor
             raise ForgedError("it does not follow the entry before it")
         key = signed_by(data)
         if not history.signed(key, register_chain(state.name), number):
-            raise ForgedError(f"it is signed with the key {key}, which was not in force then")
+            raise ForgedError(f"it is signed with the key {key}, which was not the current key then")
     except ForgedError as error:
-        state.faults.append(f"{what} is not to be believed: {error}")
+        state.faults.append(f"{what} is not trusted: {error}")
         state.strange = state.strange or isinstance(error, UnknownKeyError)
     else:
         state.entries.append(entry)

@@ -139,14 +139,19 @@ class Sealer:
         await self._register.open()
         await self._register.settled()
         if not await self._is_settled(day_end(due)):
-            raise StoreError(f"what ended by {due} is not wholly in the store yet, so it is not sealed")
+            raise StoreError(
+                f"not all recordings that ended by {due} are completely in the store, so that day is not sealed yet"
+            )
         chain, registers = await read_both(self._raw, self._keys)
         await self._check(chain, registers)
         await take_over(self._store, self._acts, chain, await self._acts.read())
         self.last_day = chain.last_day
         if chain.last_day >= day_of(self._clock()):
             # What ends until then is on days that are sealed without it, and somebody should know.
-            raise StoreError(f"{chain.last_day} is sealed, and not over by this clock: it is wrong now, or was then")
+            raise StoreError(
+                f"{chain.last_day} is sealed, but by this clock that day is not over: the clock is wrong now, or was "
+                "wrong then"
+            )
         days: list[str] = []
         if chain.last_day < due:
             found = await self._find(chain, registers, due)
@@ -173,9 +178,9 @@ class Sealer:
             _log.error("proof_fault", fault=fault)
         if chain.strange:
             # What those list would be taken for unlisted, and be sealed a second time.
-            raise KeyFault("there are manifests by a key that is not among the public keys")
+            raise KeyFault("manifests are signed with a key that is not among the public keys")
         if not chain.keys.may_sign(self._signer.id, MANIFESTS, (chain.last.number if chain.last else 0) + 1):
-            raise KeyFault(f"the key {self._signer.id} is not in force: {chain.keys.current} is")
+            raise KeyFault(f"the key {self._signer.id} is not the current key: {chain.keys.current} is")
         if self._register.anchor_fault is not None:
             # Sealing on would give the store a fresh and sound chain in the place of the one that is gone.
             raise KeyFault(self._register.anchor_fault)
@@ -272,7 +277,7 @@ class Sealer:
         manifest = replace(manifest, registers=_taken_over([*chain.manifests, manifest], registers))
         data = await asyncio.to_thread(write_manifest, manifest, self._signer)
         if f"{day}.json" in {name async for name, _ in self._raw.names(DAYS)}:
-            raise StoreError("another recorder seals this store, too")
+            raise StoreError("another recorder also seals this store")
         await self._raw.put(manifest_file(day), data)
         chain.last = Anchor(manifest.number, digest(data))
         chain.manifests.append(manifest)

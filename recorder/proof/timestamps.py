@@ -115,7 +115,7 @@ def _read_token(token: der.Value, trusted: Sequence[x509.Certificate]) -> Stamp:
     _, _, content, *rest = wrapped.need(0xA0).items()[0].need(der.SEQUENCE).items()
     content_kind, octets = content.need(der.SEQUENCE).items()
     if content_kind.oid() != _TST_INFO:
-        raise StampError("it stamps nothing")
+        raise StampError("it does not stamp anything")
     info = octets.need(0xA0).items()[0].need(der.OCTETS).body
     carried = [
         x509.load_der_x509_certificate(one.raw)
@@ -134,7 +134,7 @@ def _read_info(info: bytes) -> Stamp:
     version, _, imprint, _, moment, *rest = der.read(info).need(der.SEQUENCE).items()
     algorithm, digest = imprint.need(der.SEQUENCE).items()
     if version.whole() != 1 or algorithm.need(der.SEQUENCE).items()[0].oid() != _SHA256:
-        raise StampError("it is of another version or hash than was asked")
+        raise StampError("it has another version or hash than was asked for")
     text = moment.need(der.GENERALIZED_TIME).body.decode("ascii")
     form = "%Y%m%d%H%M%S.%fZ" if "." in text else "%Y%m%d%H%M%SZ"
     at = datetime.datetime.strptime(text, form).replace(tzinfo=datetime.UTC).timestamp()
@@ -155,15 +155,15 @@ def _check_signer(
     for attribute in attributes.need(0xA0).items():
         name, values = attribute.need(der.SEQUENCE).items()
         if name.oid() in found:
-            raise StampError("it says something twice")
+            raise StampError("it has a field twice")
         (found[name.oid()],) = values.need(der.SET).items()
     if found[_CONTENT_TYPE].oid() != _TST_INFO or found[_MESSAGE_DIGEST].need(der.OCTETS).body != _digest(
         algorithm, info
     ):
-        raise StampError("its signature is of something else")
+        raise StampError("its signature is for other data")
     certificate = next((one for one in known if _is_named(one, found)), None)
     if certificate is None:
-        raise StampError("the certificate that has signed it is not there")
+        raise StampError("the certificate that signed it is missing")
     # What is signed has the tag of a SET in place of the one that it has here (RFC 5652, 5.4).
     signed = der.write(der.SET, attributes.body)
     key = certificate.public_key()
@@ -200,7 +200,7 @@ def _check_usage(certificate: x509.Certificate) -> None:
     except x509.ExtensionNotFound:
         raise StampError("its certificate is not for time stamps") from None
     if not usage.critical or list(usage.value) != [ExtendedKeyUsageOID.TIME_STAMPING]:
-        raise StampError("its certificate is not for time stamps alone")
+        raise StampError("its certificate is not only for time stamps")
 
 
 def _check_chain(
@@ -237,7 +237,7 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
     except OSError as error:
         raise KeyFault(f"{path}: can't be read: {error.strerror}") from None
     except ValueError:
-        raise KeyFault(f"{path}: holds no certificates in PEM") from None
+        raise KeyFault(f"{path}: does not hold certificates in PEM") from None
 
 
 class TimeStampWitness:
@@ -269,7 +269,7 @@ class TimeStampWitness:
         except StampError as error:
             raise KeyFault(f"{self.name}: {error}") from None
         if stamp.imprint != head.sha256 or stamp.nonce != nonce:
-            raise KeyFault(f"{self.name}: it has stamped something else than was asked")
+            raise KeyFault(f"{self.name}: it stamped other data than was asked")
         try:
             await self._raw.put(f"{STAMPS}/{head.number:010}.tsr", data)
         except StoreError as error:
@@ -294,7 +294,7 @@ class TimeStampWitness:
                 return data
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             why = "it does not answer in time" if isinstance(error, TimeoutError) else type(error).__name__
-            raise KeyFault(f"{self.name}: it cannot be asked: {why}") from None
+            raise KeyFault(f"{self.name}: cannot ask it: {why}") from None
 
     async def _stamps(self, *, last: bool = False) -> dict[int, Stamp]:
         """Those that are there, by number; or the last one. Raises KeyFault for one that is not believed."""
@@ -308,7 +308,7 @@ class TimeStampWitness:
                 data = await self._raw.get(f"{STAMPS}/{name}")
                 found[int(match[1])] = await asyncio.to_thread(read_answer, data, self._trusted)
         except StampError as error:
-            raise KeyFault(f"{self.name}: {STAMPS}/{name} is not to be believed: {error}") from None
+            raise KeyFault(f"{self.name}: {STAMPS}/{name} is not trusted: {error}") from None
         except (StoreError, KeyError) as error:
             raise KeyFault(f"{self.name}: {error}") from None
         return found
@@ -321,7 +321,7 @@ class TimeStampWitness:
         except KeyFault as error:
             return [str(error)], ""
         faults = [
-            f"the time stamp of manifest {number} is of another one"
+            f"the time stamp of manifest {number} belongs to another manifest"
             for number, stamp in stamps.items()
             if number in manifests and manifests[number][1] != stamp.imprint
         ]

@@ -104,7 +104,7 @@ class Verifier:
     ) -> None:
         holds = holder(chain, self._registers, acts.has)
         if not self._witnesses:
-            report.anchors.append("not compared with an anchor: that the end of a chain was cut off is not told")
+            report.anchors.append("not compared with an anchor: a chain whose end was cut off is not noticed")
         sealed = {one.number: (one.sealed, chain.hashes[one.number]) for one in chain.manifests}
         for one, heads in remembered:
             witness = one.name
@@ -121,7 +121,7 @@ class Verifier:
                 continue
             faults = [missing(name, head) for name, head in sorted(heads.items()) if not holds(name, head)]
             told = ", ".join(f"{name} {head.number}" for name, head in sorted(heads.items()))
-            report.anchors.append(f"{'does not fit' if faults else 'compared with'} {witness}: {told}{reach}")
+            report.anchors.append(f"{'does not match' if faults else 'compared with'} {witness}: {told}{reach}")
             report.faults += faults
 
     def _remember(self, chain: Chain, report: Report) -> None:
@@ -160,7 +160,7 @@ class Verifier:
             except KeyError:
                 # Released since this check began, perhaps.
                 if name in (await read_acts(self._raw, self._keys, history=self._history)).held:
-                    report.faults.append(f"{who} was signed, and its file is gone")
+                    report.faults.append(f"{who} was signed, and its file is missing")
                 continue
             report.acts.holds += 1
             if digest(data) != act.body:
@@ -238,7 +238,10 @@ class Verifier:
             looked = await look(self._blobs, name)
             content = next((part.sha256 for part in looked.parts if part.name == MANIFEST), "")
             if looked.fault or content != removed.content:
-                return Status.UNKNOWN, f"{_removed(removed, False)}; but what is there is not what was removed"
+                return (
+                    Status.UNKNOWN,
+                    f"{_removed(removed, False)}; but the files that are there differ from those that were removed",
+                )
         return Status.REMOVED, _removed(removed, bool(left))
 
     async def _judge_sealed(self, sealed: Sealed) -> tuple[Status, str]:
@@ -249,7 +252,11 @@ class Verifier:
             removal = removals_of(await read_acts(self._raw, self._keys, history=self._history)).get(sealed.id)
         if not there or (removal is not None and MANIFEST not in there):
             if removal is not None and not _is_of(removal, sealed):
-                return Status.MISSING, f"{_removed(removal, bool(there))}; but what was removed was not what was sealed"
+                return (
+                    Status.MISSING,
+                    f"{_removed(removal, bool(there))}; but the files that were removed differ from those that were "
+                    "sealed",
+                )
             if removal is not None:
                 return Status.REMOVED, _removed(removal, bool(there))
             return Status.MISSING, f"sealed with {len(sealed.parts)} parts"
@@ -265,7 +272,7 @@ class Verifier:
         if missing:
             return Status.CUT, _name(missing[0], "is missing", len(missing) - 1)
         if short:
-            return Status.CUT, _name(short[0], "is shorter than it was", len(short) - 1)
+            return Status.CUT, _name(short[0], "is shorter than before", len(short) - 1)
         if extra:
             return Status.CHANGED, _name(extra[0], "was not there when it was sealed", len(extra) - 1)
         if sealed.fault:
@@ -304,7 +311,7 @@ class Verifier:
         removal = self._removals.get(f"{top} {day}")
         known = self._chunks.get(name)
         if known is None and not name.endswith("/") and not is_id(file.removesuffix(".chunk")):
-            return Finding(ascii(name).strip("'"), Status.UNKNOWN, "it is none of the recorder's")
+            return Finding(ascii(name).strip("'"), Status.UNKNOWN, "it is not one of the recorder's files")
         if name.endswith("/"):
             left = [left async for left, _ in self._raw.names(name.removesuffix("/"))]
             if removal is None or left:
@@ -327,7 +334,7 @@ class Verifier:
             return Finding(name, Status.UNSEALED)
         part, its_day = known
         if len(data) < part.size:
-            return Finding(name, Status.CUT, "it is shorter than it was", its_day)
+            return Finding(name, Status.CUT, "it is shorter than before", its_day)
         if await hash_of(data) != part.sha256:
             return Finding(name, Status.CHANGED, "it is not what was sealed", its_day)
         if name in self._unsigned:
@@ -343,7 +350,7 @@ class Verifier:
         after = chain.last_day or ""
         if max(after, oldest) < overdue:
             since = f"since {after}" if after else "at all"
-            report.faults.append(f"no day was sealed {since}: manifests are missing, or nobody seals")
+            report.faults.append(f"no day was sealed {since}: manifests are missing, or no recorder seals")
 
 
 async def _recall(witness: Witness) -> Heads | str:
@@ -403,8 +410,8 @@ def _removed(removed: Removed, left: bool) -> str:
     removal = removed.removal
     text = f"{day_of(removal.at)} by {removal.by}: {removal.why}"
     if removed.fault:
-        text += f"; it was not as it was sealed, which was known: {removed.fault}"
-    return text + "; its bytes are not all gone yet" if left else text
+        text += f"; it differed from what was sealed, which was known: {removed.fault}"
+    return text + "; not all of its files are removed yet" if left else text
 
 
 __all__ = ["Verifier"]

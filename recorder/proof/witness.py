@@ -193,7 +193,7 @@ class Witnesses:
             for chain, head in answer.items():
                 known = heads.get(chain)
                 if known is not None and known.number == head.number and known.sha256 != head.sha256:
-                    raise KeyFault(f"two anchors disagree about number {head.number} of the {chain}: {witness.name}")
+                    raise KeyFault(f"two anchors differ in number {head.number} of the {chain}: {witness.name}")
                 if known is None or head.number > known.number:
                     heads[chain] = head
         self._heads = heads
@@ -272,7 +272,7 @@ def missing(chain: str, head: Anchor) -> str:
     """The sentence for a chain that has not got what is remembered of it."""
     return (
         f"the store has no number {head.number} of the {chain} as the anchor remembers it: the end of the chain was "
-        "made away with, the store was taken back to an earlier state, or it is another store"
+        "removed, the store was restored to an earlier state, or it is another store"
     )
 
 

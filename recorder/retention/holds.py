@@ -170,7 +170,7 @@ class Holds:
             if standing is not Standing.RELEASED:
                 found.append(replace(await self._parse(name, data), signed=standing is Standing.SIGNED))
         if missing := sorted(set(acts.held) - set(names)):
-            raise StoreError(f"the hold {missing[0]} was signed, and its file is gone")
+            raise StoreError(f"the hold {missing[0]} was signed, and its file is missing")
         return sorted(found, key=lambda hold: (hold.at, hold.id))
 
     async def _parse(self, name: str, data: bytes) -> Hold:
@@ -204,7 +204,7 @@ class Holds:
         try:
             await self._raw.create(key, data)
         except FileExistsError:
-            raise StoreError(f"there is a hold {hold.id} already") from None
+            raise StoreError(f"a hold {hold.id} exists already") from None
         if self._log is None or self._log.signer is None:
             return hold
         await self._log.add(Kind.HOLD, [Subject(hold.id)], by=hold.by, body=digest(data))
@@ -235,7 +235,7 @@ class Holds:
             of = act.number if act is not None else 0
             await self._log.add(Kind.RELEASE, [Subject(identifier)], by=by, why=why, of=of, body=body)
         elif act is not None:
-            raise KeyFault("the hold is signed, and there is no key to sign its release with")
+            raise KeyFault("the hold is signed, but there is no key to sign its release")
         await self._raw.delete([_key(identifier)])
         return hold
 

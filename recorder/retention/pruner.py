@@ -208,12 +208,12 @@ class Pruner:
         if doomed.subject.startswith("events "):
             return Subject(doomed.subject, doomed.why, fault=doomed.fault)
         if doomed.subject in self._store.lives:
-            raise StoreError("the recording is not over yet")
+            raise StoreError("the recording has not ended yet")
         if not await has_bytes(stored(self._store.blobs), doomed.subject):
             return None
         try:
             if (await self._store.get(doomed.subject)).end is End.RUNNING:  # at another recorder that shares the store
-                raise StoreError("the recording is not over yet")
+                raise StoreError("the recording has not ended yet")
             content = await evidence.check_recording(doomed.subject) if evidence is not None else ""
         except KeyError:
             return None

@@ -72,13 +72,13 @@ async def first_key(config: Config, blobs: Blobs) -> Signer | None:
     for top in _KEPT:
         if [name async for name, _ in raw.names(top)]:
             raise KeepingError(
-                f"proof.key: {path} is not there, and the store is not empty. A lost key is not made anew by itself: "
-                "put it back, or see docs/recorder-proof.md on a key that is lost"
+                f"proof.key: {path} does not exist, but the store is not empty. The recorder does not replace a lost "
+                "key: restore the file, or see docs/recorder-proof.md on a key that is lost"
             )
     anchors = Witnesses(witnesses(config, blobs))
     try:
         if await anchors.recall():
-            raise KeepingError(f"proof.key: {path} is not there, and the anchor remembers what was signed with it")
+            raise KeepingError(f"proof.key: {path} does not exist, and the anchor remembers what was signed with it")
         return Signer.make_file(path)
     except KeyFault as error:
         raise KeepingError(f"proof.key: {error}") from None
@@ -197,12 +197,13 @@ class Keeping:
             self._tasks.start(coroutine, name)
         if self._anchor_beside:
             _log.warning(
-                "anchor_beside_store", why="the anchor is on the store's own volume: a rollback of it takes both back"
+                "anchor_beside_store",
+                why="the anchor is on the store's own volume: a rollback of that volume takes both back",
             )
         if self.register is None:
             _log.info("not_sealed", why="there is no proof.key")
         if self._bare_index:
-            _log.warning("index_not_encrypted", why="the index in a file holds the text of screens as it is")
+            _log.warning("index_not_encrypted", why="the index file holds the text of screens without encryption")
 
     async def aclose(self) -> None:
         """Stop; before the store is closed. What was begun is gone on with at the next start."""
@@ -250,12 +251,12 @@ class Keeping:
         yield counter("recorder_removed", "Recordings and days of events removed.", self.pruner.removed)
         yield gauge("recorder_retention_healthy", "1 while old recordings can be removed.", self.pruner.fault is None)
         mismatches = len(self.pruner.mismatches)
-        yield gauge("recorder_proof_mismatches", "What retention has found to be not as it was sealed.", mismatches)
+        yield gauge("recorder_proof_mismatches", "What retention found to differ from what was sealed.", mismatches)
         if self.register is not None:
             yield counter("recorder_register_entries", "Entries of the register signed.", self.register.signed)
             yield gauge(
                 "recorder_signing_healthy",
-                "1 while what comes in is signed, and the anchor fits.",
+                "1 while new recordings and events are signed, and the anchor matches the store.",
                 self.register.healthy is None,
             )
         if self.sealer is not None:

@@ -54,17 +54,17 @@ class Answer:
         if self.no_bucket:
             return "the recorder's store has no such bucket"
         if self.enough:
-            return f"the recorder's store wants fewer requests ({what})"
+            return f"the recorder's store asks for fewer requests ({what})"
         if self.redirected:
             return "the recorder's bucket is in another region, or at another endpoint"
         if self.status in (401, 403):
-            return f"the recorder's store refuses its credentials or its rights ({what})"
+            return f"the recorder's store refuses its credentials or its permissions ({what})"
         if self.unsupported:
-            return f"the recorder's store does not support what it was asked for ({what})"
+            return f"the recorder's store does not support this request ({what})"
         if self.status >= 500:
-            return f"the recorder's store fails ({what})"
+            return f"the recorder's store failed ({what})"
         if what:
-            return f"the recorder's store refused what it was asked for ({what})"
+            return f"the recorder's store refused the request ({what})"
         if self.unreadable:
             return "the recorder's store gave an answer that cannot be read"
         return f"the recorder's store cannot be reached ({name})"

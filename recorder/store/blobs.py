@@ -38,14 +38,14 @@ _REASONS = {
     errno.EROFS: "the recorder's disk is read-only",
     errno.EACCES: "the recorder may not write to its store",
     errno.EPERM: "the recorder may not write to its store",
-    errno.EIO: "the recorder's disk fails",
+    errno.EIO: "the recorder's disk failed",
     errno.EMFILE: "the recorder has too many open files",
 }
 
 
 def refused(error: OSError) -> StoreError:
     """The words for an error of the operating system. They name no path."""
-    return StoreError(_REASONS.get(error.errno or 0, f"the recorder's store fails ({type(error).__name__})"))
+    return StoreError(_REASONS.get(error.errno or 0, f"the recorder's store failed ({type(error).__name__})"))
 
 
 def check_key(key: str) -> str:

@@ -330,7 +330,7 @@ def read_trailer(data: bytes) -> dict[str, Any]:
     except ValueError:
         raise DamagedChunkError("a trailer is not JSON") from None
     if not isinstance(value, dict) or value.get("version") != 1:
-        raise DamagedChunkError("a trailer is none of ours")
+        raise DamagedChunkError("a trailer is not one of this recorder's")
     return value
 
 
@@ -344,7 +344,7 @@ def frame_rows(trailer: Mapping[str, Any], packed_size: int) -> list[FrameRow]:
             position += int(packed)
             offset += int(size)
     except (KeyError, TypeError, ValueError):
-        raise DamagedChunkError("a trailer is none of ours") from None
+        raise DamagedChunkError("a trailer is not one of this recorder's") from None
     if position != packed_size:
         raise DamagedChunkError("a trailer does not fit its chunk")
     return rows
@@ -355,4 +355,4 @@ def row_of(trailer: Mapping[str, Any], *, size: int, trailer_bytes: int, sha256:
     try:
         return ChunkRow.of(dict(trailer) | {"bytes": size, "trailer": trailer_bytes, "sha256": sha256})
     except (KeyError, TypeError, ValueError):
-        raise DamagedChunkError("a trailer is none of ours") from None
+        raise DamagedChunkError("a trailer is not one of this recorder's") from None

@@ -306,7 +306,7 @@ class EventLog:
         try:
             return await self._blobs.get(key)
         except KeyError:
-            raise StoreError("a chunk of events has vanished") from None
+            raise StoreError("a chunk of events disappeared while it was read") from None
 
 
 def _trailer(data: bytes) -> dict[str, Any]:

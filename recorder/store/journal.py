@@ -184,7 +184,7 @@ class Journal:
                 raise
             except Exception:
                 _log.exception("journal_failed")
-                fault = StoreError("the recorder's journal fails")
+                fault = StoreError("the recorder's journal failed")
                 self._failed(fault)
                 self._settle(batch, fault)
             else:

@@ -291,7 +291,7 @@ class Live:
     def _keep(self, item: Item, segment: int) -> None:
         if item.offset != self.acked:
             # Cannot be: one batch is settled after the other, and a failure ends the recording.
-            raise StoreError("the journal lost its place")
+            raise StoreError("the journal lost the place of these bytes")
         self.acked += item.size
         text = self.text
         text.tail += item.pieces

@@ -236,7 +236,7 @@ class ObjectLog:
             try:
                 yield await self._blobs.get(f"{self._prefix}/{segment:010d}/{key}")
             except KeyError:
-                raise StoreError("a part of the journal has vanished") from None
+                raise StoreError("a part of the journal disappeared while it was read") from None
 
     async def begin(self, segment: int) -> None:
         """See Log."""

@@ -118,7 +118,7 @@ class ObjectBlobs:
             if await self.get(key) != data:
                 raise FileExistsError(key)
         except KeyError:
-            raise StoreError("the recorder's store has lost what was put just now") from None
+            raise StoreError("the recorder's store has lost an object that was written just now") from None
 
     async def _is_there(self, key: str) -> bool:
         try:

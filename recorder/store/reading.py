@@ -80,7 +80,7 @@ class TextReader:
         for row in reversed(self._chunks):
             if row.offset <= position < row.offset + row.size:
                 return await self._read_chunk(row, position, end)
-        raise DamagedError(f"a part of {self._id} is not there")
+        raise DamagedError(f"a part of {self._id} is missing")
 
     async def _read_chunk(self, row: ChunkRow, position: int, end: float) -> tuple[bytes, float]:
         chunk = await self._chunk(row)
@@ -114,7 +114,7 @@ class TextReader:
         try:
             data = await self._blobs.get_range(chunk_key(self._id, row.seq), start, size)
         except KeyError:
-            raise DamagedError(f"chunk {row.seq} of {self._id} is not there") from None
+            raise DamagedError(f"chunk {row.seq} of {self._id} is missing") from None
         if len(data) != size:
             raise DamagedError(f"chunk {row.seq} of {self._id} is cut")
         return data

@@ -324,13 +324,13 @@ class Store(Contents):
     async def remove(self, identifier: str) -> None:
         """Remove a recording that is over. Raises KeyError, StoreError."""
         if identifier in self.lives:
-            raise StoreError("the recording is not over yet")
+            raise StoreError("the recording has not ended yet")
         try:
             ended = (await self.manifest(identifier)).recording.ended
         except DamagedError:  # whoever removes it knows
             ended = None
         if self.journal is None:
-            raise StoreError("the store is open to be read only")
+            raise StoreError("the store is open for reading only")
         removal = _Removal(identifier)
         self.journal.mark(removal)
         self.ledger.removing[identifier] = await removal.done

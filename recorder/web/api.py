@@ -316,7 +316,7 @@ _MOMENT = {
 }
 _PAGE = (
     Parameter("limit", "rows", {"type": "integer", "minimum": 1, "maximum": queries.MAX_LIMIT}),
-    Parameter("cursor", "what the answer before gave", {"type": "string", "pattern": "^[0-9]{0,18}$"}),
+    Parameter("cursor", "the cursor that the answer before gave", {"type": "string", "pattern": "^[0-9]{0,18}$"}),
 )
 _PERIOD = (
     Parameter("since", f"not before; {_TIME}", _MOMENT),
@@ -339,30 +339,31 @@ def _route(path: str, name: str, summary: str, handler: Callable[..., Any], sche
 
 _SESSION_FILTER = (
     Parameter(
-        "q", "words that were on the screen or in the command; several are all meant, quotes make a phrase; at most 16"
+        "q",
+        "words that were on the screen or in the command; all of them must be there, quotes make a phrase; at most 16",
     ),
     *_texts(queries.QUERY_FIELDS),
     Parameter("command", "a part of the command line"),
     Parameter("type", "exec, attach or ssh"),
-    Parameter("state", "how far it is", {"type": "string", "enum": list(queries.STATES)}),
+    Parameter("state", "running, clean or cut", {"type": "string", "enum": list(queries.STATES)}),
     *_PERIOD,
     Parameter("min_duration", "seconds", _NUMBER),
 )
 _LOOK_FILTER = (
-    Parameter("user", "who looked"),
-    Parameter("kind", "what was done", {"type": "string", "enum": list(queries.KINDS)}),
-    Parameter("session", "the id of what was looked at"),
+    Parameter("user", "the user who looked"),
+    Parameter("kind", "the kind of look", {"type": "string", "enum": list(queries.KINDS)}),
+    Parameter("session", "the id of the session or event that was looked at"),
     *_PERIOD,
 )
 _TEXT = {"type": "string"}
 _RANGE = (
-    Parameter("start", "seconds; whole stored pieces are given, so it may begin earlier", _NUMBER),
+    Parameter("start", "seconds; the answer has whole stored pieces, so it may begin earlier", _NUMBER),
     Parameter("end", "seconds; it may end later", _NUMBER),
 )
 
 ROUTES: tuple[Route, ...] = (
     _route("/openapi.json", "openapi", "This description", openapi_document, "Document"),
-    _route("/whoami", "whoami", "Who asks, and what they may do", whoami, "Whoami"),
+    _route("/whoami", "whoami", "The caller, and what they may do", whoami, "Whoami"),
     _route("/sessions", "sessions", "Sessions, newest first", sessions, "Sessions", (*_SESSION_FILTER, *_PAGE)),
     _route(
         "/sessions/{id}", "session", "One session", session, "SessionDetail", (Parameter("q", "words to find"),), (404,)
@@ -374,7 +375,7 @@ ROUTES: tuple[Route, ...] = (
         window,
         {"application/x-ndjson": _TEXT},
         (
-            Parameter("at", "seconds; what led up to that moment is given too; by default the beginning", _NUMBER),
+            Parameter("at", "seconds; the answer begins before that moment; default: the beginning", _NUMBER),
             Parameter(
                 "from",
                 "the position that the part before gave; not together with at",
@@ -428,13 +429,15 @@ ROUTES: tuple[Route, ...] = (
     _route(
         "/activity",
         "activity",
-        "How much began when",
+        "How many sessions and events began, by time",
         activity,
         "Activity",
         (*_PERIOD, Parameter("buckets", "stretches", {"type": "integer", "minimum": 1, "maximum": asked.MAX_BUCKETS})),
     ),
-    _route("/facets", "facets", "Which values there are to filter by", facets, "Facets"),
-    _route("/looks", "looks", "Who looked at what, newest first", looks, "Looks", (*_LOOK_FILTER, *_PAGE)),
-    _route("/holds", "holds", "What must not be removed, and who says so", holds, "Holds"),
+    _route("/facets", "facets", "The values that can be filtered by", facets, "Facets"),
+    _route(
+        "/looks", "looks", "Who looked at which session or event, newest first", looks, "Looks", (*_LOOK_FILTER, *_PAGE)
+    ),
+    _route("/holds", "holds", "The holds: what must not be removed, and who placed them", holds, "Holds"),
     _route("/acts", "acts", "Holds, releases, removals and reversals as signed, newest first", acts, "Acts", _PAGE),
 )

@@ -59,7 +59,7 @@ class Archive(Protocol):
         """What began when (unix seconds), in as many equal stretches."""
 
     async def facets(self, scope: Scope) -> Facets:
-        """Which values there are to filter by."""
+        """The values that can be filtered by."""
 
     async def looks(self, asked: LookFilter, scope: Scope, *, limit: int = 50, cursor: str | None = None) -> Page[Look]:
         """Newest first; looks at a recording or an API event if it is in scope, others if the scope is everything."""

@@ -155,12 +155,12 @@ async def activity(request: web.Request, found: Mapping[str, str]) -> Sequence[B
     start = since if since is not None else end - 14 * _DAY
     buckets = queries.count(found, "buckets", 14, MAX_BUCKETS)
     if not start < end:
-        raise queries.bad("since must be before until; without them the last 14 days are told")
+        raise queries.bad("since must be before until; the default is the last 14 days")
     return await request.app[SITE].archive.activity(granted_to(request).scope(), start, end, buckets)
 
 
 async def facets(request: web.Request) -> Facets:
-    """Which values there are to filter by."""
+    """The values that can be filtered by."""
     return await request.app[SITE].archive.facets(granted_to(request).scope())
 
 

@@ -107,15 +107,15 @@ def _is_ours(host: str, names: tuple[str, ...]) -> bool:
 def check_origin(request: web.Request, hosts: tuple[str, ...]) -> None:
     """Whether the request is one that this site's own pages, a person or a program makes. Raises Refusal."""
     if request.method not in _METHODS:
-        raise Refusal(405, "method", "nothing here is changed by a request; only GET and HEAD are answered")
+        raise Refusal(405, "method", "only GET and HEAD are served here")
     field = request.headers.getall("Host", [])
     try:
         known = len(field) == 1 and _is_ours(host_of(field[0]), hosts)
     except ValueError:
         known = False
     if not known:
-        raise Refusal(421, "host", "this site is not known under that name")
-    foreign = Refusal(403, "cross_site", "another site's page asked for this")
+        raise Refusal(421, "host", "this site is not served under that name")
+    foreign = Refusal(403, "cross_site", "a page of another site sent this request")
     origin = request.headers.get("Origin")
     if origin is not None and origin != f"{request.scheme}://{field[0]}":
         raise foreign
@@ -165,9 +165,9 @@ def guard(answer: Callable[[web.Request, Refusal], web.Response]) -> Callable[..
         except (StoreError, IndexFailure) as error:
             what = "store" if isinstance(error, StoreError) else "index"
             _log.warning(f"{what}_failed", path=request.path, error=str(error))
-            return answer(request, Refusal(503, what, f"the {what} can't be read now", retry_after=5))
+            return answer(request, Refusal(503, what, f"the {what} cannot be read now", retry_after=5))
         except Exception:
             _log.exception("web_failed", path=request.path)
-            return answer(request, Refusal(500, "internal", "something went wrong here; it has been logged"))
+            return answer(request, Refusal(500, "internal", "an internal error of the recorder; its log has more"))
 
     return middleware

@@ -108,7 +108,7 @@ async def standing(keeps: Keeps, recording: Recording) -> Finding | None:
 async def acts(keeps: Keeps, scope: Scope, *, limit: int, before: int | None) -> tuple[Sequence[Act], Sequence[str]]:
     """Acts, newest first, those below a number; and what is wrong with the chain. Raises Refusal."""
     if ANYWHERE not in scope:
-        raise Refusal(403, "no_audit", "acts are told to whoever may see everywhere who looked")
+        raise Refusal(403, "no_audit", "only peers with the right audit everywhere may see acts")
     try:
         found = await keeps.acts()
     except (StoreError, KeyFault) as error:

@@ -42,7 +42,11 @@ def _extended(base: dict[str, Any], **properties: Schema) -> dict[str, Any]:
 
 _SESSION = _object(
     id={"type": "string", "pattern": "^[0-7][0-9A-HJKMNP-TV-Z]{25}$"},
-    state={"type": "string", "enum": ["running", "clean", "cut"], "description": "cut: it ended without an end"},
+    state={
+        "type": "string",
+        "enum": ["running", "clean", "cut"],
+        "description": "cut: the recording stopped before the session's end",
+    },
     started=_TIME,
     ended={"type": ["string", "null"], "format": "date-time"},
     duration={"type": "number", "description": "seconds, the time of the last event"},
@@ -71,7 +75,7 @@ _SESSION = _object(
 _HOLDS: Schema = {
     "type": ["array", "null"],
     "items": ref("Hold"),
-    "description": "null: you may not know, or it can't be told",
+    "description": "null: you may not see it, or it is not known",
 }
 _PROOF: Schema = {
     "type": ["object", "null"],
@@ -93,7 +97,7 @@ _TEXT: dict[str, Schema] = {
     },
     "unseen": {
         "type": ["boolean", "null"],
-        "description": "it holds output that a terminal does not show; null: its text is not indexed yet",
+        "description": "it has output that a terminal does not show; null: its text is not indexed yet",
     },
 }
 _EVENT = _object(
@@ -116,7 +120,7 @@ _EVENT = _object(
     sender=_STRING,
 )
 
-_FAULTS: Schema = {"type": "array", "items": _STRING, "description": "what is wrong, and keeps things from going"}
+_FAULTS: Schema = {"type": "array", "items": _STRING, "description": "faults that prevent removals"}
 _SESSION_ID: Schema = {"type": ["string", "null"]}
 
 SCHEMAS: dict[str, Any] = {
@@ -132,7 +136,7 @@ SCHEMAS: dict[str, Any] = {
     "Hit": _object(
         time=_NUMBER,
         snippet={"type": "array", "items": _object(text=_STRING, match=_SWITCH)},
-        unseen={"type": ["string", "null"], "description": "what kept a terminal from showing it; null: it was shown"},
+        unseen={"type": ["string", "null"], "description": "why a terminal did not show it; null: it was shown"},
     ),
     "Session": _extended(_SESSION, hits=_HITS, **_TEXT),
     "Sessions": _list("Session"),
@@ -152,12 +156,12 @@ SCHEMAS: dict[str, Any] = {
     "Coverage": _object(
         complete={
             "type": "boolean",
-            "description": "false: the index does not have all of the store yet, and the answer may be short",
+            "description": "false: the index does not have all of the store yet, so the answer may be incomplete",
         },
         share={"type": "number", "minimum": 0, "maximum": 1, "description": "of the sessions that are indexed"},
         indexed={
             "type": ["integer", "null"],
-            "description": "sessions that are; null where it is complete, or not told",
+            "description": "sessions that are indexed; null where it is complete, or not shown",
         },
         sessions={"type": ["integer", "null"], "description": "sessions of the store; null as above"},
         running={
@@ -168,7 +172,7 @@ SCHEMAS: dict[str, Any] = {
         unreadable={
             "type": ["array", "null"],
             "items": _STRING,
-            "description": "ids of sessions that can't be read, at most 20; null as above",
+            "description": "ids of sessions that cannot be read, at most 20; null as above",
         },
     ),
     "Event": _EVENT,
@@ -200,13 +204,13 @@ SCHEMAS: dict[str, Any] = {
         at=_TIME,
         by=_STRING,
         reason=_STRING,
-        signed={"type": "boolean", "description": "false: whoever can write to the store could take it away"},
+        signed={"type": "boolean", "description": "false: anyone who can write to the store could remove it"},
         session=_SESSION_ID,
         match={
             "type": ["object", "null"],
             "properties": dict.fromkeys(("clusters", "namespaces", "users", "sessionTypes"), _STRINGS),
             "additionalProperties": False,
-            "description": "globs of what is held, present and to come; {} is everything",
+            "description": "globs of the sessions that are held, also future ones; {} is everything",
         },
     ),
     "Holds": _object(items={"type": "array", "items": ref("Hold")}, faults=_FAULTS),
@@ -219,18 +223,18 @@ SCHEMAS: dict[str, Any] = {
         subjects={"type": "array", "items": _object(name=_STRING, why=_STRING, fault=_STRING)},
         of={"type": ["integer", "null"], "description": "the number of the act that it ends"},
         manifest={"type": ["integer", "null"], "description": "the number of the last manifest then"},
-        key={"type": "string", "description": "what the key is called that has signed it"},
+        key={"type": "string", "description": "the id of the key that signed it"},
     ),
     "Acts": _object(items={"type": "array", "items": ref("Act")}, cursor=_CURSOR, faults=_FAULTS),
     "Looks": _list("Look", index=False),
 }
 
 _REFUSALS = {
-    400: "The query can't be read",
-    403: "The peer may not do that, or may do nothing at all",
-    404: "There is no such thing, or it is outside of what the peer may see",
-    421: "The site is not known under that name",
-    503: "The store, the index or tailscaled can't answer, or the look can't be written down",
+    400: "The query is not valid",
+    403: "The peer may not do that, or may not use this site",
+    404: "It does not exist, or the peer may not see it",
+    421: "The site is not served under that name",
+    503: "The store, the index or tailscaled cannot answer, or the look cannot be written down",
 }
 
 
@@ -242,7 +246,7 @@ def document(routes: Sequence[Route], title: str) -> dict[str, Any]:
             "title": title,
             "version": "1",
             "summary": "Recorded Kubernetes sessions and API requests.",
-            "description": "The connection is the identity: there is nothing to log in with. Answers hold what the "
+            "description": "The connection is the identity: nothing to log in with. Answers have only what the "
             "tailnet's policy lets the peer see.",
         },
         "paths": {BASE + route.path: {"get": _operation(route)} for route in routes},

@@ -54,7 +54,7 @@ def reading_cursor() -> Iterator[None]:
     try:
         yield
     except ValueError:
-        raise bad("the cursor is none that this recorder gave out for this list") from None
+        raise bad("the cursor was not given out by this recorder for this list") from None
 
 
 def values(query: MultiMapping[str], known: Collection[str]) -> dict[str, str]:
@@ -62,7 +62,7 @@ def values(query: MultiMapping[str], known: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in query.items():
         if name not in known:
-            raise bad(f"the query may have {', '.join(known)} and nothing else" if known else "there must be no query")
+            raise bad(f"the query may have only {', '.join(known)}" if known else "this address takes no query")
         if name in found:
             raise bad(f"the query has {name} twice")
         if len(value) > MAX_VALUE or "\0" in value:
@@ -167,4 +167,4 @@ def moment(found: Mapping[str, str], name: str) -> float | None:
     try:
         return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
     except (OverflowError, ValueError):
-        raise bad(f"{name} is a time out of reach") from None
+        raise bad(f"{name} is a time that is too far away") from None

@@ -113,7 +113,7 @@ class Site:
             raise Refusal(
                 503,
                 "look_not_kept",
-                "the recorder can't write down that you looked, so it shows nothing",
+                "the recorder cannot write down that you looked, so it shows nothing",
                 retry_after=5,
             ) from None
         self._joined[key] = now

@@ -178,7 +178,7 @@ def bucket(found: Bucket) -> Values:
 
 
 def whoami(granted: Access, rights: Mapping[str, bool]) -> Values:
-    """Who asks, and what they may do anywhere."""
+    """The caller, and what they may do anywhere."""
     peer = granted.peer
     return {
         "node": peer.node_name.removesuffix("."),

@@ -57,7 +57,7 @@ def test_a_folder_that_is_not_there_full_or_a_file(tmp_path: Path) -> None:
     assert "is not there" in fault and not data.exists()
     data.mkdir()
     (fault,) = asked(tmp_path, {"folder": str(data), "minFree": "900TiB"})
-    assert "MiB are free, and store.minFree asks for" in fault
+    assert "MiB are free, and store.minFree requires" in fault
     (tmp_path / "file").write_text("")
     (fault,) = asked(tmp_path, {"folder": str(tmp_path / "file"), "minFree": "1KiB"})
     assert fault.startswith("store: ")

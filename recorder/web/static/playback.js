@@ -366,7 +366,7 @@ const Playback = (() => {
       this.clock(this.time, 0);
       this.dispatch("output", "\u001bc");
       this.dispatch("error", { name: "Error", message: "refused" });
-      this.settings.told("The recorder does not show this session to you any more.", true);
+      this.settings.told("You may no longer watch this session.", true);
     }
 
     take(data) {

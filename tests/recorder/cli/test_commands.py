@@ -64,7 +64,7 @@ def test_ls_with_filters(folder: Folder, options: list[str], which: list[int]) -
 
 def test_ls_without_a_match_says_no(folder: Folder) -> None:
     result = folder("ls", "--user", "nobody", code=1)
-    assert result.stdout == "" and result.stderr == "no session fits\n"
+    assert result.stdout == "" and result.stderr == "no session matches\n"
 
 
 def test_ls_refuses_a_filter_that_makes_no_sense(folder: Folder) -> None:
@@ -505,7 +505,10 @@ def test_an_answer_of_an_index_that_lacks_something_says_so(own: Folder) -> None
         ({"complete": False, "share": 0.25, "indexed": 1, "sessions": 4, "running": 0}, "1 of 4 sessions"),
         ({"complete": False, "share": 0.25, "indexed": None, "sessions": None, "running": 0}, "25.0% of all sessions"),
         ({"complete": False}, "not all sessions"),
-        ({"complete": False, "unreadable": ["A", "B"]}, "what can't be read: A, B (recorder verify ID says why)"),
+        (
+            {"complete": False, "unreadable": ["A", "B"]},
+            "what can't be read: A, B (recorder verify ID gives the reason)",
+        ),
         ({"complete": False, "indexed": 1, "sessions": 2, "unreadable": ["A"]}, "1 of 2 sessions, and the answer"),
         ({"complete": False, "unreadable": "x"}, "sessions so far"),
         ({"complete": True, "running": 2}, "the last minutes of 2 running"),

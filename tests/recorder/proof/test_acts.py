@@ -377,7 +377,7 @@ def test_a_key_that_has_handed_over_signs_no_more_acts(tmp_path: Path) -> None:
         acts = await ActLog(blobs, keys).read()
         assert THREE not in acts.removed
         assert acts.faults == [
-            f"act 3 is not to be believed: it is signed with the key {SIGNER.id}, which was not in force then"
+            f"act 3 is not to be believed: it is signed with the key {SIGNER.id}, which was not the current key then"
         ]
         await blobs.aclose()
 

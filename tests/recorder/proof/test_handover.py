@@ -159,7 +159,7 @@ def test_a_retired_key_signs_no_manifest_any_more(tmp_path: Path, registers: obj
         stage, old, both = await rotated(tmp_path)
         (added,) = await stage.fill(1)
         forge(stage, old, registers=registers)
-        assert faulty(await stage.verify(both), f"the key {old.id}, which was not in force then"), added
+        assert faulty(await stage.verify(both), f"the key {old.id}, which was not the current key then"), added
         stage.manifests()[-1].unlink()
         forge(stage, old, removals=(Removal(added, stage.clock, "retention", "old"),), registers=registers)
         assert faulty(await stage.verify(both), "not in force then")
@@ -213,7 +213,7 @@ def test_an_old_store_that_changed_its_key_without_a_hand_over_is_still_believed
         assert (await stage.verify(both.with_own(new.id))).well
         assert not (await stage.verify(both.with_own(old.id))).well
         forge(stage, old)
-        assert faulty(await stage.verify(both), f"the key {old.id}, which was not in force then")
+        assert faulty(await stage.verify(both), f"the key {old.id}, which was not the current key then")
 
     run(check())
 

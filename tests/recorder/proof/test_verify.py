@@ -106,7 +106,7 @@ def test_a_torn_chunk_is_cut(sealed: tuple[Stage, list[str]], tmp_path: Path) ->
     path = stage.place(ids[0]) / "00000003.chunk"
     path.write_bytes(path.read_bytes()[:-100])
     found = finding(run(stage.verify()), ids[0])
-    assert (found.status, found.detail) == (Status.CUT, "chunk 3 is shorter than it was")
+    assert (found.status, found.detail) == (Status.CUT, "chunk 3 is shorter than before")
 
 
 def test_chunks_of_two_recordings_swapped(sealed: tuple[Stage, list[str]], tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_manifest_forged_with_another_key(sealed: tuple[Stage, list[str]], tmp
     report = run(stage.verify(witnesses=()))
     assert report.faults == [
         f"the manifest of {value['day']} is not to be believed: it is signed with the key '{other.id}', "
-        "which is none of those given"
+        "which is not one of those given"
     ]
     # Said to be by the right key, which has not made this signature.
     seal = json.dumps({"key": stage.signer.id, "signature": base64.b64encode(bytes(64)).decode()})
@@ -220,7 +220,7 @@ def test_the_last_manifest_dropped_needs_an_anchor(sealed: tuple[Stage, list[str
     assert report.anchors == [f"does not fit memory: manifests {last.number}, register main 3"]
     without = run(stage.verify(witnesses=()))
     assert without.well and without.anchors == [
-        "not compared with an anchor: that the end of a chain was cut off is not told"
+        "not compared with an anchor: a chain whose end was cut off is not noticed"
     ]
 
 

@@ -369,7 +369,8 @@ def test_what_a_rule_is_judged_by_is_what_was_sealed(tmp_path: Path, old: str, n
             await it.step()
             assert it.mismatches == {one: "recording.json is not what was sealed"}
             assert (
-                it.fault == f"{one} is not as it was sealed and is not removed: recording.json is not what was sealed"
+                it.fault
+                == f"{one} differs from what was sealed and is not removed: recording.json is not what was sealed"
             )
         assert (stage.place(one) / "recording.json").exists()
         report = await stage.verify()
@@ -663,12 +664,12 @@ def test_a_retired_key_signs_no_removal_of_before_there_were_acts(tmp_path: Path
     retired = Signer.make()
     path.write_bytes(write_removal(Removal(one, 1.0, "x", "y"), retired))
     report = run(stage.verify(PublicKeys([old.public_key, retired.public_key], old.id)))
-    assert statuses(report) == {one: "missing"} and "which is not in force" in report.faults[0]
+    assert statuses(report) == {one: "missing"} and "which is not the current key" in report.faults[0]
 
     async def restart() -> None:
         async with stage.store() as store:
             keys = PublicKeys([old.public_key, retired.public_key])
-            with pytest.raises(StoreError, match="which is not in force"):
+            with pytest.raises(StoreError, match="which is not the current key"):
                 await Pruner(store, Rules(), signer=old, keys=keys).repair()
 
     run(restart())

@@ -262,8 +262,8 @@ def test_a_journal_that_can_not_be_trimmed_is_told_and_gets_well(monkeypatch: py
             while store.removal_fault is None:
                 await record()
             assert store.removal_fault == (
-                "segments of the journal cannot be removed: the recorder's store refuses its credentials or its rights "
-                "(HTTP 403, AccessDenied)"
+                "segments of the journal cannot be removed: the recorder's store refuses its credentials or its "
+                "permissions (HTTP 403, AccessDenied)"
             )
             assert store.healthy is None and store.errors["removal"]
             fake.bulk = (501, "")
@@ -300,6 +300,6 @@ def test_nothing_of_an_answer_but_status_and_code() -> None:
     text = (
         'Generic S3 error: .. POST http://host/bucket - status code: 400 Bad: <Code>Odd</Code>\n\nDebug source:\n"501"'
     )
-    assert read_answer(text).words("x") == "the recorder's store refused what it was asked for (HTTP 400, Odd)"
+    assert read_answer(text).words("x") == "the recorder's store refused the request (HTTP 400, Odd)"
     assert read_answer('status code: 403 F: {"error": {"code": 403, "reason": "forbidden"}}').code == "forbidden"
     assert read_answer("nothing").words("GenericError") == "the recorder's store cannot be reached (GenericError)"

@@ -155,7 +155,10 @@ def test_an_answer_that_may_be_short_says_so(tmp_path: Path) -> None:
             index = (await stage.get(f"{BASE}/sessions")).json()["index"]
             assert (index["indexed"], index["sessions"], index["unreadable"]) == (1, 2, [LOST])
             text = (await stage.get("/sessions")).text
-            assert "1 of 2 sessions, so what" in text and f"What can't be read: <code>{LOST}</code>." in text
+            assert (
+                "1 of 2 sessions, so this page" in text
+                and f"Sessions that cannot be read: <code>{LOST}</code>." in text
+            )
             stage.peer = person("ana@example.com", {"own": True})
             assert LOST not in (await stage.get(f"{BASE}/sessions")).text + (await stage.get("/sessions")).text
             stage.peer = person("root@example.com", EVERYTHING)

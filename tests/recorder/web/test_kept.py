@@ -148,7 +148,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, tamper: str) -> None:
             await scene.fill()
             if tamper == "hold":
                 (scene.folder / f"holds/{scene.shop_hold.id}.json").unlink()
-                what = f"the hold {scene.shop_hold.id} was signed, and its file is gone"
+                what = f"the hold {scene.shop_hold.id} was signed, and its file is missing"
             elif tamper == "act":
                 (scene.folder / act_file(5)).unlink()
                 what = "act 5 was there before, and is gone"

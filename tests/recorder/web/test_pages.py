@@ -67,7 +67,7 @@ def test_a_search_shows_the_words_and_links_to_their_moment(tmp_path: Path) -> N
             assert f'href="/sessions/{identifier}?q=needle&amp;t=61.5"' in page
             assert 'data-at="61.5"' in (await stage.get(f"/sessions/{identifier}?q=needle&t=61.5")).text
             empty = (await stage.get("/sessions?q=nowhere")).text
-            assert "No session that you may see fits." in empty
+            assert "No session that you may see matches." in empty
 
     asyncio.run(check())
 
