@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -326,3 +327,35 @@ def test_files_that_are_named_exist() -> None:
     for path in DOCS:
         for name in re.findall(r"`((?:manifests|docs)/[\w./-]+)`", path.read_text()):
             assert (ROOT / name).exists(), name
+
+
+def test_every_file_that_the_architecture_names_exists() -> None:
+    """A path with a slash is one from the root; it ends in one where it is a folder."""
+    named = {name for name in re.findall(r"`([\w./-]+/[\w./-]*)`", read("architecture.md")) if not name.startswith("/")}
+    missing = {name for name in named if not (ROOT / name).exists() or name.endswith("/") != (ROOT / name).is_dir()}
+    assert len(named) > 60 and not missing
+
+
+def test_every_class_of_the_glossary_is_where_it_says() -> None:
+    for word, _, where in rows(section(read("architecture.md"), "Glossary")):
+        path = ROOT / where.strip("`")
+        assert path.is_file(), where
+        if word.startswith("`"):
+            (name,) = re.findall(r"^`(\w+)`$", word)
+            classes = {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)}
+            assert name in classes, (name, where)
+
+
+def test_every_word_of_the_glossary_stands_there_once() -> None:
+    words = [cells[0].strip("`").casefold() for cells in rows(section(read("architecture.md"), "Glossary"))]
+    assert len(words) > 30 and len(set(words)) == len(words)
+
+
+@pytest.mark.parametrize("package", ["k8sproxy", "k8sproxy.common", "recorder"])
+def test_the_table_of_imports_is_that_of_the_contracts(package: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract.get("containers") == [package])
+    text = section(read("architecture.md"), "Who may import whom")
+    table = text.split(f"(`{package.replace('.', '/')}/`):\n", 1)[1].lstrip().split("\n\n", 1)[0]
+    assert [re.findall(r"`([^`]+)`", row[0]) for row in rows(table)] == [re.findall(r"\w+", layer) for layer in layers]

@@ -241,7 +241,7 @@ class Proof(Section):
         description="The private key of before, for the one start at which it hands over to a new one.",
     )
     public_keys: tuple[FilePath, ...] = Field(
-        default=(), description="Public keys of before, in PEM: what they signed while they were in force is believed."
+        default=(), description="Public keys of before, in PEM: what they signed while they were current is trusted."
     )
     anchor: Anchor = Anchor()
     seal_days: StrictBool = Field(

@@ -46,7 +46,7 @@ _MANIFESTS = 16
 _FAR = 32
 
 ORIGINS = {
-    UNSIGNED: "nobody has signed it when it ended: the recorder did not put it there, or could not sign then",
+    UNSIGNED: "it was not signed when it ended: the recorder did not put it there, or could not sign it",
     JOURNAL: "its end was signed at a start of the recorder, out of the journal",
     FOUND: "it was there when the recorder began to keep a register, and was signed then",
 }
@@ -79,7 +79,7 @@ def unlisted(identifier: str, ended: float, *, last_day: str, signs: bool, now: 
     whether there are registers."""
     day = ended_day(identifier, ended)
     if last_day and day <= last_day:
-        return Status.UNKNOWN, f"it ended on {day}, which is sealed without it"
+        return Status.UNKNOWN, f"it ended on {day}, and that day is sealed without it"
     if not signs:
         return Status.UNSEALED, ""
     if now - max(ended, day_end(id_day(identifier)) - 86400) < SIGNING:

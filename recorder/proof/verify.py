@@ -302,7 +302,7 @@ class Verifier:
                 return (Status.UNKNOWN, ORIGINS[UNSIGNED]) if over else (Status.OPEN, "")
             # Encrypted, and the key is not here: by its id alone it is at least as old as this.
             late = id_day(name) < chain.last_day
-            return Status.UNSEALED, "encrypted: it may be one that should be sealed" if late else ""
+            return Status.UNSEALED, "encrypted, so it may belong to a sealed day" if late else ""
         signs = self._registers.there
         return unlisted(name, recording.ended, last_day=chain.last_day, signs=signs, now=self._now)
 

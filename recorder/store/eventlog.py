@@ -149,7 +149,7 @@ class EventLog:
     async def add(self, documents: Sequence[Mapping[str, Any]], source: Source) -> list[ApiEvent]:
         """Keep events; safe on return. Raises StoreError."""
         if self._journal is None:
-            raise StoreError("the store is open to be read only")
+            raise StoreError("the store is open for reading only")
         if self._waiting > MAX_WAITING:
             raise StoreError("too many events are waiting to be written")
         now = time.time()

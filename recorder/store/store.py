@@ -118,7 +118,7 @@ class Store(Contents):
     def builder(self) -> Builder:
         """What makes chunks. Raises StoreError where the store is read only."""
         if self._builder is None:
-            raise StoreError("the store is open to be read only")
+            raise StoreError("the store is open for reading only")
         return self._builder
 
     @property
@@ -277,7 +277,7 @@ class Store(Contents):
         if (fault := self.healthy) is not None:
             raise StoreError(fault)
         if self.journal is None:
-            raise StoreError("the store is open to be read only")
+            raise StoreError("the store is open for reading only")
         if len(header_line) > MAX_HEADER_LINE:
             raise ValueError(f"the first line has more than {MAX_HEADER_LINE} bytes")
         if not header_line.endswith(b"\n"):

@@ -85,7 +85,7 @@ def test_a_bucket(tmp_path: Path) -> None:
         assert fault == "store: the recorder's store has no such bucket"
         wrong = server.options | {"secret_access_key": "wrong"}
         (fault,) = asked(tmp_path, {"url": server.url("casts"), "options": wrong})
-        assert "refuses its credentials or its rights" in fault
+        assert "refuses its credentials or its permissions" in fault
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -81,9 +81,9 @@ def test_a_key_is_changed_and_what_is_cut_behind_it_is_found(tmp_path: Path) -> 
     (place,) = (tmp_path / "data/recordings").glob(f"*/{signed['id']}")
     shutil.rmtree(place)
     report = verify(tmp_path)
-    assert report["well"] is False and "made away with" in str(report["faults"])
+    assert report["well"] is False and "the end of the chain was removed" in str(report["faults"])
     found = run(tmp_path, 1, **proof)
-    assert "made away with" in str(found["ready"]) and not found["healthy"]
+    assert "the end of the chain was removed" in str(found["ready"]) and not found["healthy"]
     assert verify(tmp_path)["well"] is False
     # An operator takes it as it is; that is signed, and stays.
     accepted = call(tmp_path, "anchor", "accept", "--yes", "--reason", "lost with disk 7")
@@ -102,7 +102,7 @@ def test_a_recorder_does_not_start_with_a_key_in_its_store_or_without_the_one_it
     write_config(tmp_path / "recorder.yaml", 1, 0, proof={"key": path})
     done = call(tmp_path, "serve")
     if path == "gone.pem":
-        assert done.returncode == 1 and "A lost key is not made anew by itself" in done.stderr
+        assert done.returncode == 1 and "The recorder does not replace a lost key" in done.stderr
         assert not (tmp_path / "gone.pem").exists()
     else:
         assert done.returncode == 2 and "proof.key: is in store.folder" in done.stderr

@@ -93,7 +93,7 @@ def test_a_volume_that_is_taken_back_to_an_earlier_state_is_found(bed: Bed, acco
     async def serve(sessions: int, *, alarm: bool = False) -> None:
         async with recorder(tmp_path, proof=proof) as running:
             if alarm:
-                assert "taken back to an earlier state" in str((await running.logged("anchor_fault"))["fault"])
+                assert "restored to an earlier state" in str((await running.logged("anchor_fault"))["fault"])
                 status, text = await running.get("/readyz")
                 assert status == 200 and "[!]signing the store has no number" in text
                 assert "recorder_signing_healthy 0.0" in (await running.get("/metrics"))[1]
@@ -128,7 +128,7 @@ def test_a_volume_that_is_taken_back_to_an_earlier_state_is_found(bed: Bed, acco
         before = kept()
         shutil.rmtree(tmp_path / "data")
         shutil.copytree(tmp_path / "snapshot", tmp_path / "data")
-        assert "made away with" in await verify(1)
+        assert "the end of the chain was removed" in await verify(1)
         await serve(2, alarm=True)
         assert kept() == before
         assert "does not fit ConfigMap" in await verify(1)

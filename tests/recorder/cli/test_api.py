@@ -79,9 +79,9 @@ def test_what_answers_something_else(document: str) -> None:
         app = web.Application()
         app.router.add_get("/{path:.*}", answer)
         async with TestServer(app) as server, open_library(Where(url=str(server.make_url("")))) as library:
-            with pytest.raises(Failed, match="no recorder"):
+            with pytest.raises(Failed, match="not a recorder"):
                 await library.sessions(Filter(), 10, lambda done, total: None)
-            with pytest.raises(Failed, match="no recorder"):
+            with pytest.raises(Failed, match="not a recorder"):
                 await library.session("0" * 26)
 
     run(check())

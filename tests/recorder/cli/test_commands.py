@@ -200,11 +200,11 @@ def key(own: Folder, tmp_path: Path) -> str:
 
 def test_verify(own: Folder, key: str) -> None:
     anchor = str(Path(key).with_name("anchor"))
-    assert "which key" in own("verify", code=2).stderr
+    assert "keys to trust" in own("verify", code=2).stderr
     result = own("verify", "--public-key", f"{key}.pub")
     assert "3 signed late; " in result.stdout and result.stdout.endswith("all is well\n")
     assert own.json("verify", "--public-key", key)["counts"]["signed late"] == 3
-    assert "no forgery" in own("verify", "--trust-store-keys").stderr
+    assert "not forgery" in own("verify", "--trust-store-keys").stderr
     own("verify", "--public-key", key, "--anchor", anchor)
     assert own("verify", own.ids[0], "--public-key", key).stdout.splitlines()[1].split()[:2] == [own.ids[0], "signed"]
     own("verify", "0" * 26, "--public-key", key, code=1)
@@ -217,15 +217,18 @@ def test_verify(own: Folder, key: str) -> None:
     assert own.json("verify", "--public-key", key, code=1)["well"] is False
     last = own.stage.manifests()[-1]
     last.unlink()
-    assert "made away with" in own("verify", "--public-key", key, "--anchor", anchor, code=1).stderr
-    assert "made away with" in own("verify", "--public-key", key, "--anchor", f"{anchor}/manifests", code=1).stderr
+    assert "the end of the chain was removed" in own("verify", "--public-key", key, "--anchor", anchor, code=1).stderr
+    assert (
+        "the end of the chain was removed"
+        in own("verify", "--public-key", key, "--anchor", f"{anchor}/manifests", code=1).stderr
+    )
 
 
 def test_prune_by_hand_and_holds(own: Folder, key: str) -> None:
     one, two, _three = own.ids
-    assert "say why" in own("prune", one, "--key", key, code=2).stderr
-    assert "which key are removals" in own("prune", one, "--reason", "x", code=2).stderr
-    assert "which key are holds" in own("prune", one, "--hold", "--reason", "x", code=2).stderr
+    assert "give the reason" in own("prune", one, "--key", key, code=2).stderr
+    assert "removals need a key" in own("prune", one, "--reason", "x", code=2).stderr
+    assert "holds and releases need a key" in own("prune", one, "--hold", "--reason", "x", code=2).stderr
     own("prune", one, "--hold", "--reason", "case \x1b[2J7", "--by", "Ana\x1b[2J Ruiz", "--key", key)
     shown = own("show", one).stdout
     assert "held        by Ana" in shown and "case \\u{1b}" in shown and harmless(shown)
@@ -238,7 +241,7 @@ def test_prune_by_hand_and_holds(own: Folder, key: str) -> None:
     )
     assert matching["signed"] is True
     own("prune", two, "--key", key, "--reason", "x", "--yes", code=1)
-    assert "would not count" in own("prune", matching["id"], "--release", "--unsigned", code=1).stderr
+    assert "does not count" in own("prune", matching["id"], "--release", "--unsigned", code=1).stderr
     own("prune", matching["id"], "--release", "--key", key, "--reason", "closed")
     assert own("prune", two, "--key", key, "--reason", "x", input="n\n", code=1)
     assert own.stage.place(two).exists()
@@ -256,7 +259,7 @@ def test_prune_by_hand_and_holds(own: Folder, key: str) -> None:
     acts = own.json("prune", "--acts", "--key", key)
     assert [act["number"] for act in acts["items"]] == [1, 2, 3, 4, 5] and acts["faults"] == []
     report = own("verify", "--public-key", key).stdout
-    assert "acts: 5 signed: 2 releases, 1 removals, 0 reversals; 0 holds in force" in report
+    assert "acts: 5 signed: 2 releases, 1 removals, 0 reversals; 0 holds active" in report
 
 
 def test_holds_without_a_key(own: Folder, key: str) -> None:
@@ -301,8 +304,8 @@ def test_a_hold_that_was_changed_is_told_and_can_be_released(own: Folder, key: s
     assert "is not what was signed" in own("prune", "--holds", "--key", key, code=1).stderr
     assert "is not what was signed" in own("verify", "--public-key", key, code=1).stderr
     file.unlink()
-    assert "its file is gone" in own("prune", "--holds", "--key", key, code=1).stderr
-    assert "its file is gone" in own("prune", one, "--key", key, "--reason", "x", "--yes", code=1).stderr
+    assert "its file is missing" in own("prune", "--holds", "--key", key, code=1).stderr
+    assert "its file is missing" in own("prune", one, "--key", key, "--reason", "x", "--yes", code=1).stderr
     own("prune", hold["id"], "--release", "--key", key)
     own("verify", "--public-key", key)
 
@@ -311,7 +314,7 @@ def test_a_hold_with_a_key_that_is_not_in_force_is_placed_and_not_signed(own: Fo
     own("prune", own.ids[1], "--hold", "--reason", "x", "--key", key)
     other = Signer.make_file(tmp_path / "other.pem")
     result = own("prune", own.ids[0], "--hold", "--reason", "x", "--key", str(tmp_path / "other.pem"), code=1)
-    assert "is placed all the same, and is not signed" in result.stderr and other.id
+    assert "is placed, but it is not signed" in result.stderr and other.id
     assert [hold["signed"] for hold in own.json("prune", "--holds", "--key", key)] == [True, False]
     own("verify", "--public-key", key)
 
@@ -321,11 +324,11 @@ def test_what_is_not_as_it_was_sealed_is_not_removed_by_hand(own: Folder, key: s
     path = own.stage.place(one) / "00000000.chunk"
     path.write_bytes(path.read_bytes() + b"x")
     result = own("prune", one, two, "--key", key, "--reason", "x", "--yes", code=1)
-    assert "removed 1" in result.stdout and "is not as it was sealed and is not removed" in result.stderr
+    assert "removed 1" in result.stdout and "differs from what was sealed and is not removed" in result.stderr
     assert own.stage.place(one).exists() and not own.stage.place(two).exists()
     own("prune", one, "--key", key, "--reason", "x", "--yes", "--despite-faults")
     result = own("verify", "--public-key", key)
-    assert "it was not as it was sealed, which was known" in result.stdout
+    assert "it differed from what was sealed, which was known" in result.stdout
 
 
 def test_what_cannot_be_read_is_removed_by_hand(own: Folder, key: str) -> None:
@@ -342,12 +345,12 @@ def test_what_cannot_be_read_is_removed_by_hand(own: Folder, key: str) -> None:
             assert "removed 0" in result.stdout and f"the manifest of {one} cannot be read" in result.stderr
             own(*remove, "--despite-faults")
         else:  # a hold may be of whose it was
-            assert "what is held is not removed" in own(*remove, "--despite-faults", code=1).stderr
+            assert "a session that is held is not removed" in own(*remove, "--despite-faults", code=1).stderr
             place.write_bytes(whole)
             own("prune", "--release", hold["id"], "--reason", "x", "--key", key)
         assert own.stage.place(one).exists() is (two not in arguments)
     assert own("search", "bytes").stderr == ""
-    assert "it was not as it was sealed, which was known" in own("verify", "--public-key", key).stdout
+    assert "it differed from what was sealed, which was known" in own("verify", "--public-key", key).stdout
 
 
 def test_who_did_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +382,7 @@ def test_prune_by_rule(own: Folder, key: str, tmp_path: Path) -> None:
     )
     result = invoke("prune", "--config", config, "--dry-run")
     assert result.exit_code == 0 and result.stdout.count("goes") == 2, result.output
-    assert "too many remain" in result.stderr
+    assert "bytes more than the limit remain" in result.stderr
     assert all(own.stage.place(identifier).exists() for identifier in own.ids)
     result = invoke("prune", "--config", config, "--yes", "--json")
     assert [gone["removed"] for gone in json.loads(result.stdout)["doomed"]] == [True, True]
@@ -491,7 +494,7 @@ def test_an_answer_of_an_index_that_lacks_something_says_so(own: Folder) -> None
     assert own("search", "deploy").stderr == ""
     run(_hide(own.stage))
     for arguments in (["search", "deploy"], ["search", "deploy", "--json"], ["show", own.ids[0]]):
-        assert "the index has 3 of 4 sessions so far, and the answer may be short" in own(*arguments).stderr
+        assert "the index has 3 of 4 sessions so far, so the answer may be incomplete" in own(*arguments).stderr
     assert "3 of 4" in own("search", "secret", code=1).stderr
     assert own("ls").stderr == ""  # of the store itself
 
@@ -507,9 +510,9 @@ def test_an_answer_of_an_index_that_lacks_something_says_so(own: Folder) -> None
         ({"complete": False}, "not all sessions"),
         (
             {"complete": False, "unreadable": ["A", "B"]},
-            "what can't be read: A, B (recorder verify ID gives the reason)",
+            "sessions that cannot be read: A, B (recorder verify ID gives the reason)",
         ),
-        ({"complete": False, "indexed": 1, "sessions": 2, "unreadable": ["A"]}, "1 of 2 sessions, and the answer"),
+        ({"complete": False, "indexed": 1, "sessions": 2, "unreadable": ["A"]}, "1 of 2 sessions, so the answer"),
         ({"complete": False, "unreadable": "x"}, "sessions so far"),
         ({"complete": True, "running": 2}, "the last minutes of 2 running"),
         ({"complete": "x", "running": "y"}, ""),
@@ -525,7 +528,10 @@ def test_a_session_that_cannot_be_read_is_named(own: Folder) -> None:
     (own.stage.place(own.ids[0]) / "recording.json").write_text("{")
     own("rebuild")
     said = own("search", "bytes").stderr
-    assert f"2 of 3 sessions, and the answer may be short; what can't be read: {own.ids[0]} (recorder verify" in said
+    assert (
+        f"2 of 3 sessions, so the answer may be incomplete; sessions that cannot be read: {own.ids[0]} (recorder verify"
+        in said
+    )
 
 
 def test_what_is_pruned_stands_in_no_file(own: Folder, key: str) -> None:

@@ -126,7 +126,7 @@ def test_a_wipe_that_fails_is_tried_again_and_keeps_nothing_from_being_written(
 
             async def fails(rest: object) -> float:
                 failed.set()
-                raise IndexFailure("another process is reading it")
+                raise IndexFailure("another process reads it")
 
             monkeypatch.setattr(index.database, "wipe", fails)
             library.remove(library.put(recording(), (1.0, "word")).id)

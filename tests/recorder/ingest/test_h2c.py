@@ -165,8 +165,8 @@ def test_a_sender_that_vanishes_leaves_a_cut_recording(tmp_path: Path, how: str)
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (b"", "no header line"),
-        (b'{"version": 2}', "no header line"),
+        (b"", "header line is missing"),
+        (b'{"version": 2}', "header line is missing"),
         (b"hello\n", "not JSON"),
         (b'{"version": 3}\n' + lines(3), "version 2"),
         (b"x" * (MAX_HEADER_LINE + 2), "more than"),

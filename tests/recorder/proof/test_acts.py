@@ -99,7 +99,7 @@ def test_signed_nonsense_is_forged_too() -> None:
     with pytest.raises(ForgedError):
         read_act(ACT, PublicKeys([]))
     manifest = write_manifest(Manifest(1, "2026-11-22", NOTHING, 1.0), SIGNER)
-    with pytest.raises(ForgedError, match="no recorder act"):
+    with pytest.raises(ForgedError, match="not a recorder act"):
         read_act(manifest, KEYS)
 
 
@@ -163,9 +163,9 @@ def test_one_that_is_left_out(chain: Chain, number: int) -> None:
     for place, path in enumerate(files, number):
         path.rename(chain.root / act_file(place))
     faults = chain.read().faults
-    assert f"the act that stands in the place of act {number} is act {number + 1}" in faults
+    assert f"the file of act {number} holds act {number + 1}" in faults
     (chain.root / act_file(6)).write_bytes(kept)
-    assert f"the act that stands in the place of act 6 is act {number}" in " ".join(chain.read().faults) or number == 1
+    assert f"the file of act 6 holds act {number}" in " ".join(chain.read().faults) or number == 1
 
 
 def test_two_that_change_places(chain: Chain) -> None:
@@ -173,7 +173,7 @@ def test_two_that_change_places(chain: Chain) -> None:
     kept = third.read_bytes()
     third.write_bytes(fourth.read_bytes())
     fourth.write_bytes(kept)
-    assert "the act that stands in the place of act 3 is act 4" in chain.read().faults
+    assert "the file of act 3 holds act 4" in chain.read().faults
 
 
 def test_one_that_is_exchanged_for_another_of_its_number(chain: Chain, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_one_that_was_taken_back_is_not_played_again(chain: Chain) -> None:
     removal = chain.files()[2].read_bytes()
     (chain.root / act_file(6)).write_bytes(removal)
     acts = chain.read()
-    assert TWO not in acts.removed and acts.faults == ["the act that stands in the place of act 6 is act 3"]
+    assert TWO not in acts.removed and acts.faults == ["the file of act 6 holds act 3"]
     # With the end of the chain cut off it counts again, and what remembers the end tells.
     for path in chain.files()[3:]:
         path.unlink()
@@ -204,7 +204,7 @@ def test_forged_and_strange_files(chain: Chain) -> None:
     act = chain.read().believed[2]
     chain.files()[2].write_bytes(write_act(act, Signer.make()))
     acts = chain.read()
-    assert any("act 3 is not to be believed: it is signed with the key" in fault for fault in acts.faults)
+    assert any("act 3 is not trusted: it is signed with the key" in fault for fault in acts.faults)
     assert any("the chain of acts is broken at act 4" in fault for fault in acts.faults) and THREE not in acts.removed
     (chain.root / "proof/acts/x.json").write_bytes(b"")
     (chain.root / "proof/acts/6.json").write_bytes(b"")
@@ -225,8 +225,8 @@ def test_releases_and_reversals_of_nothing(tmp_path: Path) -> None:
 
     run(fill())
     assert chain.read().faults == [
-        "act 1 releases a hold that was not there",
-        "act 2 takes back a removal that was not there",
+        "act 1 releases a hold that does not exist",
+        "act 2 reverses a removal that does not exist",
     ]
 
 
@@ -267,10 +267,10 @@ def test_what_the_manifests_say() -> None:
     first, second = manifest(1, Anchor(1, "a" * 64)), manifest(2, Anchor(2, "b" * 64))
     assert compare(acts, [manifest(1, None)], hashes) == []
     assert compare(acts, [first, second], hashes) == []  # act 3 was signed while day 2 was being sealed
-    assert "act 4, the last when 2026-11-02 was sealed, is gone or another" in compare(
+    assert "act 4, the last one when 2026-11-02 was sealed, is missing or was replaced" in compare(
         acts, [manifest(2, Anchor(4, HASH))], hashes
     )
-    assert "act 2, the last when 2026-11-02 was sealed, is gone or another" in compare(
+    assert "act 2, the last one when 2026-11-02 was sealed, is missing or was replaced" in compare(
         acts, [manifest(2, Anchor(2, HASH))], hashes
     )
     assert compare(acts, [manifest(1, Anchor(2, "b" * 64))], hashes) == [
@@ -280,7 +280,7 @@ def test_what_the_manifests_say() -> None:
         "act 3 is newer than the manifest of 2026-11-03, and says that it is older"
     ]
     assert compare(acts, [], {1: "2" * 64}) == [
-        f"act {number} was made after manifest 1, which is gone or another" for number in (2, 3)
+        f"act {number} was made after manifest 1, which is missing or was replaced" for number in (2, 3)
     ]
 
 
@@ -317,9 +317,9 @@ def test_a_log_remembers_what_it_has_read_and_signed(tmp_path: Path) -> None:
         kept = (tmp_path / act_file(3)).read_bytes()
         (tmp_path / act_file(3)).unlink()
         # In memory, by the anchor, and by both after a restart.
-        assert (await log.read()).faults == ["act 3 was there before, and is gone"]
+        assert (await log.read()).faults == ["act 3 existed before and is missing now"]
         assert (await ActLog(blobs, keys, signer, witnesses=Witnesses([witness])).read()).faults == [
-            "act 3, which the anchor remembers, is gone or another"
+            "act 3, which the anchor remembers, is missing or was replaced"
         ]
         # What is signed then does not take the place of the memory.
         await ActLog(blobs, keys, signer, witnesses=Witnesses([witness])).add(
@@ -377,7 +377,7 @@ def test_a_key_that_has_handed_over_signs_no_more_acts(tmp_path: Path) -> None:
         acts = await ActLog(blobs, keys).read()
         assert THREE not in acts.removed
         assert acts.faults == [
-            f"act 3 is not to be believed: it is signed with the key {SIGNER.id}, which was not the current key then"
+            f"act 3 is not trusted: it is signed with the key {SIGNER.id}, which was not the current key then"
         ]
         await blobs.aclose()
 
@@ -399,7 +399,7 @@ def test_acts_behind_a_chain_that_was_cut_do_not_become_the_anchor(tmp_path: Pat
         for _ in range(3):
             await log.add(Kind.REMOVAL, [Subject(THREE)], by="x")
         assert witness.heads == before
-        assert "act 2, which the anchor remembers, is gone or another" in (await log.read()).faults
+        assert "act 2, which the anchor remembers, is missing or was replaced" in (await log.read()).faults
         await blobs.aclose()
 
     run(check())
@@ -426,7 +426,7 @@ def test_the_next_key_signs_no_act_before_the_hand_over(tmp_path: Path, signed: 
         old, stage.signer = stage.signer, Signer.make()
         both = PublicKeys([old.public_key, stage.signer.public_key], stage.signer.id)
         for keys in (both, PublicKeys([stage.signer.public_key], stage.signer.id)):
-            with pytest.raises(KeyFault, match=r"not in force|not among those given"):
+            with pytest.raises(KeyFault, match=r"not the current key|not among those given"):
                 await ActLog(blobs, keys, stage.signer).add(Kind.REMOVAL, [Subject(TWO)], by="x")
         async with stage.store(both, previous=old) as store:
             await stage.record(store)
@@ -459,7 +459,7 @@ def test_acts_that_were_read_before_the_hand_over_are_judged_anew_after_it(tmp_p
         await log.read()
         await Register(blobs, third, keys=all_keys, previous=new).open()
         (tmp_path / act_file(1)).unlink()
-        assert "act 1 was there before, and is gone" in (await log.read()).faults
+        assert "act 1 existed before and is missing now" in (await log.read()).faults
         await blobs.aclose()
 
     run(check())

@@ -125,15 +125,15 @@ def test_of_two_that_write_at_once_the_second_reads_again(tmp_path: Path) -> Non
     [
         (403, '{"message": "forbidden: User x"}', r"answers 403: 'forbidden: User x'"),
         (401, "{}", "answers 401"),
-        (404, "{}", "is not there; create it"),
+        (404, "{}", "does not exist; create it"),
         (500, "nonsense", "is not JSON"),
         (301, "{}", "answers 301"),
-        (200, "[]", "makes no sense"),
-        (200, "{}", "makes no sense"),
-        (200, '{"metadata": {"resourceVersion": 7}}', "makes no sense"),
+        (200, "[]", "cannot be understood"),
+        (200, "{}", "cannot be understood"),
+        (200, '{"metadata": {"resourceVersion": 7}}', "cannot be understood"),
         (200, '{"metadata": {"resourceVersion": "7"}, "data": {"acts": "x"}}', "is not an anchor"),
-        (200, '{"metadata": {"resourceVersion": "7"}, "data": {"acts": 7}}', "makes no sense"),
-        (200, '{"metadata": {"resourceVersion": "7"}, "data": []}', "makes no sense"),
+        (200, '{"metadata": {"resourceVersion": "7"}, "data": {"acts": 7}}', "cannot be understood"),
+        (200, '{"metadata": {"resourceVersion": "7"}, "data": []}', "cannot be understood"),
         (200, "[" * 100_000, "is not JSON"),
     ],
 )
@@ -158,7 +158,7 @@ def test_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             await witness.recall()
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
-        with pytest.raises(KeyFault, match="cannot be asked"):
+        with pytest.raises(KeyFault, match="cannot ask"):
             await witness.recall()
         (tmp_path / "account/ca.crt").write_text("nonsense")
         with pytest.raises(KeyFault, match=r"ca\.crt"):

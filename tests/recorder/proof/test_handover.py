@@ -86,7 +86,7 @@ def test_old_manifests_before_a_hand_over() -> None:
     wrong = KeyHistory([ONE])
     assert wrong.old_manifest(OTHER.id, 7)
     wrong.close()
-    assert "was in force" in wrong.fault
+    assert "was the current key" in wrong.fault
 
 
 @settings(max_examples=200, deadline=None)
@@ -115,7 +115,7 @@ def test_hand_overs_that_are_not_believed() -> None:
         with pytest.raises(ForgedError):
             read_handover(text, KEYS)
     assert read_handover(write_handover(lost, None, NEW), KEYS) == lost
-    with pytest.raises(ForgedError, match="none of those given"):
+    with pytest.raises(ForgedError, match="not one of those given"):
         read_handover(line + old + new, PublicKeys([OLD.public_key]))
     with pytest.raises(ForgedError):
         read_handover(line.replace(b'"number":1,', b'"number":2,') + old + new, KEYS)
@@ -162,7 +162,7 @@ def test_a_retired_key_signs_no_manifest_any_more(tmp_path: Path, registers: obj
         assert faulty(await stage.verify(both), f"the key {old.id}, which was not the current key then"), added
         stage.manifests()[-1].unlink()
         forge(stage, old, removals=(Removal(added, stage.clock, "retention", "old"),), registers=registers)
-        assert faulty(await stage.verify(both), "not in force then")
+        assert faulty(await stage.verify(both), "not the current key then")
 
     run(check())
 
@@ -172,10 +172,10 @@ def test_a_manifest_of_the_new_key_cannot_be_signed_anew_by_the_old_one(tmp_path
         stage, old, both = await rotated(tmp_path)
         stage.manifests()[-1].unlink()
         forge(stage, old)
-        assert faulty(await stage.verify(both), "not in force then")
+        assert faulty(await stage.verify(both), "not the current key then")
         # Without the hand-over, as if there had been none.
         (stage.root / handover_file(1)).unlink()
-        assert faulty(await stage.verify(both.with_own(stage.signer.id)), f"the key in force is {old.id}")
+        assert faulty(await stage.verify(both.with_own(stage.signer.id)), f"the current key is {old.id}")
         with pytest.raises(KeyFault, match="has not handed over"):
             stage.clock += DAY
             await stage.seal(keys=both)
@@ -195,7 +195,7 @@ def test_a_hand_over_that_was_taken_away_or_exchanged(tmp_path: Path) -> None:
         (stage.root / handover_file(2)).write_bytes(write_handover(back, None, old))
         assert faulty(await stage.verify(both), "was retired before")
         (stage.root / handover_file(2)).unlink()
-        with pytest.raises(KeyFault, match="stays so"):
+        with pytest.raises(KeyFault, match="cannot be used again"):
             stage.signer, new = old, stage.signer
             await stage.hand_over(new)
 
@@ -312,7 +312,7 @@ def test_of_two_recorders_that_hand_over_at_once_one_does(tmp_path: Path) -> Non
         heads = await all_heads(first, both, chain, registers)
         await hand_over(first, chain.keys, old, stage.signer, heads, at=1.0)
         before = (stage.root / handover_file(1)).read_bytes()
-        with pytest.raises(StoreError, match="another recorder hands over"):
+        with pytest.raises(StoreError, match="another recorder is handing over"):
             await hand_over(second, chain.keys, old, stage.signer, heads, at=2.0)
         assert (stage.root / handover_file(1)).read_bytes() == before
         await first.aclose()
@@ -360,7 +360,7 @@ def test_rubbish_in_the_place_of_a_hand_over_does_not_stop_a_recorder(tmp_path: 
             two = await stage.record(store)
             await stage.settled(store)
             assert isinstance(store.registrar, Register) and store.registrar.signed == 2
-        assert faulty(await stage.verify(), "the hand-over 1 between keys is not to be believed")
+        assert faulty(await stage.verify(), "the hand-over 1 between keys is not trusted")
         assert statuses(await stage.verify())[two] == "not sealed yet"
 
     run(check())
@@ -381,7 +381,7 @@ def test_a_key_that_was_replaced_before_there_were_hand_overs_signs_no_acts(tmp_
         path.write_bytes(write_act(removal, old))
         shutil.rmtree(stage.place(one))
         report = await stage.verify(both)
-        assert faulty(report, "act 1 is not to be believed") and statuses(report)[one] == "missing"
+        assert faulty(report, "act 1 is not trusted") and statuses(report)[one] == "missing"
         path.write_bytes(write_act(removal, new))
         assert statuses(await stage.verify(both))[one] == "removed"
 
@@ -400,7 +400,7 @@ def test_a_retired_key_adds_nothing_to_a_register(tmp_path: Path) -> None:
         entry = Entry("main", last.number + 1, last.sha256, stage.clock, (sealed,))
         await blobs.put(entry_file("main", entry.number), write_entry(entry, old))
         await blobs.aclose()
-        assert faulty(await stage.verify(both), "not in force then")
+        assert faulty(await stage.verify(both), "not the current key then")
         assert statuses(await stage.verify(both))[added] == "unknown"
 
     run(check())
@@ -421,10 +421,12 @@ def test_after_a_change_of_the_key_the_anchor_is_still_there(tmp_path: Path) -> 
         async with stage.store(three, previous=new) as store:
             await stage.record(store)
             await stage.settled(store)
-            assert isinstance(store.registrar, Register) and "made away with" in (store.registrar.healthy or "")
-            with pytest.raises(KeyFault, match="made away with"):
+            assert isinstance(store.registrar, Register) and "the end of the chain was removed" in (
+                store.registrar.healthy or ""
+            )
+            with pytest.raises(KeyFault, match="the end of the chain was removed"):
                 await Sealer(store, stage.signer, keys=three, clock=lambda: stage.clock).seal_due()
-        assert faulty(await stage.verify(three), "made away with")
+        assert faulty(await stage.verify(three), "the end of the chain was removed")
         # The ends that a hand-over would name are not the ends.
         assert not (stage.root / handover_file(2)).exists()
 

@@ -40,7 +40,7 @@ def test_a_key_is_made_once_and_on_a_word(tmp_path: Path) -> None:
     public = read_public_key(tmp_path / "seal.pem.pub")
     assert PublicKeys([public]).good(made.id, made.sign(b"x"), b"x")
     assert {file.name for file in tmp_path.iterdir()} == {"seal.pem", "seal.pem.pub"}
-    with pytest.raises(KeyFault, match="is not written over"):
+    with pytest.raises(KeyFault, match="is not overwritten"):
         Signer.make_file(path)
     assert Signer.load(path).id == made.id
 
@@ -58,7 +58,7 @@ def test_keys_that_are_refused(tmp_path: Path) -> None:
     path.chmod(0o640)
     Signer.load(path)
     path.write_bytes(b"nonsense")
-    with pytest.raises(KeyFault, match="no private key"):
+    with pytest.raises(KeyFault, match="not hold a private key"):
         Signer.load(path)
     other = generate_private_key(SECP256R1())
     path.write_bytes(other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -67,7 +67,7 @@ def test_keys_that_are_refused(tmp_path: Path) -> None:
     path.write_bytes(other.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     with pytest.raises(KeyFault, match="another kind"):
         read_public_key(path)
-    with pytest.raises(KeyFault, match="cannot be made"):
+    with pytest.raises(KeyFault, match="cannot be created"):
         Signer.make_file(tmp_path / "none" / "seal.pem")
     with pytest.raises(KeyFault, match="can't be read"):
         read_public_key(tmp_path / "none")

@@ -110,7 +110,7 @@ def test_a_clock_that_ran_ahead_when_a_day_was_sealed_is_told(tmp_path: Path) ->
         now, stage.clock = time.time(), time.time() + 400 * DAY
         last = (await stage.seal())[-1]
         stage.clock = now
-        with pytest.raises(StoreError, match=f"{last} is sealed, and not over"):
+        with pytest.raises(StoreError, match=f"{last} is sealed, but by this clock"):
             await stage.seal()
         stage.clock = day_end(last) + sealer_module.DELAY + DAY
         assert len(await stage.seal()) == 1
@@ -183,7 +183,7 @@ def test_what_was_put_in_by_somebody_else_is_told_for_ever(tmp_path: Path, seale
             await stage.seal()
             stage.clock += DAY
         found = next(finding for finding in report.findings if finding.id == two)
-        assert "nobody has signed it when it ended" in found.detail
+        assert "it was not signed when it ended" in found.detail
         stage.clock += 30 * DAY
         await stage.seal()
         (three,) = await stage.plant()
@@ -424,7 +424,7 @@ def test_manifests_that_were_made_away_with_are_not_sealed_over(tmp_path: Path) 
         shutil.rmtree(stage.root / "proof")
         shutil.copytree(before, stage.root / "proof")
         stage.clock += DAY
-        with pytest.raises(KeyFault, match="made away with"):
+        with pytest.raises(KeyFault, match="the end of the chain was removed"):
             await stage.seal()
         report = await stage.verify()
         assert not report.well

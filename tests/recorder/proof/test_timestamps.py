@@ -66,7 +66,7 @@ distinguished_name = dn
 
 
 class Authority:
-    """A CA, and signers it has issued: `rsa`, `ec`, and `wide`, `lax`, `none` that are not for time stamps alone."""
+    """A CA, and signers it has issued: `rsa`, `ec`, and `wide`, `lax`, `none` that are not only for time stamps."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -170,8 +170,8 @@ def test_certificates_that_openssl_does_not_sign_with(authority: Authority) -> N
     """Another program would."""
     ca = read_certificates(authority.folder / "ca.pem")
     for name, fault in (
-        ("wide", "not for time stamps alone"),
-        ("lax", "not for time stamps alone"),
+        ("wide", "not only for time stamps"),
+        ("lax", "not only for time stamps"),
         ("none", "not for"),
     ):
         (certificate,) = read_certificates(authority.folder / f"{name}.pem")
@@ -291,9 +291,9 @@ def test_each_day_is_stamped_and_openssl_says_so_too(authority: Authority, tmp_p
             # Answers to another question, and none.
             old = stamp.read_bytes()
             for answer, fault in (
-                (old, "something else than was asked"),
-                (authority.reply(question("cd" * 32, 1)), "something else than was asked"),
-                (authority.reply(question("ee" * 32, 1)), "something else than was asked"),  # an older one of the same
+                (old, "other data than was asked"),
+                (authority.reply(question("cd" * 32, 1)), "other data than was asked"),
+                (authority.reply(question("ee" * 32, 1)), "other data than was asked"),  # an older one of the same
                 (b"nonsense", "not a time stamp"),
                 (b"", "answers 500"),
                 (b"x" * 200_000, "not a time stamp"),
@@ -303,12 +303,12 @@ def test_each_day_is_stamped_and_openssl_says_so_too(authority: Authority, tmp_p
                     await witness.remember(MANIFESTS, Anchor(2, "ee" * 32))
             assert len(list((stage.root / "proof/stamps").iterdir())) == 1
             stamp.write_bytes(old[:-1])
-            with pytest.raises(KeyFault, match="not to be believed"):
+            with pytest.raises(KeyFault, match="is not trusted"):
                 await witness.recall()
             assert not (await stage.verify(witnesses=[witness])).well
             await blobs.aclose()
         nobody = TimeStampWitness(blobs, url, ca)
-        with pytest.raises(KeyFault, match="cannot be asked"):
+        with pytest.raises(KeyFault, match="cannot ask"):
             await nobody.remember(MANIFESTS, head)
 
     run(check())

@@ -183,7 +183,7 @@ def test_a_manifest_forged_with_another_key(sealed: tuple[Stage, list[str]], tmp
     path.write_bytes(forged)
     report = run(stage.verify(witnesses=()))
     assert report.faults == [
-        f"the manifest of {value['day']} is not to be believed: it is signed with the key '{other.id}', "
+        f"the manifest of {value['day']} is not trusted: it is signed with the key '{other.id}', "
         "which is not one of those given"
     ]
     # Said to be by the right key, which has not made this signature.
@@ -217,7 +217,7 @@ def test_the_last_manifest_dropped_needs_an_anchor(sealed: tuple[Stage, list[str
 
     report = run(stage.verify())
     assert report.faults == [missing("manifests", last)]
-    assert report.anchors == [f"does not fit memory: manifests {last.number}, register main 3"]
+    assert report.anchors == [f"does not match memory: manifests {last.number}, register main 3"]
     without = run(stage.verify(witnesses=()))
     assert without.well and without.anchors == [
         "not compared with an anchor: a chain whose end was cut off is not noticed"
@@ -245,7 +245,7 @@ def test_a_removal_that_nobody_signed(sealed: tuple[Stage, list[str]], tmp_path:
     place.write_bytes(write_act(act, Signer.make()))
     report = run(stage.verify())
     assert finding(report, ids[0]).status is Status.MISSING
-    assert "is not to be believed" in report.faults[0]
+    assert "is not trusted" in report.faults[0]
     last = run(stage.verify()).last
     assert last is not None
     place.write_bytes(write_act(replace(act, manifest=last), stage.signer))
@@ -383,7 +383,7 @@ def test_names_that_only_an_object_store_can_hold() -> None:
         return await Verifier(objects, PublicKeys([Signer.make().public_key])).run()
 
     report = run(check())
-    assert len(report.faults) == 2 and all("none of the recorder's" in fault for fault in report.faults)
+    assert len(report.faults) == 2 and all("not one of the recorder's files" in fault for fault in report.faults)
     assert statuses(report) == {identifier: "changed", "events/2026-11-22/$": "unknown"}
 
 

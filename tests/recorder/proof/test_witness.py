@@ -112,7 +112,7 @@ def test_a_store_that_was_taken_back_within_a_day_is_found(tmp_path: Path) -> No
         shutil.rmtree(stage.root)
         shutil.copytree(tmp_path / "snapshot", stage.root)
         report = await stage.verify()
-        assert not report.well and "taken back to an earlier state" in report.faults[0]
+        assert not report.well and "restored to an earlier state" in report.faults[0]
         # The next start tells it too, goes on signing, and destroys no memory.
         before = dict(stage.witness.heads)
         await stage.fill(2)
@@ -254,7 +254,7 @@ def test_a_key_that_is_lost_is_followed_on_an_operators_word(tmp_path: Path) -> 
         assert report.well and "without its signature: restored" in report.notes[0]
         # And never back to the lost one.
         stage.signer = old
-        with pytest.raises(KeyFault, match="stays so"):
+        with pytest.raises(KeyFault, match="cannot be used again"):
             await accept(stage, both)
         assert NOTHING not in {head.sha256 for head in stage.witness.heads.values()}
 
@@ -345,7 +345,7 @@ def test_numbers_that_somebody_has_taken_do_not_stop_the_register(
         await stage.fill(1)
         report = await stage.verify()
         assert not report.well and all(status in ("ok", "not sealed yet") for status in statuses(report).values())
-        assert any(f"entry {last + 1} of the register main is not to be believed" in fault for fault in report.faults)
+        assert any(f"entry {last + 1} of the register main is not trusted" in fault for fault in report.faults)
 
     run(check())
 

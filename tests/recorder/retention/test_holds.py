@@ -161,7 +161,7 @@ def test_one_file_is_one_hold(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "store")
     stage.root.mkdir()
     hold = run(place(stage, hold_on(new_id())))
-    with pytest.raises(StoreError, match="there is a hold"):
+    with pytest.raises(StoreError, match="a hold"):
         run(place(stage, hold))
     for text in ('{"recording":"../x"}', "[]", "1"):
         (stage.root / f"holds/{new_id()}.json").write_text(text)

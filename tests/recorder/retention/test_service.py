@@ -167,7 +167,7 @@ def test_a_running_recorder_removes_nothing_that_is_not_as_it_was_sealed(
             while "[!]retention" not in (await running.get("/readyz"))[1]:  # noqa: ASYNC110 - the pass has no event
                 await asyncio.sleep(0.02)
             status, text = await running.get("/readyz")
-            assert status == 200 and f"{edited} is not as it was sealed and is not removed" in text
+            assert status == 200 and f"{edited} differs from what was sealed and is not removed" in text
             _, metrics = await running.get("/metrics")
             assert "recorder_proof_mismatches 1.0" in metrics and "recorder_retention_healthy 0.0" in metrics
 
@@ -221,7 +221,7 @@ def test_a_key_is_made_at_the_first_start_on_an_empty_store_alone(tmp_path: Path
     for top in ("recordings", "events", "proof", "holds"):
         path = tmp_path / "data" / top / "x"
         path.mkdir(parents=True)
-        with pytest.raises(KeepingError, match="is not there, and the store is not empty"):
+        with pytest.raises(KeepingError, match="does not exist, but the store is not empty"):
             run(first())
         assert not (tmp_path / "seal.pem").exists()
         path.rmdir()

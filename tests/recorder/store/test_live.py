@@ -49,10 +49,10 @@ def test_a_write_that_fails_keeps_what_was_safe_or_nothing(tmp_path: Path, kept:
             live = await store.begin(HEADER, SOURCE)
             if kept:
                 await live.wait_acked(0)
-            live.settled([], 1, StoreError("the recorder's disk fails"))
+            live.settled([], 1, StoreError("the recorder's disk failed"))
             assert live.life is (Life.FAILED if kept else Life.DROPPED)
             assert (live.id in store.ledger.lives) is kept
-            with pytest.raises(StoreError, match="disk fails"):
+            with pytest.raises(StoreError, match="disk failed"):
                 live.write(lines(1))
             live.end_as(End.CLEAN)
             if kept:

@@ -155,8 +155,8 @@ def test_what_can_not_go_at_once_goes_one_by_one(bulk: tuple[int, str]) -> None:
     ("answer", "why"),
     [
         ((400, error("InvalidBucketName")), "refused what it was asked for (HTTP 400, InvalidBucketName)"),
-        ((401, ""), "refuses its credentials or its rights (HTTP 401)"),
-        ((403, error("AccessDenied")), "refuses its credentials or its rights (HTTP 403, AccessDenied)"),
+        ((401, ""), "refuses its credentials or its permissions (HTTP 401)"),
+        ((403, error("AccessDenied")), "refuses its credentials or its permissions (HTTP 403, AccessDenied)"),
         ((404, error("NoSuchBucket")), "has no such bucket"),
         ((405, error("MethodNotAllowed")), "does not support what it was asked for (HTTP 405, MethodNotAllowed)"),
         ((501, error("NotImplemented")), "does not support what it was asked for (HTTP 501, NotImplemented)"),

@@ -94,7 +94,8 @@ def test_credentials_and_buckets_that_are_none(server: s3.Server, prefix: str) -
         blobs = open_objects(server.url(prefix), server.options | {"secret_access_key": "wrong"})
         with pytest.raises(
             StoreError,
-            match=r"^the recorder's store refuses its credentials or its permissions \(HTTP 403, SignatureDoesNotMatch\)$",
+            match=r"^the recorder's store refuses its credentials or its permissions "
+            r"\(HTTP 403, SignatureDoesNotMatch\)$",
         ):
             await blobs.put("a", b"b")
         blobs = open_objects(f"s3://nowhere/{prefix}", server.options)

@@ -165,8 +165,8 @@ def test_an_answer_that_may_be_short_says_so(tmp_path: Path) -> None:
             stage.index.standing.unreadable = set()
             await stage.record(cast_header(), EVENTS, end=None)
             assert (await stage.get(f"{BASE}/sessions?q=needle")).json()["index"]["running"] == 1
-            assert "the last minutes are not searched yet" in (await stage.get("/sessions?q=needle")).text
-            assert "the last minutes" not in (await stage.get("/sessions")).text
+            assert "The last minutes of" in (await stage.get("/sessions?q=needle")).text
+            assert "The last minutes" not in (await stage.get("/sessions")).text
             await stage.writer.finish(End.CLEAN)
 
     asyncio.run(ask())

@@ -151,7 +151,7 @@ def test_a_live_view_goes_blank_when_its_grant_is_withdrawn(tmp_path: Path, monk
                 await page.goto(f"/sessions/{identifier}")
                 await shows(page, "before")
                 stage.peer = person("ana@example.com")
-                await page.get_by_text("does not show this session to you any more").wait_for()
+                await page.get_by_text("may no longer watch this session").wait_for()
                 await shows(page, "before", there=False)
             assert not seen.errors
             await stage.writer.finish(End.CLEAN)

@@ -151,9 +151,9 @@ def test_what_is_wrong_is_said(tmp_path: Path, tamper: str) -> None:
                 what = f"the hold {scene.shop_hold.id} was signed, and its file is missing"
             elif tamper == "act":
                 (scene.folder / act_file(5)).unlink()
-                what = "act 5 was there before, and is gone"
+                what = "act 5 existed before and is missing now"
             else:
-                scene.keeps.fault = what = f"{scene.shop} is not as it was sealed and is not removed"
+                scene.keeps.fault = what = f"{scene.shop} differs from what was sealed and is not removed"
             page = (await stage.get("/holds")).text
             assert f'role="alert"><bdi>{what}' in page
             found = (await stage.get(f"{BASE}/{'acts' if tamper == 'act' else 'holds'}")).json()
@@ -189,7 +189,7 @@ def test_a_session_says_whether_it_is_signed_to_whoever_may_view_it(tmp_path: Pa
             for status, detail, day in (
                 (Status.OK, "", "2026-01-02"),
                 (Status.LATE, "its end was signed at a start", "2026-01-02"),
-                (Status.UNKNOWN, "nobody has signed it", ""),
+                (Status.UNKNOWN, "it was not signed", ""),
             ):
                 scene.keeps.found = Finding(scene.shop, status, detail, day)
                 answer = (await stage.get(f"{BASE}/sessions/{scene.shop}")).json()

@@ -92,7 +92,7 @@ def test_nothing_kept_yet_is_a_page_with_a_sentence(tmp_path: Path) -> None:
         async with Stage(tmp_path) as stage:
             assert "There are no sessions that you may see yet" in (await stage.get("/")).text
             assert "There are no sessions" in (await stage.get("/sessions")).text
-            assert "No API events are kept" in (await stage.get("/events")).text
+            assert "There are no API events" in (await stage.get("/events")).text
             assert "Nobody has looked" in (await stage.get("/looks")).text
 
     asyncio.run(check())
