@@ -149,10 +149,10 @@ def test_of_a_recorder_that_does_not_let_us_in(tmp_path: Path) -> None:
             address = f"127.0.0.1:{running.port}"
             ((_, why),) = await refusal(made, address)
             assert why.startswith(
-                "HTTP 403 to POST /record: this recorder takes no recordings from proxy.tail1234.ts.net"
+                "HTTP 403 to POST /record: this recorder accepts no recordings from proxy.tail1234.ts.net"
             )
             with pytest.raises(
-                UploadError, match=r"HTTP 403 to HEAD /v2/event: this recorder takes no recordings from"
+                UploadError, match=r"HTTP 403 to HEAD /v2/event: this recorder accepts no recordings from"
             ):
                 await made.post_events(address, [b"{}"])
 

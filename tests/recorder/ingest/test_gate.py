@@ -284,8 +284,8 @@ def test_the_log_says_who_was_refused_and_what_would_admit_it(tmp_path: Path, mo
             for _ in range(3):  # a warning once: whoever is refused can try it for ever
                 status, fields, body = await exchange(running.port, b"POST /record HTTP/1.1\r\nHost: x\r\n\r\n")
             why = (
-                "this recorder takes no recordings from laptop.tail1234.ts.net (ana@example.com): it needs a grant "
-                '{"send": true} under example.com/cap/recorder, or to be in ingest.allow'
+                "this recorder accepts no recordings from laptop.tail1234.ts.net (ana@example.com): it needs a grant "
+                '{"send": true} under example.com/cap/recorder, or a place in ingest.allow'
             )
             assert (status, fields["recorder-error"]) == (403, why) and why.encode() in body.replace(b"\\", b"")
             (event, more) = said[0]

@@ -232,7 +232,7 @@ def test_all_manifests_dropped(sealed: tuple[Stage, list[str]], tmp_path: Path) 
     assert statuses(report) == dict.fromkeys(ids, "not sealed yet")
     stage.clock += DAY
     report = run(stage.verify(witnesses=()))
-    assert report.faults == ["no day was sealed at all: manifests are missing, or nobody seals"]
+    assert report.faults == ["no day was sealed at all: manifests are missing, or no recorder seals"]
 
 
 def test_a_removal_that_nobody_signed(sealed: tuple[Stage, list[str]], tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_manifest_cannot_stand_for_a_removal(sealed: tuple[Stage, list[str]], 
     place = stage.root / "proof/removals"
     place.mkdir()
     (place / f"{ids[0]}.json").write_bytes(stage.manifests()[0].read_bytes())
-    assert "is signed and is no recorder removal" in run(stage.verify()).faults[0]
+    assert "is signed, but it is not a recorder removal" in run(stage.verify()).faults[0]
 
 
 def test_removals_of_sessions_that_never_were_sealed_are_told(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_several_count_by_the_highest_and_must_not_disagree() -> None:
     first, second = MemoryWitness({"acts": ONE}), MemoryWitness({"acts": TWO})
     assert run(Witnesses([first, second]).recall()) == {"acts": TWO}
     second.heads["acts"] = Anchor(ONE.number, TWO.sha256)
-    with pytest.raises(KeyFault, match="disagree"):
+    with pytest.raises(KeyFault, match="differ in number"):
         run(Witnesses([first, second]).recall())
 
 
