@@ -84,7 +84,7 @@ class AdminSite(adminsite.AdminSite):
     def admit(self, request: web.Request, peer: Peer | None) -> None:
         """See adminsite.AdminSite."""
         if request.path.startswith("/sessions") and not _is_near(request, peer):
-            message = "sessions are not served to the network; ask on the same machine"
+            message = "the admin site serves sessions only to its own machine; run the command there"
             raise Refusal(403, "admin_from_network", message)
         request[_PEER] = _Asking(peer)
 

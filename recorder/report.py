@@ -55,16 +55,16 @@ def metrics(parts: Parts, reloads: Mapping[str, int]) -> Iterator[Metric]:
     yield build_info()
     yield counters("recorder_reloads", "Reloads, by result.", "result", reloads.items())
     yield parts.commits.family("recorder_commit_seconds", "Seconds that a commit of the journal took.")
-    yield parts.acks.family("recorder_ack_seconds", "Seconds from a byte of a session to its being safe.")
-    yield counter("recorder_log_lines_dropped", "Lines of the log that nobody took.", LOG.dropped)
+    yield parts.acks.family("recorder_ack_seconds", "Seconds from the arrival of a session's byte until it is safe.")
+    yield counter("recorder_log_lines_dropped", "Log lines lost.", LOG.dropped)
     store, site = parts.store, parts.site
     if store is not None:
-        yield gauge("recorder_store_healthy", "1 while the store can keep things.", store.healthy is None)
+        yield gauge("recorder_store_healthy", "1 while the store accepts writes.", store.healthy is None)
         removing = store.removal_fault is None
-        yield gauge("recorder_removal_healthy", "1 while what is not needed any more can be removed.", removing)
+        yield gauge("recorder_removal_healthy", "1 while the store can remove what is no longer needed.", removing)
         yield counters("recorder_store_errors", "Writes that failed, by part.", "part", store.errors.items())
         yield gauge("recorder_store_held_bytes", "Bytes in memory that are in no chunk yet.", store.held)
-        yield gauge("recorder_store_unfinished", "Recordings that are not wholly in the store.", len(store.lives))
+        yield gauge("recorder_store_unfinished", "Recordings that are not completely in the store.", len(store.lives))
         if store.free is not None:
             yield gauge("recorder_store_free_bytes", "Bytes left on the store's disk.", store.free)
         if (journal := store.journal) is not None:
@@ -75,10 +75,10 @@ def metrics(parts: Parts, reloads: Mapping[str, int]) -> Iterator[Metric]:
         yield from parts.keeping.metrics()
     if parts.finding is not None:
         index = parts.finding.index
-        yield gauge("recorder_index_healthy", "1 while the index takes what it is told.", parts.finding.fault is None)
+        yield gauge("recorder_index_healthy", "1 while the index accepts updates.", parts.finding.fault is None)
         yield counter("recorder_index_errors", "Attempts of the index that failed.", parts.finding.errors)
         yield gauge("recorder_index_waiting", "Rows and texts that wait for the index.", index.waiting)
-        yield counter("recorder_index_dropped", "Rows and texts that the index did not take.", index.dropped)
+        yield counter("recorder_index_dropped", "Rows and texts that the index gave up.", index.dropped)
     if site is not None:
         counts = site.counts
         yield counter("recorder_ingest_bytes", "Bytes of cast text that have come in.", counts.bytes)
@@ -102,8 +102,8 @@ def _shares(parts: Parts, site: IngestSite) -> Iterator[Metric]:
         shares["web_connections"] = parts.web.listener.inside.shares
     rows = [(name, one.taken, one.largest, one.limit.each) for name, one in shares.items()]
     for column, name, text in (
-        (1, "taken", "What all senders together have taken, by limit."),
-        (2, "largest", "What the sender (or user) with the most has."),
-        (3, "limit", "What one sender (or user) may have."),
+        (1, "taken", "What all senders together use, by limit."),
+        (2, "largest", "What the sender (or user) that uses most has in use, by limit."),
+        (3, "limit", "What one sender (or user) may use, by limit."),
     ):
         yield gauges(f"recorder_share_{name}", text, "limit", [(str(row[0]), float(row[column])) for row in rows])

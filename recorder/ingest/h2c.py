@@ -182,7 +182,7 @@ class H2Protocol(asyncio.Protocol):
             return
         self._flush()
         if self._paused and self._transport.get_write_buffer_size() > MAX_UNREAD:
-            self._refuse("answers that it does not read")
+            self._refuse("too many answers that the sender does not read")
             self.abort()
 
     def _refuse(self, why: str) -> None:

@@ -60,8 +60,8 @@ class Anchoring:
         if self.witnesses.all and self.witnesses.empty and not empty:
             self.witnesses.compared = False
             return (
-                "the anchor is empty, and the store has signed chains: put the anchor back to where it was, or take "
-                "what is in the store for the truth with `recorder anchor accept`"
+                "the anchor is empty, but the store has signed chains: restore the anchor, or accept "
+                "the store as it is with `recorder anchor accept`"
             )
         return None
 

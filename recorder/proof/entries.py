@@ -77,7 +77,7 @@ class Entries:
         history, _, _ = await read_handovers(self._raw, self._keys)
         in_force = history.may_sign(self.signer.id, register_chain(self.name), number)
         if not in_force or is_from(data, self.signer.id, self._keys):
-            raise KeyFault(f"the key {self.signer.id} has handed over: restart with the key in force")
+            raise KeyFault(f"the key {self.signer.id} has handed over: restart with the current key")
 
     async def _evade(self) -> None:
         """A number was taken by somebody else. Raises StoreError where that is a recorder with this key. What anybody

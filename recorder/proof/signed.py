@@ -55,7 +55,7 @@ def open_seal(line: bytes, seal: bytes, keys: PublicKeys) -> str:
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error):
         raise ForgedError("it has no signature") from None
     if name not in keys:
-        raise UnknownKeyError(f"it is signed with the key {name[:16]!a}, which is none of those given")
+        raise UnknownKeyError(f"it is signed with the key {name[:16]!a}, which is not one of those given")
     if not keys.good(name, signature, line):
         raise ForgedError("its signature is wrong")
     return name
@@ -77,9 +77,9 @@ def open_document(data: bytes, keys: PublicKeys, kind: str) -> Mapping[str, Any]
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        raise ForgedError("it is signed and makes no sense") from None
+        raise ForgedError("it is signed, but it cannot be understood") from None
     if not isinstance(value, dict) or value.get("type") != kind or value.get("version") != 1:
-        raise ForgedError(f"it is signed and is no {kind} of version 1")
+        raise ForgedError(f"it is signed, but it is not a {kind} of version 1")
     return value
 
 

@@ -37,4 +37,4 @@ class Mismatches:
             return None
         subject, what = next(iter(self.all.items()))
         more = f", and {len(self.all) - 1} more" if len(self.all) > 1 else ""
-        return f"{subject} is not as it was sealed and is not removed: {what}{more}"
+        return f"{subject} differs from what was sealed and is not removed: {what}{more}"

@@ -221,7 +221,7 @@ class Pruner:
             if self._despite and all(hold.match is None for hold in await self.holds.now()):
                 return Subject(doomed.subject, doomed.why, fault=str(error))
             # Whose it was can't be told any more, and it may be just what a hold is of.
-            more = "; and it may be what a hold is of" if self._despite else ""
+            more = "; and a hold may be for it" if self._despite else ""
             self._found.add(doomed.subject, f"{error}{more}")
             return None
         return Subject(doomed.subject, doomed.why, content)
@@ -238,7 +238,7 @@ class Pruner:
             hold = await self._events.holder(doomed.subject.removeprefix("events "), holds, evidence)
         except MismatchError as error:
             self._found.add(doomed.subject, str(error))
-            return f"not as it was sealed: {error}"
+            return f"differs from what was sealed: {error}"
         except NotSealedYetError:
             return "not sealed yet"
         return "" if hold is None else held_by(hold)

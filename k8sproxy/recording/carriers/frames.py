@@ -28,7 +28,9 @@ class Frames:
             if data[3] != _SETTINGS or data[5:9] != b"\0\0\0\0":
                 line = data.split(b"\r\n", 1)[0][:60]
                 raise Malformed(
-                    f"it answered {line.decode('latin-1')!r}" if data.startswith(b"HTTP/1.") else "it speaks no HTTP/2"
+                    f"it answered {line.decode('latin-1')!r}"
+                    if data.startswith(b"HTTP/1.")
+                    else "it does not speak HTTP/2"
                 )
             self.heard = True
         return data

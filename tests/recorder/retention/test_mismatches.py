@@ -11,7 +11,7 @@ def test_what_a_whole_pass_does_not_find_any_more_is_forgotten() -> None:
     found.begin()
     found.add("a", "x is missing")
     found.end()
-    assert found.told == "a is not as it was sealed and is not removed: x is missing"
+    assert found.told == "a differs from what was sealed and is not removed: x is missing"
     found.begin()
     found.add("b", "y is missing")
     # Until the pass is over, what the one before has found counts.

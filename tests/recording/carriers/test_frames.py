@@ -24,8 +24,8 @@ def test_an_http2_server_begins_with_its_settings() -> None:
     ("data", "words"),
     [
         (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "it answered 'HTTP/1.1 400 Bad Request'"),
-        (b"\0\0\0\6\0\0\0\0\0", "it speaks no HTTP/2"),
-        (b"\0\0\0\4\0\0\0\0\1", "it speaks no HTTP/2"),
+        (b"\0\0\0\6\0\0\0\0\0", "it does not speak HTTP/2"),
+        (b"\0\0\0\4\0\0\0\0\1", "it does not speak HTTP/2"),
     ],
 )
 def test_what_is_none(data: bytes, words: str) -> None:
