@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from k8sproxy.cli.common import EXISTING_FILE, Misconfigured, json_option, print_json
+from k8sproxy.common.cli import EXISTING_FILE, Misconfigured, json_option, print_json
 
 
 @click.command("check", short_help="Check a configuration and print every fault.")

@@ -1,25 +1,23 @@
-"""What several commands share: how they fail, how they ask tailscaled, how they print."""
+"""What several commands share: how they find the configuration, how they ask tailscaled, how they show a peer."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from k8sproxy.common import cli
+from k8sproxy.common.cli import EXISTING_FILE, Failed
 
 if TYPE_CHECKING:
     from k8sproxy.access.grants import GrantSettings
     from k8sproxy.common.tailnet.peer import Peer
     from k8sproxy.config import Config
 
-EXISTING_FILE = click.Path(path_type=Path)
-
-config_option = click.option(
-    "--config", "config_path", type=EXISTING_FILE, envvar="K8SPROXY_CONFIG", metavar="FILE",
-    help="The configuration file (or K8SPROXY_CONFIG).",
-)  # fmt: skip
+config_option = cli.config_option("K8SPROXY_CONFIG")
 socket_option = click.option(
     "--socket",
     type=EXISTING_FILE,
@@ -29,35 +27,13 @@ socket_option = click.option(
 service_option = click.option(
     "--service", metavar="svc:NAME", help="Read the peer's grants on this Tailscale Service (default: on this node)."
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-
-
-class Failed(click.ClickException):
-    """Something that can go wrong did; one line on stderr, exit code 1."""
-
-    def show(self, file: object = None) -> None:
-        """Print it."""
-        click.echo(f"k8sproxy: {self.message}", err=True)
-
-
-class Misconfigured(Failed):
-    """The configuration is refused; a line for each fault, exit code 2."""
-
-    exit_code = 2
-
-    def show(self, file: object = None) -> None:
-        """Print it: each line begins with the file, so that editors find the place."""
-        click.echo(self.message, err=True)
 
 
 def read_config(path: Path, *, files: bool = True) -> Config:
     """The configuration in `path`. Raises Misconfigured."""
-    from k8sproxy.config import ConfigError, load
+    from k8sproxy.config import load
 
-    try:
-        return load(path, files=files)
-    except ConfigError as error:
-        raise Misconfigured(str(error)) from None
+    return cli.read_config(partial(load, files=files), path)
 
 
 def choose_socket(config: Config | None, socket: Path | None) -> Path:
@@ -135,11 +111,6 @@ def grant_notes(peer: Peer, settings: GrantSettings) -> list[str]:
 def printable(text: str) -> str:
     """Text from elsewhere, for a terminal: no control characters."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def print_json(value: object) -> None:
-    """One JSON value, indented. Text from elsewhere is escaped where it isn't ASCII."""
-    click.echo(json.dumps(value, indent=2))
 
 
 def parse_address(text: str) -> str:

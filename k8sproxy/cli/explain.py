@@ -18,16 +18,15 @@ from k8sproxy.cli.common import (
     config_option,
     grant_notes,
     grant_settings,
-    json_option,
     parse_address,
     peer_lines,
     peer_values,
-    print_json,
     printable,
     read_config,
     service_option,
     socket_option,
 )
+from k8sproxy.common.cli import json_option, print_json
 
 if TYPE_CHECKING:
     from k8sproxy.access.grants import GrantSettings

@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import click
 
-from k8sproxy.cli.common import Failed
+from k8sproxy.common.cli import Failed
 
 PATH = "/.well-known/k8sproxy/ca.pem"
 # Seconds for each step, as kubectl's own handshake has; bytes of one certificate, which has about 600.

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import click
 
-from k8sproxy.cli.common import Failed
+from k8sproxy.common.cli import Failed
 
 PLACEHOLDER = "none"
 _NOTE = "# No secret: the connection is the identity. Without the placeholder token kubectl asks for a user name.\n"

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import click
 
-from k8sproxy.cli.common import EXISTING_FILE, read_config
+from k8sproxy.cli.common import read_config
+from k8sproxy.common.cli import config_option
 
 
 @click.command("serve", short_help="Run the proxy.")
-@click.option(
-    "--config", "path", type=EXISTING_FILE, required=True, envvar="K8SPROXY_CONFIG", metavar="FILE",
-    help="The configuration file (or K8SPROXY_CONFIG).",
-)  # fmt: skip
+@config_option("K8SPROXY_CONFIG", to="path", required=True)
 def command(path: Path) -> None:
     """Run the proxy until SIGTERM, which drains it; SIGHUP or a change of FILE loads FILE anew."""
     config = read_config(path)

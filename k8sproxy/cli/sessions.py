@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 import click
 
-from k8sproxy.cli.common import Failed, config_option, json_option, print_json, printable, read_config
+from k8sproxy.cli.common import config_option, printable, read_config
+from k8sproxy.common.cli import Failed, json_option, print_json
 
 # Seconds for the admin site's answer: it is near, and answers out of memory.
 _TIMEOUT = 10.0

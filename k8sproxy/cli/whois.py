@@ -13,16 +13,15 @@ from k8sproxy.cli.common import (
     config_option,
     grant_notes,
     grant_settings,
-    json_option,
     parse_address,
     peer_lines,
     peer_values,
-    print_json,
     printable,
     read_config,
     service_option,
     socket_option,
 )
+from k8sproxy.common.cli import json_option, print_json
 
 
 @click.command("whois", short_help="Print who is at an address of the tailnet.")

@@ -8,16 +8,8 @@ from pathlib import Path
 
 import click
 
-from recorder.cli.common import (
-    Failed,
-    config_option,
-    execute,
-    json_option,
-    print_json,
-    print_table,
-    printable,
-    read_config,
-)
+from k8sproxy.common.cli import Failed, json_option, print_json
+from recorder.cli.common import config_option, execute, print_table, printable, read_config
 
 
 @click.group("anchor", short_help="Show the anchor outside of the store, or accept the store as it is.")

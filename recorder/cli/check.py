@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from recorder.cli.common import Failed, config_option, read_config
+from k8sproxy.common.cli import Failed
+from recorder.cli.common import config_option, read_config
 
 
 @click.command("check", short_help="Check a configuration file.")

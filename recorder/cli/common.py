@@ -1,4 +1,4 @@
-"""What several commands share: how they fail, where they look, how they print, how they show that they go on.
+"""What several commands share: where they look, how they print, how they show that they go on.
 
 Everything that comes out of a recording or from elsewhere is somebody's input: it goes to a terminal through
 `printable`, and as JSON in ASCII.
@@ -7,7 +7,6 @@ Everything that comes out of a recording or from elsewhere is somebody's input: 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, MutableMapping, Sequence
@@ -18,19 +17,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from k8sproxy.common import cli
+from k8sproxy.common.cli import EXISTING_FILE, Failed
+
 if TYPE_CHECKING:
     from recorder.config import Config
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-EXISTING_FILE = click.Path(path_type=Path)
-
-config_option = click.option(
-    "--config", "path", type=EXISTING_FILE, required=True, envvar="RECORDER_CONFIG", metavar="FILE",
-    help="The configuration file (or RECORDER_CONFIG).",
-)  # fmt: skip
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+config_option = cli.config_option("RECORDER_CONFIG", to="path", required=True)
 
 # Seconds between two drawings of a progress bar; fewer would flicker, more would look stuck.
 _REDRAW = 0.1
@@ -38,32 +34,11 @@ _REDRAW = 0.1
 _CELL = 60
 
 
-class Failed(click.ClickException):
-    """Something that can go wrong did; one line on stderr, exit code 1."""
-
-    def show(self, file: object = None) -> None:
-        """Print it."""
-        click.echo(f"recorder: {self.message}", err=True)
-
-
-class Misconfigured(Failed):
-    """The configuration is refused; a line for each fault, exit code 2."""
-
-    exit_code = 2
-
-    def show(self, file: object = None) -> None:
-        """Print it: each line begins with the file, so that editors find the place."""
-        click.echo(self.message, err=True)
-
-
 def read_config(path: Path) -> Config:
     """The configuration in `path`. Raises Misconfigured."""
-    from recorder.config import ConfigError, load
+    from recorder.config import load
 
-    try:
-        return load(path)
-    except ConfigError as error:
-        raise Misconfigured(str(error)) from None
+    return cli.read_config(load, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +84,7 @@ def place_options(*, running: bool = True) -> Callable[[F], F]:
                 help="The URL of a running recorder's site (or RECORDER_URL).",
             )(wrapped)
         for option in (
-            click.option(
-                "--config", "config_path", type=EXISTING_FILE, envvar="RECORDER_CONFIG", metavar="FILE",
-                help="The store of this configuration (or RECORDER_CONFIG).",
-            ),
+            cli.config_option("RECORDER_CONFIG", about="The store of this configuration"),
             click.option(
                 "--encryption-key", "key_files", multiple=True, type=EXISTING_FILE, metavar="FILE",
                 help="With --store: a file with an encryption key; may be repeated.",
@@ -236,11 +208,6 @@ def printable(text: str, most: int = 4000) -> str:
     from recorder.web.words import visible
 
     return visible(text, most)
-
-
-def print_json(value: object) -> None:
-    """One JSON value, indented and in ASCII."""
-    click.echo(json.dumps(value, indent=2))
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -11,7 +11,8 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from recorder.cli.common import Failed, Where, execute, place_options, progress_bar
+from k8sproxy.common.cli import Failed
+from recorder.cli.common import Where, execute, place_options, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recorder.cli.common import Failed, Where, print_json, print_table, printable
+from k8sproxy.common.cli import Failed, print_json
+from recorder.cli.common import Where, print_table, printable
 
 if TYPE_CHECKING:
     from recorder.proof.actlog import ActLog

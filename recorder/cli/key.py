@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from recorder.cli.common import Failed
+from k8sproxy.common.cli import Failed
 
 
 @click.command("key", short_help="Make a key that signs recordings and days.")

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from k8sproxy.common.cli import Failed
 from recorder.access import matches
-from recorder.cli.common import Failed, Where, printable
+from recorder.cli.common import Where, printable
 from recorder.config import Config
 from recorder.crypt import EncryptedBlobs, is_encrypted, stored
 from recorder.index import Index, IndexFailure

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recorder.cli.common import Where, execute, json_option, place_options, print_json, progress_bar, tell_short
+from k8sproxy.common.cli import json_option, print_json
+from recorder.cli.common import Where, execute, place_options, progress_bar, tell_short
 from recorder.cli.filters import filter_options, print_sessions
 
 if TYPE_CHECKING:

@@ -13,19 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from k8sproxy.common.cli import EXISTING_FILE, Failed, json_option, print_json
 from recorder.cli import holding
-from recorder.cli.common import (
-    EXISTING_FILE,
-    Failed,
-    Where,
-    execute,
-    json_option,
-    place_options,
-    print_json,
-    print_table,
-    printable,
-    progress_bar,
-)
+from recorder.cli.common import Where, execute, place_options, print_table, printable, progress_bar
 
 if TYPE_CHECKING:
     from recorder.config import Config

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from recorder.cli.common import Where, execute, json_option, place_options, print_json, progress_bar
+from k8sproxy.common.cli import json_option, print_json
+from recorder.cli.common import Where, execute, place_options, progress_bar
 
 
 @click.command("rebuild", short_help="Rebuild the index from the store.")

@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recorder.cli.common import (
-    Where,
-    execute,
-    json_option,
-    place_options,
-    print_json,
-    printable,
-    progress_bar,
-    tell_short,
-)
+from k8sproxy.common.cli import json_option, print_json
+from recorder.cli.common import Where, execute, place_options, printable, progress_bar, tell_short
 from recorder.cli.filters import filter_options, place
 
 if TYPE_CHECKING:

@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recorder.cli.common import (
-    EXISTING_FILE,
-    Failed,
-    Where,
-    execute,
-    json_option,
-    place_options,
-    print_json,
-    print_table,
-    printable,
-    progress_bar,
-)
+from k8sproxy.common.cli import EXISTING_FILE, Failed, json_option, print_json
+from recorder.cli.common import Where, execute, place_options, print_table, printable, progress_bar
 
 if TYPE_CHECKING:
     from recorder.proof.keys import PublicKeys

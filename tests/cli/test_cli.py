@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,31 +107,12 @@ def test_the_example_is_the_file() -> None:
     assert run("example").stdout == (Path(k8sproxy.__file__).parent / "example.yaml").read_text()
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell: str) -> None:
-    result = run("completion", shell)
-    assert result.exit_code == 0
-    assert f"_K8SPROXY_COMPLETE={shell}_complete" in result.stdout
-    if shutil.which(shell):
-        subprocess.run([shell, "-n"], input=result.stdout, text=True, check=True)
-
-
 def test_version() -> None:
     result = run("version", "--json")
     assert json.loads(result.stdout)["version"] == k8sproxy.__version__
     assert json.loads(result.stdout)["compiled"] is is_compiled()
     assert run("version").stdout.startswith(f"k8sproxy {k8sproxy.__version__} (python 3.")
     assert run("--version").stdout == f"k8sproxy {k8sproxy.__version__}\n"
-
-
-def test_help_and_usage() -> None:
-    result = run("--help")
-    assert result.exit_code == 0
-    for name in ("serve", "check", "whois", "explain", "kubeconfig", "example", "completion", "version"):
-        assert f"\n  {name} " in result.stdout
-        assert run(name, "--help").exit_code == 0
-    assert run("nix").exit_code == 2
-    assert run("check").exit_code == 2
 
 
 def test_check_does_not_wait_for_what_it_does_not_need(good: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from k8sproxy.common.cli import Failed
 from k8sproxy.common.errors import Refusal
-from recorder.cli.common import Failed, Where
+from recorder.cli.common import Where
 from recorder.cli.library import open_library
 from recorder.index.filters import Filter
 from recorder.model import End

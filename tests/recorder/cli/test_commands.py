@@ -449,19 +449,6 @@ def test_what_cannot_be_read_is_told(own: Folder) -> None:
     assert own.ids[0] not in result.stdout and "recording unreadable" in result.stderr and harmless(result.stderr)
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell: str) -> None:
-    result = invoke("completion", shell)
-    assert result.exit_code == 0 and "_RECORDER_COMPLETE" in result.stdout
-
-
-def test_help_names_all_commands() -> None:
-    text = invoke("--help").stdout
-    for name in ("ls", "search", "show", "play", "export", "verify", "rebuild", "prune", "completion"):
-        assert f"\n  {name} " in text
-        assert invoke(name, "--help").exit_code == 0
-
-
 async def _hide(stage: Stage) -> str:
     async with stage.store() as store:
         body = b'[1.0,"o","well\\u001b_stolen s\xc3\xa9cret\\u001b\\\\\\r\\n"]\n'
