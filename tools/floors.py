@@ -2,12 +2,13 @@
 
     python -m tools.floors            every room
     python -m tools.floors access     those that are named
+    python -m tools.floors --ignored  runs nothing; prints what tells pytest to leave these tests out
 
 A room's own tests are those at its mirrored path (tests/access for k8sproxy/access): what only the data plane's tests
 reach is tested by nobody who changes the room. Hypothesis runs from a fixed seed here, so that a branch is reached
 always or never; elsewhere it searches at random.
 
-Rooms run side by side, one for each core. .ci/run leaves these tests out of `make test`, because they have run here.
+Rooms run side by side, one for each core. .ci/run leaves their tests out of `make test`, because they have run here.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ def measure(room: str, data: Path) -> tuple[bool, str]:
 
 def main() -> None:
     """Entry point."""
+    if sys.argv[1:] == ["--ignored"]:
+        print(*(f"--ignore=tests/{room}" for room in ROOMS))
+        return
     rooms = [room for room in ROOMS if not sys.argv[1:] or room in sys.argv[1:]]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         results = []

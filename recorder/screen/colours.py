@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 Rgb = tuple[int, int, int]
 # Of each part of a colour: how far apart two may be for an eye not to tell them apart.
@@ -63,7 +64,8 @@ class Colours:
     """The colours that a terminal has for its palette and for what is drawn without a colour, as far as they are known:
     output may set them (OSC 4, 10, 11), and of the palette black and white are the same everywhere."""
 
-    FORE, BACK = -1, -2
+    FORE: Final = -1
+    BACK: Final = -2
     __slots__ = ("_set",)
 
     def __init__(self) -> None:
