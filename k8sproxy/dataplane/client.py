@@ -93,7 +93,13 @@ class Client:
         self._block = b""
         self._fields: Fields | None = None
         self.hold()
+        wire.payer = self
         wire.resume()
+
+    @property
+    def budget(self) -> Turns:
+        """What pays for its bulk (wire.Payer)."""
+        return self.turns
 
     # -- requests
 

@@ -257,7 +257,7 @@ class Exchange:
         """Let go of both wires. What the client sends next is kept for the next request."""
         self._client.hold()
         wire = self._connection.wire
-        wire.receiver = wire.end = None
+        wire.receiver = wire.end = wire.payer = None
         wire.drained = _nothing
         if self.state is not FINISHED:
             # Left in the middle (cancelled, for one): what upstream sends next still belongs to this exchange.
@@ -451,6 +451,7 @@ class Exchange:
             self._complete(extra=size < len(rest))
             return
         upstream.receiver = self._body_from_upstream
+        upstream.payer = self._client
         if head.chunked:
             self._down = self._pace(upstream, self._read_down, self._client_has_room)
             upstream.receiver, client.drained = self._down.receive, self._down.resume
@@ -556,6 +557,7 @@ class Exchange:
         client.wire.write(
             b"".join((head.status_line, fields, b"Connection: Upgrade\r\nUpgrade: ", head.upgrade, b"\r\n\r\n"))
         )
+        self._connection.wire.payer = client
         self._switched = switched = Switched(
             client.loop,
             client.wire,

@@ -12,9 +12,10 @@ count their work (a unit is about a microsecond), and whoever feeds them does it
             one turn of its wire brings; that is SMALL bytes from then on, and twice as much whenever it was read.
 
 So what is dear takes a bounded part of a turn of the loop however many connections there are, and a peer that sends it
-waits in its own row. What is cheap has no price: where some hundred connections send bulk data in the same turn, the
-turn takes as long as reading up to 64 KiB of each does. Nothing is refused and nothing is measured: a slow machine
-takes longer for a unit of everybody's.
+waits in its own row. What is cheap has a price only in full flow: a wire that brought FLOW bytes in its last turn pays
+wire.BULK units for the next one, and waits in its owner's row where there are none. So a turn reads some twenty such
+wires, and as many that were not in full flow before as there are. Nothing is refused and nothing is measured: a slow
+machine takes longer for a unit of everybody's.
 """
 
 from __future__ import annotations

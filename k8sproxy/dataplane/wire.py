@@ -12,6 +12,9 @@ asked for by hand; the same on resume. A short record ends a turn, since what co
 and to find that out costs a system call. In full flow (FLOW bytes in the turn before) it does not: servers write a
 frame in a short record and a long one, and read one by one they cost two rounds of everything that follows.
 
+Bulk has a price, too. A wire in full flow whose turn of the loop has no units left (turns) is not read, and waits in
+the row of its payer's owner; where hundreds of connections send as fast as they can, a turn reads some twenty of them.
+
 Writing: what is written goes to the socket at once; what the socket does not take is kept, `blocked` is True until
 it is gone, and then `drained` is called. Whoever feeds the wire pauses its source meanwhile: that is the whole of
 backpressure. OpenSSL wants a write that was cut short repeated with the same bytes, so a kept piece stays one piece.
@@ -34,11 +37,15 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 # Bytes read in a turn: four TLS records. More makes bulk hardly cheaper and others wait longer.
 TURN = 64 * 1024
 # Bytes in a turn from which on a wire is taken to be in full flow: more than an ordinary answer.
 FLOW = 24 * 1024
+# Units (turns) that a turn of a wire in full flow costs: TURN bytes are decrypted, passed on and encrypted in about so
+# many microseconds.
+BULK = 64
 _RECORD = 16 * 1024  # the largest TLS record's plaintext (RFC 8446, 5.1)
 # Seconds without an acknowledgement after which what was sent is taken to be lost for good: as long as keep-alive takes
 # (handshake), which does not look while bytes are in flight. The kernel alone would try for a quarter of an hour.
@@ -53,6 +60,23 @@ _NO_BYTES = b"\0\0\0\0"  # FIONREAD's int: zero
 
 Receiver = Callable[[memoryview], None]
 Ender = Callable[[Exception | None], None]
+
+
+class Budget(Protocol):
+    """What a Wire needs of the turns' budget (turns.Turns)."""
+
+    def begin(self, units: int) -> bool: ...
+
+    def wait(self, owner: str, resume: Callable[[int], int]) -> None: ...
+
+
+class Payer(Protocol):
+    """Who pays for what a wire reads in full flow."""
+
+    owner: str
+
+    @property
+    def budget(self) -> Budget: ...
 
 
 class ReadBuffer:
@@ -90,6 +114,7 @@ class Wire:
         "_alert",
         "_broken",
         "_buffer",
+        "_deferred",
         "_end_told",
         "_flowing",
         "_heard",
@@ -111,6 +136,7 @@ class Wire:
         "ended",
         "most",
         "paused",
+        "payer",
         "receiver",
         "sent_end",
     )
@@ -131,6 +157,8 @@ class Wire:
         self._broken = False
         self._end_told = False  # `end` has been called
         self._flowing = False  # the last turn brought FLOW bytes
+        self._deferred = False  # waits in a row for its turn
+        self.payer: Payer | None = None
         self._heard = False  # bytes have come since the last look
         self._told = False  # has been read since a look was asked for
         self.blocked = False
@@ -148,7 +176,8 @@ class Wire:
         if not self.paused or self.closed or self.ended:
             return
         self.paused = False
-        self._loop.add_reader(self._sock.fileno(), self._readable)
+        if not self._deferred:
+            self._loop.add_reader(self._sock.fileno(), self._readable)
         if self._pending() and self._resuming is None:
             self._resuming = self._loop.call_soon(self._resume_turn)
 
@@ -168,8 +197,25 @@ class Wire:
         if self._write_wants_read:
             self._write_wants_read = False
             self._flush()
-        if self.paused or self.closed or self.ended:
+        if self.paused or self.closed or self.ended or self._deferred:
             return
+        if self._flowing and self.payer is not None and not self.payer.budget.begin(BULK):
+            self._deferred = True
+            self._loop.remove_reader(self._sock.fileno())
+            self.payer.budget.wait(self.payer.owner, self._in_turn)
+            return
+        self._read_turn()
+
+    def _in_turn(self, units: int) -> int:
+        """Read on, in the owner's turn; what that costs."""
+        self._deferred = False
+        if self.paused or self.closed or self.ended:
+            return 0
+        self._loop.add_reader(self._sock.fileno(), self._readable)
+        self._read_turn()
+        return BULK
+
+    def _read_turn(self) -> None:
         self._told = True
         view = self._buffer
         got = 0
@@ -402,6 +448,7 @@ class Wire:
         self.blocked = False
         self.receiver = None
         self.end = None
+        self.payer = None
         self.drained = _ignore
         self._sock.close()
 

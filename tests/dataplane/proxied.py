@@ -88,7 +88,8 @@ class Raw:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         # What is sent is there at once, and not when the other side has acknowledged what came before.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.received = b""
         self._loop = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import struct
 from collections.abc import Callable
 from typing import cast
@@ -31,7 +32,7 @@ from k8sproxy.dataplane.turns import (
     Pace,
     Turns,
 )
-from k8sproxy.dataplane.wire import Wire
+from k8sproxy.dataplane.wire import BULK, ReadBuffer, Wire
 from k8sproxy.protocol.http1 import Fields, parse_fields
 from k8sproxy.protocol.spdy import DICTIONARY
 from tests.dataplane.proxied import CHUNKED, Stage, get, request
@@ -174,6 +175,80 @@ async def test_all_connections_together_have_one_turn() -> None:
         await asyncio.sleep(0)
         assert sum(units for _, units in read) <= ROW
     assert not any(pace.waiting for pace in paces)
+
+
+class Bulk:
+    """Wires in full flow, which one owner pays for."""
+
+    def __init__(self, turns: Turns, buffer: ReadBuffer, owner: str, count: int, size: int) -> None:
+        self.owner = owner
+        self.budget = turns
+        self.reads = 0
+        self.got = 0
+        self.ours: list[socket.socket] = []
+        self.wires: list[Wire] = []
+        for _ in range(count):
+            ours, theirs = socket.socketpair()
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * size)
+            theirs.setblocking(False)
+            ours.sendall(b"x" * size)
+            wire = Wire(asyncio.get_running_loop(), theirs, buffer)
+            wire.payer = self
+            wire.receiver = self.receive
+            self.ours.append(ours)
+            self.wires.append(wire)
+
+    def receive(self, view: memoryview) -> None:
+        self.reads += 1
+        self.got += len(view)
+
+    def close(self) -> None:
+        for wire in self.wires:
+            wire.close()
+        for sock in self.ours:
+            sock.close()
+
+
+async def test_bulk_of_many_connections_is_read_within_the_turns() -> None:
+    """Many connections in full flow; one of somebody else's is read meanwhile as if it were alone."""
+    turns, buffer = Turns(asyncio.get_running_loop()), ReadBuffer()
+    size, some = 256 * 1024, TURN // BULK + ROW // BULK + 4
+    flood = Bulk(turns, buffer, "flooding", 120, size)
+    other = Bulk(turns, buffer, "other", 1, size)
+    for wire in (*flood.wires, *other.wires):
+        wire.resume()
+    await until(lambda: flood.reads >= 120)  # the first turn of each, before it is in full flow
+    turn = 0
+    while flood.got < 120 * size:
+        before = flood.reads
+        await asyncio.sleep(0)
+        turn += 1
+        assert flood.reads - before <= some
+        if turn == 12:
+            assert other.got == size
+    assert turn > 12 and other.got == size
+    flood.close()
+    other.close()
+
+
+async def test_a_wire_that_waits_for_its_turn_may_be_paused_and_closed() -> None:
+    turns, buffer = Turns(asyncio.get_running_loop()), ReadBuffer()
+    bulk = Bulk(turns, buffer, "flooding", 60, 256 * 1024)
+    for wire in bulk.wires:
+        wire.resume()
+    await until(lambda: turns.waiting > 0)
+    for number, wire in enumerate(bulk.wires):
+        wire.pause()
+        if number % 3 == 0:
+            wire.close()
+    await until(lambda: not turns.waiting)
+    reads = bulk.reads
+    await asyncio.sleep(0)
+    assert bulk.reads == reads
+    for wire in bulk.wires:
+        wire.resume()
+    await until(lambda: bulk.got >= 40 * 256 * 1024)
+    bulk.close()
 
 
 async def test_each_peer_has_its_own_row() -> None:
