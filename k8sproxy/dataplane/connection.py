@@ -12,7 +12,8 @@ woken. Bytes move in callbacks (relay).
 Whatever is not a Refusal or an orderly end is a fault of ours: it is logged with its traceback, answered with 500 if
 nothing has been answered, and ends the connection.
 
-What runs is looked at again where something has changed that it depends on (standing), and ended here, in one place.
+What runs is looked at again where something has changed that it depends on (standing), and ended in one place
+(running).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from k8sproxy.dataplane.local import LOCAL_PREFIX, local_document
 from k8sproxy.dataplane.places import Place
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.routes import OPEN, Permit, Route, listener_changed
+from k8sproxy.dataplane.running import Running, end
 from k8sproxy.dataplane.shared import Shared
 from k8sproxy.dataplane.standing import Standing
 from k8sproxy.dataplane.turns import REQUEST, TARGET_CHARACTERS
@@ -88,14 +90,10 @@ class Connection:
     """One client connection. entry: the account of its requests."""
 
     __slots__ = (
-        "_decision",
-        "_exchange",
-        "_seen",
-        "_session",
         "_shared",
-        "_stalled_since",
         "client",
         "entry",
+        "running",
         "standing",
         "state",
     )
@@ -106,13 +104,7 @@ class Connection:
         self.standing = Standing(shared, evidence, permit, place, client, self.entry)
         self._shared = shared
         self.state = WAITING
-        # What runs:
-        self._decision: Decision | None = None
-        self._exchange: Exchange | None = None
-        self._session: Session | None = None
-        # The upload that runs: bytes received when it was last seen to move, and when that was.
-        self._seen = 0
-        self._stalled_since = 0.0
+        self.running = Running()
 
     @property
     def id(self) -> str:
@@ -229,20 +221,20 @@ class Connection:
                 await wait
             exchange.body_seen = entry.watch(decision, partial(_end_untold, exchange, session))
         standing.allow(started)
-        self._decision, self._session = decision, session
+        self.running.begin(info, decision, session)
         try:
             if session is not None:
                 await pass_gates(self._shared.gates, session)
             await self._run(exchange, upstream_head, route, info, authorization, started)
-        except (Cut, ClientGone) as end:
-            if isinstance(end, Cut) and end.reset:
+        except (Cut, ClientGone) as gone:
+            if isinstance(gone, Cut) and gone.reset:
                 self.client.wire.abort()  # before the end of a recording is waited for
-            entry.end(exchange, perf_counter() - started, end.cause if isinstance(end, Cut) else "")
+            entry.end(exchange, perf_counter() - started, gone.cause if isinstance(gone, Cut) else "")
             raise
         finally:
             if exchange.status:
                 self.state = self.state.to(ANSWERED)
-            self._exchange = self._decision = self._session = None
+            self.running.over()
             if decision.events:
                 entry.over(decision, whole=exchange.body_came)
             if session is not None:
@@ -328,9 +320,9 @@ class Connection:
                 upstream.release(connection, reusable=True)
                 connection = None
                 raise
-            self._exchange = exchange
+            self.running.exchange = exchange
             if self._shared.draining:
-                self.drain()  # it may have begun since the head came
+                self.running.drain()  # it may have begun since the head came
             elif permit.state is not OPEN:
                 exchange.closing = True
             exchange.doubts = is_doubtful(upstream.endpoint, info)
@@ -395,76 +387,48 @@ class Connection:
     # -- from outside: the clock, a reload, a drain
 
     def tick(self, now: float) -> bool:
-        """Look at the limits, once a second; whether what runs needs a recheck."""
-        exchange = self._exchange
+        """Look at the limits, once a second; whether what runs needs a recheck. now: of the loop's clock, seconds."""
         self.client.wire.look()
-        if exchange is None:
+        if self.running.exchange is None:
             self.client.expire(now)
             return False
-        exchange.look()
-        if exchange.uploading and exchange.received == self._seen and self._stalled_since:
-            if now - self._stalled_since > self._shared.limits.idle_timeout:
-                exchange.cut("upload_stalled")
-        else:
-            self._seen, self._stalled_since = exchange.received, now
+        self.running.tick(now, self._shared.limits.idle_timeout)
         return self.standing.is_due()
 
     def break_unheard(self) -> None:
         """End what runs, or waits for a request, if the other side of either wire is gone without a word."""
         self.client.wire.break_unheard()
-        if self._exchange is not None:
-            self._exchange.break_unheard()
+        if self.running.exchange is not None:
+            self.running.exchange.break_unheard()
 
     async def recheck(self) -> None:
         """Look again at what runs, and end it if it would not be allowed now."""
-        exchange, decision, info = self._exchange, self._decision, self.entry.info
-        if exchange is None or decision is None or info is None:
+        running = self.running
+        exchange, decision, asked = running.exchange, running.decision, running.asked
+        if exchange is None or decision is None or asked is None:
             return
-        found = await self.standing.look_again(decision, info)
-        if self._exchange is not exchange:
+        found = await self.standing.look_again(decision, asked)
+        if running.exchange is not exchange:
             return  # It has ended; what runs now was decided by itself.
         if isinstance(found, Refusal):
-            self._end_by(found)
+            running.end(found)
         elif found is not None:
             self.standing.confirm(found)
 
     def leave(self) -> None:
-        """End, and whatever runs: the permit has been revoked."""
-        if self._exchange is None:
-            self.client.end_idle()  # a request that is on its way is refused (Permit.check)
-        else:
-            self._end_by(listener_changed())
-
-    def _end_by(self, refusal: Refusal) -> None:
-        """End what runs, with a word to its user."""
-        if self._session is not None and self._exchange is not None and self._exchange.upgraded:
-            self._session.end(refusal.cause, refusal.message)
-        elif self._exchange is not None:
-            self._exchange.cut(refusal.cause, refusal.message)
-
-    @property
-    def kind(self) -> str:
-        """What runs on it just now, for the metrics: nothing, "request", "watch" or "upgrade"."""
-        if self._exchange is None or self.entry.info is None:
-            return ""
-        return "upgrade" if self._exchange.upgraded else "watch" if self.entry.info.verb == "watch" else "request"
+        """End, and whatever runs: the permit has been revoked, so a request that is on its way is refused as well."""
+        self.client.end_idle()
+        self.running.end(listener_changed())
 
     def drain(self) -> None:
         """Take no further request; end a watch at its next boundary."""
-        if self._exchange is None:
-            self.client.end_idle()
-            return
-        self._exchange.closing = True  # said in the response's head, if that is still to come
-        if self.entry.info is not None and self.entry.info.verb == "watch":
-            self._exchange.end_at_boundary()
+        self.client.end_idle()
+        self.running.drain()
 
 
 def _end_untold(exchange: Exchange, session: Session | None, message: str) -> None:
     """End a request that runs, whose event must be told and is refused by the recorder."""
-    if session is not None and exchange.upgraded:
-        session.end("event_refused", message)
-    else:
-        exchange.cut("event_refused", message)
+    end(exchange, session, Refusal(503, "event_refused", message, close=True))
 
 
 def _is_discovery(target: str) -> bool:

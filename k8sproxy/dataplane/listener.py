@@ -328,7 +328,7 @@ class Server:
         """How many exchanges run now, by kind: request, watch, upgrade."""
         counts = {"request": 0, "watch": 0, "upgrade": 0}
         for connection in self._connections:
-            if kind := connection.kind:
+            if kind := connection.running.kind:
                 counts[kind] += 1
         return counts
 

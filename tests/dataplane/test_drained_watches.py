@@ -79,7 +79,7 @@ async def test_within_an_event(kind: tuple[str, ...], cut: int) -> None:
         await client.exactly(len(chunked(first, *pieces[:cut])))
         drained = await draining(stage)
         (connection,) = stage.connections
-        assert connection.kind == "watch" and not client.received
+        assert connection.running.kind == "watch" and not client.received
         await upstream.send(chunked(*pieces[cut:], third))
         rest = await client.rest()
         assert rest == chunked(*pieces[cut:]) + b"0\r\n\r\n"

@@ -356,7 +356,9 @@ async def test_answer_that_has_begun_is_not_repeated() -> None:
     async with Stage() as stage:
         client, upstream = await _reused(stage, get("/again"))
         await upstream.send(b"H")
-        await stage.until(lambda: bool(stage.connections[0]._exchange and stage.connections[0]._exchange._pending))
+        await stage.until(
+            lambda: bool(stage.connections[0].running.exchange and stage.connections[0].running.exchange._pending)
+        )
         upstream.close()
         assert (await client.response()).refusal()[0] == 502
         assert stage.api.untouched()

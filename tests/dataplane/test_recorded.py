@@ -314,7 +314,7 @@ async def test_a_slow_recorder_bounds_what_is_held() -> None:
         texts = [b"%06d" % number + b"x" * 10_000 for number in range(300)]
         frames = b"".join(map(speech.out, texts))
         sending = asyncio.ensure_future(upstream.send(frames))
-        exchange = stage.connections[0]._exchange
+        exchange = stage.connections[0].running.exchange
         assert exchange is not None and isinstance(exchange._switched, Switched)
         switched, session = exchange._switched, exchange._tap
         got = bytearray()

@@ -93,7 +93,7 @@ def test_clock_ends_what_runs_with_nobody(side: str, monkeypatch: pytest.MonkeyP
             upstream = await stage.api.accept()
             await upstream.head()
             (connection,) = stage.server._connections
-            exchange = connection._exchange
+            exchange = connection.running.exchange
             assert exchange is not None
             gone = connection.client.wire if side == "client" else exchange._connection.wire
             monkeypatch.setattr(Wire, "unheard", lambda wire: module.UNHEARD + 1 if wire is gone else 0.0)

@@ -42,7 +42,7 @@ async def test_an_upgrade_that_is_no_session_leaves_nothing() -> None:
         client, upstream, _ = await stage.exchange(request("GET", path, "Connection: Upgrade", "Upgrade: websocket"))
         await upstream.send(switching("websocket"))
         await client.head()
-        exchange = weakref.ref(stage.connections[0]._exchange)
+        exchange = weakref.ref(stage.connections[0].running.exchange)
         await client.end()
         assert await upstream.rest() == b""
         await upstream.end()
@@ -178,7 +178,7 @@ async def test_upstream_that_has_ended_and_takes_no_more_is_no_fault(tls: bool) 
         client, upstream = await switched(stage)
         await upstream.send(b"output")
         await upstream.end()
-        exchange = stage.connections[0]._exchange
+        exchange = stage.connections[0].running.exchange
         assert exchange is not None
         switched_ = exchange._switched
         assert switched_ is not None
