@@ -43,7 +43,7 @@ from k8sproxy.dataplane.routes import OPEN, Permit, Route, listener_changed
 from k8sproxy.dataplane.running import Running, end
 from k8sproxy.dataplane.shared import Shared
 from k8sproxy.dataplane.standing import Standing
-from k8sproxy.dataplane.turns import REQUEST, TARGET_CHARACTERS
+from k8sproxy.dataplane.turns import REQUEST, price_of
 from k8sproxy.dataplane.upstream import UpstreamConnection
 from k8sproxy.protocol.http1 import RequestHead
 from k8sproxy.request.browsers import opens_document
@@ -253,17 +253,16 @@ class Connection:
 
     def _read(self, head: RequestHead) -> RequestInfo | None:
         """What is asked, if it is this connection's turn and the target is not long; None where `_read_later` is."""
-        size = len(head.target)
-        if size > LONG or not self.client.turns.begin(REQUEST + size // TARGET_CHARACTERS):
+        if len(head.target) > LONG or not self.client.turns.begin(price_of(head.target)):
             return None
         return request_info(head.method, head.target, head.fields.upgrade)
 
     async def _read_later(self, head: RequestHead, authority: Authority) -> RequestInfo:
         """What is asked, in a later turn of the loop."""
         await in_task()
-        client, size = self.client, len(head.target)
-        if size <= LONG:
-            await client.turns.turn(client.owner, REQUEST + size // TARGET_CHARACTERS)
+        client = self.client
+        if len(head.target) <= LONG:
+            await client.turns.turn(client.owner, price_of(head.target))
             return request_info(head.method, head.target, head.fields.upgrade)
         if not client.turns.begin(REQUEST):
             await client.turns.turn(client.owner, REQUEST)

@@ -21,6 +21,7 @@ from k8sproxy.dataplane import client as client_module
 from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.limits import Limits
 from k8sproxy.dataplane.turns import (
+    ESCAPE,
     GRANT,
     HANDSHAKE,
     HEAD_BYTES,
@@ -535,8 +536,11 @@ async def test_large_heads_are_parsed_within_the_turns(monkeypatch: pytest.Monke
     assert not turns.waiting
 
 
-@pytest.mark.parametrize(("size", "units"), [(1600, 1600 // TARGET_CHARACTERS), (8000, 0)])
-async def test_a_target_has_its_price(size: int, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("size", "escapes", "units"),
+    [(1600, 0, 1600 // TARGET_CHARACTERS), (1600, 500, 1600 // TARGET_CHARACTERS + 500 * ESCAPE), (8000, 0, 0)],
+)
+async def test_a_target_has_its_price(size: int, escapes: int, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read in a thread costs the loop nothing."""
     paid: list[int] = []
     begin = Turns.begin
@@ -548,7 +552,7 @@ async def test_a_target_has_its_price(size: int, units: int, monkeypatch: pytest
     monkeypatch.setattr(Turns, "begin", counted)
     async with Stage() as stage:
         client = await stage.client()
-        await client.send(get("/.well-known/k8sproxy/whoami?".ljust(size, "x")))
+        await client.send(get(("/.well-known/k8sproxy/whoami?" + "%41" * escapes).ljust(size, "x")))
         assert (await client.response()).status == 200
     assert REQUEST + units in paid
 
