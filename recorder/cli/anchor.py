@@ -37,7 +37,7 @@ def show(path: Path, as_json: bool) -> None:
 
 
 async def _show(path: Path) -> list[tuple[str, str, int, str]]:
-    from recorder.cli.library import open_read_only
+    from recorder.cli.opening import open_read_only
     from recorder.proof.witness import Witnesses
     from recorder.retention.service import KeepingError, witnesses
 

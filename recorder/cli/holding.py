@@ -73,7 +73,7 @@ async def place(
     signer: Signer | None,
     keys: PublicKeys | None,
 ) -> list[Hold]:
-    from recorder.cli.library import open_read_only
+    from recorder.cli.opening import open_read_only
     from recorder.crypt import stored
     from recorder.model import is_id, new_id
     from recorder.proof.keys import KeyFault
@@ -113,7 +113,7 @@ async def release(
     signer: Signer | None,
     keys: PublicKeys | None,
 ) -> list[Hold]:
-    from recorder.cli.library import open_read_only
+    from recorder.cli.opening import open_read_only
     from recorder.crypt import stored
     from recorder.proof.acts import ACTS
     from recorder.retention.holds import Holds
@@ -146,7 +146,7 @@ async def _hold_of(holds: Holds, identifier: str) -> str:
 
 
 async def listed(where: Where, key_file: Path | None) -> list[Hold]:
-    from recorder.cli.library import open_read_only
+    from recorder.cli.opening import open_read_only
     from recorder.retention.holds import Holds
 
     async with open_read_only(where.store()) as store:
@@ -154,7 +154,7 @@ async def listed(where: Where, key_file: Path | None) -> list[Hold]:
 
 
 async def acts(where: Where, key_file: Path | None) -> Acts:
-    from recorder.cli.library import open_read_only
+    from recorder.cli.opening import open_read_only
 
     async with open_read_only(where.store()) as store:
         return await (await reading(where, key_file, store.blobs)).read()

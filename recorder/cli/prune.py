@@ -185,7 +185,7 @@ async def _open(where: Where, read_only: bool, *, order: bool) -> AsyncIterator[
 @asynccontextmanager
 async def _index_of(config: Config, store: Store, *, needed: bool) -> AsyncIterator[None]:
     """Let the index, if there is one, hear of what is removed, and wipe it: no recorder does it meanwhile."""
-    from recorder.cli.library import open_index
+    from recorder.cli.opening import open_index
 
     index = await open_index(config) if needed else None
     if index is None:

@@ -29,7 +29,7 @@ def command(where: Where, index: str | None, as_json: bool) -> None:
 async def _rebuild(where: Where, url: str | None) -> tuple[int, int]:
     from recorder.assembly import index_url
     from recorder.book import Book
-    from recorder.cli.library import open_read_only
+    from recorder.cli.opening import open_read_only
     from recorder.index import Index
 
     url = url or index_url(where.store())

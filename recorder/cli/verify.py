@@ -84,7 +84,7 @@ async def _verify(
     trust: bool,
     anchor: Path | None,
 ) -> Report:
-    from recorder.cli.library import open_read_only
+    from recorder.cli.opening import open_read_only
     from recorder.crypt import stored
     from recorder.proof.verify import Verifier
     from recorder.proof.witness import Witnesses

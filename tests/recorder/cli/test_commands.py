@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from recorder.cli import cli
-from recorder.cli.library import fits, shortness
+from recorder.cli.library import shortness
+from recorder.cli.storelibrary import fits
 from recorder.crypt import Keyring
 from recorder.index.filters import Filter
 from recorder.model import Recording, Source
