@@ -8,14 +8,17 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from k8sproxy.common.errors import StartError
 from recorder.config import Config, ConfigError, load
+from recorder.model import End
 from recorder.opening import open_store
 from recorder.proof import Signer
+from recorder.proof.report import Status
 from recorder.proof.witness import FolderWitness
 from recorder.retention.holds import Match
 from recorder.retention.rules import Rule
@@ -227,3 +230,36 @@ def test_a_key_is_made_at_the_first_start_on_an_empty_store_alone(tmp_path: Path
         path.rmdir()
         path.parent.rmdir()
     assert run(first()) is not None
+
+
+def test_what_is_on_its_way_into_the_store_is_told_as_not_signed_yet(tmp_path: Path) -> None:
+    """Its signature comes when it is in the store, however long that takes: the lists alone would call it unknown."""
+    settings = config(tmp_path, "proof: {key: seal.pem}")
+
+    async def check() -> None:
+        store = open_store(settings)
+        keeping = Keeping(settings, store, await first_key(settings, store.blobs))
+        await store.open()  # nobody signs: the register is not started
+        writer = await store.begin(header(), PROXY)
+        running = await keeping.standing(writer.recording)
+        assert running is not None and running.status is Status.OPEN
+        recording = await writer.finish(End.CLEAN)
+        late = replace(recording, ended=recording.started - 7200.0)
+        found = await keeping.standing(late)
+        assert found is not None and found.status is Status.UNSEALED and "on its way" in found.detail
+        await store.aclose()
+
+    run(check())
+
+
+def test_nothing_is_told_where_there_are_no_keys(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+
+    async def check() -> None:
+        store = open_store(settings)
+        await store.open()
+        recording = await (await store.begin(header(), PROXY)).finish(End.CLEAN)
+        assert await Keeping(settings, store, None).standing(recording) is None
+        await store.aclose()
+
+    run(check())
