@@ -120,6 +120,7 @@ class Wire:
         "_heard",
         "_kept",
         "_loop",
+        "_paid",
         "_pending",
         "_read",
         "_read_wants_write",
@@ -157,7 +158,8 @@ class Wire:
         self._broken = False
         self._end_told = False  # `end` has been called
         self._flowing = False  # the last turn brought FLOW bytes
-        self._deferred = False  # waits in a row for its turn
+        self._deferred = False  # waits in a row for its turn,
+        self._paid = False  # which has come
         self.payer: Payer | None = None
         self._heard = False  # bytes have come since the last look
         self._told = False  # has been read since a look was asked for
@@ -197,25 +199,8 @@ class Wire:
         if self._write_wants_read:
             self._write_wants_read = False
             self._flush()
-        if self.paused or self.closed or self.ended or self._deferred:
+        if self.paused or self.closed or self.ended or (self._flowing and not self._may_flow()):
             return
-        if self._flowing and self.payer is not None and not self.payer.budget.begin(BULK):
-            self._deferred = True
-            self._loop.remove_reader(self._sock.fileno())
-            self.payer.budget.wait(self.payer.owner, self._in_turn)
-            return
-        self._read_turn()
-
-    def _in_turn(self, units: int) -> int:
-        """Read on, in the owner's turn; what that costs."""
-        self._deferred = False
-        if self.paused or self.closed or self.ended:
-            return 0
-        self._loop.add_reader(self._sock.fileno(), self._readable)
-        self._read_turn()
-        return BULK
-
-    def _read_turn(self) -> None:
         self._told = True
         view = self._buffer
         got = 0
@@ -264,6 +249,30 @@ class Wire:
             self._finish(None)
         elif more and not self.paused and not self.closed and self._resuming is None:
             self._resuming = self._loop.call_soon(self._resume_turn)
+
+    def _may_flow(self) -> bool:
+        """Whether a wire in full flow may be read now. If not, it waits in its row."""
+        if self._deferred:
+            return False
+        if self._paid:
+            self._paid = False
+            return True
+        if self.payer is None or self.payer.budget.begin(BULK):
+            return True
+        self._deferred = True
+        self._loop.remove_reader(self._sock.fileno())
+        self.payer.budget.wait(self.payer.owner, self._in_turn)
+        return False
+
+    def _in_turn(self, units: int) -> int:
+        """Read on, in the owner's turn; what that costs."""
+        self._deferred = False
+        if self.paused or self.closed or self.ended:
+            return 0
+        self._loop.add_reader(self._sock.fileno(), self._readable)
+        self._paid = True
+        self._readable()
+        return BULK
 
     def look(self) -> None:
         """Find an end that the loop did not tell of; called by the clock.
