@@ -33,8 +33,9 @@ _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 Pair = tuple[str, str, str, str, str, bool]
 
 
-def pairs(query: str, errors: str = "replace") -> Iterator[Pair]:
-    """The pairs in their order, the empty ones included. errors: of decoding bytes that are not UTF-8."""
+def pairs(query: str, errors: str = "replace", *, dropped: bool = True) -> Iterator[Pair]:
+    """The pairs in their order, the empty ones included. errors: of decoding bytes that are not UTF-8. dropped: whether
+    those that Go drops are wanted as well; broken escapes are expensive to decode."""
     if not query:
         return
     few = query.count("&") < MAX_PAIRS
@@ -42,8 +43,10 @@ def pairs(query: str, errors: str = "replace") -> Iterator[Pair]:
         raw_name, equals, raw_value = pair.partition("=")
         if "%" in pair or "+" in pair:
             sound = "%" not in pair or _BROKEN_ESCAPE.search(pair) is None
-            decoded = _decoded if sound else _decoded_somehow
             read = few and sound and ";" not in pair
+            if not (read or dropped):
+                continue
+            decoded = _decoded if sound else _decoded_somehow
             yield raw_name, equals, raw_value, decoded(raw_name, errors), decoded(raw_value, errors), read
         else:
             yield raw_name, equals, raw_value, raw_name, raw_value, few and pair != "" and ";" not in pair
@@ -52,7 +55,7 @@ def pairs(query: str, errors: str = "replace") -> Iterator[Pair]:
 def values(query: str, errors: str = "replace") -> dict[str, list[str]]:
     """The values of each name as Go reads them. errors: of decoding bytes that are not UTF-8."""
     found: dict[str, list[str]] = {}
-    for _, _, _, name, value, read in pairs(query, errors):
+    for _, _, _, name, value, read in pairs(query, errors, dropped=False):
         if read:
             found.setdefault(name, []).append(value)
     return found
