@@ -5,6 +5,7 @@
 # make test-compiled  tests of the hot modules against the compiled wheel, in .venv-compiled
 # make fuzz   fuzzes what reads the wire, guided by coverage (FUZZ_TARGET=remotecommand, FUZZ_SECONDS=60 each)
 # make bench  compares the compiled build with other proxies (docs/benchmarks.md); PURE=1: the sources as they are
+# make leak   sends a million requests through the compiled build, and looks whether its memory grows (LEAK_REQUESTS=..)
 # make lock   renews requirements.lock from the ranges in pyproject.toml
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-quick test-compiled check format wheel wheel-pure fuzz lock bed bench clean
+.PHONY: demo test test-quick test-compiled check format wheel wheel-pure fuzz lock bed bench leak clean
 
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed (PYTHON=python3.x make ..)"; exit 1; }
@@ -68,6 +69,11 @@ BENCH_PYTHON := $(BIN)/python $(if $(PURE),,-m tools.compiled run)
 bench: $(STAMP) bed
 	@$(BENCH_PYTHON) -m bench $(BENCH_ARGS)
 	@$(BENCH_PYTHON) -m bench.cluster $(BENCH_CLUSTER_ARGS)
+
+LEAK_REQUESTS ?= 1000000
+
+leak: $(STAMP)
+	@$(BENCH_PYTHON) -m bench.leak --requests $(LEAK_REQUESTS)
 
 FUZZ_TARGET ?= remotecommand portforward cast acks head screen session
 FUZZ_SECONDS ?= 60

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.processes import ROOT
+from k8sproxy.common.build import describe_build
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -27,7 +28,7 @@ def describe() -> str:
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     parts = (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        f"commit {_commit()}",
+        f"commit {_commit()} ({describe_build()})",
         f"{os.cpu_count()} cores ({model.group(1).strip() if model else platform.machine()})",
         f"Linux {platform.release()}",
         f"Python {platform.python_version()} (a call takes {_call():.0f} ns)",
