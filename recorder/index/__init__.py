@@ -8,7 +8,8 @@ So it may lag, be thrown away or be made again; it never holds up what is being 
     rows      what is answered                   where      filters and scopes -> SQL, on both dialects
     schema    tables, migrations                 sqlite, postgres   where the two differ
     questions the queries                        records    values -> statements
-    intake    the observer: queue, extraction    index      Index, the whole
+    intake    the observer: queue, texts         index      Index, the whole
+    readable  what is needed of the store
     catchup   compared with the store, rebuilt   coverage   how much of the store it has
 """
 

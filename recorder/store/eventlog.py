@@ -60,7 +60,8 @@ class EventLog:
     """A source of the journal, and a task (`run`) that makes chunks, which are signed where somebody signs. journal:
     None where the store is read only. instance: what tells this recorder's chunks from those of others that share the
     store. fault: None, or why chunks cannot be put. errors: puts that failed. whole: chunks of which the journal still
-    speaks, after a crash."""
+    speaks, after a crash. It has a few attributes more than others, since an event goes through three hands: of those
+    who wait for it (`_queue`, `_taken`), of the journal (`_kept`) and of the task that makes chunks."""
 
     def __init__(self, blobs: Blobs, journal: Journal | None, ledger: Ledger[Any], *, instance: str = "main") -> None:
         self.fault: str | None = None

@@ -18,6 +18,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
@@ -63,11 +64,49 @@ class Source(Protocol):
         """They are safe in this segment, or (error) none of them is."""
 
 
+@dataclass(slots=True)
+class Segment:
+    """The one that is written to. batches, size: what it has; born: when it was begun, by the monotonic clock. follow:
+    the next commit is to begin another one."""
+
+    number: int = 0
+    batches: int = 0
+    size: int = 0
+    born: float = 0.0
+    follow: bool = False
+
+    @property
+    def full(self) -> bool:
+        """Whether another one is to be begun."""
+        return self.size >= SEGMENT or self.follow or time.monotonic() - self.born > SEGMENT_AGE
+
+
+class Rate:
+    """Bytes a second, each byte counting for less the longer ago it was."""
+
+    __slots__ = ("_at", "_bytes")
+
+    def __init__(self) -> None:
+        self._bytes = 0.0
+        self._at = 0.0
+
+    def _faded(self, now: float) -> float:
+        return self._bytes * math.exp((self._at - now) / RATE_SECONDS)
+
+    def add(self, size: int, now: float) -> None:
+        """So many were written now (by the monotonic clock)."""
+        self._bytes, self._at = self._faded(now) + size, now
+
+    def at(self, now: float) -> float:
+        """The rate now."""
+        return self._faded(now) / RATE_SECONDS
+
+
 class Journal:
     """One journal.
 
     fault: None, or why nothing can be written. errors: attempts that failed. commits, synced: batches and bytes that
-    were written. seconds: told the time of each commit.
+    were written. segments: the numbers of those that are there. seconds: told the time of each commit.
     """
 
     def __init__(
@@ -79,7 +118,6 @@ class Journal:
     ) -> None:
         self.fault: str | None = None
         self.errors = 0
-        self.segment = 0
         self.commits = 0
         self.synced = 0
         self.segments: list[int] = []
@@ -89,16 +127,17 @@ class Journal:
         self._room = bytearray(ROOM)  # the kernel gives the memory for as much of it as is used
         self._dirty: dict[Source, None] = {}
         self._wake = asyncio.Event()
-        self._number = 0
-        self._size = 0
-        self._born = 0.0
+        self._current = Segment()
         self._tried = 0.0
         self._sizes: dict[int, int] = {}
-        self._recent = 0.0  # bytes, each counting for less the longer ago it was
-        self._recent_at = 0.0
+        self._rate = Rate()
         self._closing = False
-        self._follow = False
         self._trimming = asyncio.Lock()
+
+    @property
+    def segment(self) -> int:
+        """The number of the segment that is written to, 0 before the first."""
+        return self._current.number
 
     def mark(self, source: Source) -> None:
         """It has something to keep."""
@@ -114,8 +153,7 @@ class Journal:
         segment = max([self.segment, *self.segments, 0]) + 1
         await self._log.begin(segment)
         self.segments.append(segment)
-        self.segment, self._number, self._size, self._born = segment, 0, 0, time.monotonic()
-        self._follow = False
+        self._current = Segment(segment, born=time.monotonic())
         try:
             await self._write(self._ledger.running())
         except BaseException:
@@ -128,29 +166,27 @@ class Journal:
         for item in items:
             pieces.append(head(item.kind, item.id, item.offset, item.size))
             pieces.extend(item.pieces)
-        self._number += 1
-        number, size = self._number, sum(map(len, pieces))
+        current = self._current
+        current.batches += 1
+        number, size = current.batches, sum(map(len, pieces))
         self._tried = started = time.monotonic()
         try:
             await self._log.append(lambda: seal(number, pieces, self._room))
         except BaseException:
-            self._number -= 1
+            current.batches -= 1
             raise
-        self._size += size
-        self._sizes[self.segment] = self._size
+        current.size += size
+        self._sizes[current.number] = current.size
         self.commits += 1
         self.synced += size
         now = time.monotonic()
-        self._recent, self._recent_at = self._faded(now) + size, now
+        self._rate.add(size, now)
         self._seconds(now - started)
-
-    def _faded(self, now: float) -> float:
-        return self._recent * math.exp((self._recent_at - now) / RATE_SECONDS)
 
     @property
     def rate(self) -> float:
         """Bytes a second that are written now."""
-        return self._faded(time.monotonic()) / RATE_SECONDS
+        return self._rate.at(time.monotonic())
 
     async def run(self) -> None:
         """Commit until closed; then, once more, what is left."""
@@ -172,8 +208,7 @@ class Journal:
                 continue
             batch, items = self._gather()
             try:
-                aged = time.monotonic() - self._born > SEGMENT_AGE
-                if self._log.broken or self._size >= SEGMENT or aged or self._follow:
+                if self._log.broken or self._current.full:
                     await self._begin()
                 await self._write(items)
             except StoreError as error:
@@ -268,7 +303,7 @@ class Journal:
 
     def follow(self) -> None:
         """Let the next commit begin a segment, so that the present one can be let go of."""
-        self._follow = True
+        self._current.follow = True
         self.mark(_Nothing())
 
     def close(self) -> None:

@@ -424,7 +424,7 @@ def test_what_was_damaged_before_a_replay_is_not_called_whole(
                     store.builder.relieve()
                     await until(lambda: live.text.durable == live.acked)
                     assert store.journal is not None
-                    store.journal._born = -1e9  # what follows is in another segment
+                    store.journal._current.born = -1e9  # what follows is in another segment
             assert store.journal is not None
             await store.journal.trim()
             assert len(live.chunks.rows) >= (2 if what == "chunk" else 0)
@@ -488,7 +488,7 @@ def test_a_changed_chunk_is_noticed(tmp_path: Path) -> None:
             with pytest.raises(StoreError, match="cut"):
                 await text_of(store, live.id)
             path.unlink()
-            with pytest.raises(StoreError, match="not there"):
+            with pytest.raises(StoreError, match="missing"):
                 await text_of(store, live.id)
 
     run(main())
@@ -514,7 +514,7 @@ def test_a_segment_without_its_first_batch_is_not_gone_on_with(tmp_path: Path, m
             await quiet.wait_acked(0)
             store.builder.relieve()
             await until(lambda: quiet.text.durable == quiet.acked)
-            log.fault, store.journal._born = True, -1e9  # a new segment is due
+            log.fault, store.journal._current.born = True, -1e9  # a new segment is due
             hit = await store.begin(HEADER, SOURCE)
             with pytest.raises(StoreError):
                 await hit.wait_acked(0)

@@ -338,7 +338,7 @@ def test_recordings_come_newest_first_and_can_be_removed(tmp_path: Path) -> None
                     await live.finish(End.CLEAN)
             await settled(store)
             assert ids([one async for one in store.recordings()]) == sorted(made, reverse=True)
-            with pytest.raises(StoreError, match="not over"):
+            with pytest.raises(StoreError, match="has not ended"):
                 await store.remove(made[2])
             await store.remove(made[0])
             with pytest.raises(KeyError):
@@ -534,7 +534,7 @@ def test_a_second_recorder_with_the_same_journal_takes_over(tmp_path: Path, monk
         taken = await second.begin(HEADER, SOURCE)
         await taken.wait_acked(0)
         assert first.journal is not None
-        first.journal._born = -1e9  # it would begin the segment that the second one writes to
+        first.journal._current.born = -1e9  # it would begin the segment that the second one writes to
         live.write(lines(1))
         with pytest.raises(StoreError, match="taken over"):
             await live.finish(End.CLEAN)
