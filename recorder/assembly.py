@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import structlog
 from aiohttp import web
 
+from k8sproxy.common.states import State, table
 from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.common.tailnet.whois import WhoIs
 from recorder.book import Book
@@ -45,19 +46,50 @@ def index_url(config: Config) -> str | None:
     return f"sqlite:{config.store.folder / 'index.db'}" if config.store.folder is not None else None
 
 
+class Life(State):
+    """Where an index is.
+
+    OPENING     its database is opened, again and again while it is away   -> COMPARING, REFUSED
+    REFUSED     its database will not do, which only a restart can mend    -> (final)
+    COMPARING   what of the store it does not have is written              -> CURRENT
+    CURRENT     it is told of everything as it comes                       -> (final)
+    """
+
+    OPENING = "opening"
+    REFUSED = "refused"
+    COMPARING = "comparing"
+    CURRENT = "current"
+
+
+table(
+    {
+        Life.OPENING: (Life.COMPARING, Life.REFUSED),
+        Life.REFUSED: (),
+        Life.COMPARING: (Life.CURRENT,),
+        Life.CURRENT: (),
+    }
+)
+
+
 class Finding:
     """The index, opened in the background: a database that is away must not keep sessions from being taken."""
 
     def __init__(self, url: str) -> None:
         self.index = Index(url)
-        self.opened = False
+        self.life = Life.OPENING
         self._errors = 0
-        self._fault: str | None = "the index is not open yet"
+        self._fault: str | None = "the index is not open yet"  # why it is in this state for so long
+
+    def _move(self, following: Life) -> None:
+        self.life = self.life.to(following)
+        if following is not Life.REFUSED:
+            self._fault = None
 
     @property
     def fault(self) -> str | None:
         """What is wrong with it, or late."""
-        return (self.index.healthy if self.opened else None) or self._fault or self._late
+        opened = self.life in (Life.COMPARING, Life.CURRENT)
+        return (self.index.healthy if opened else None) or self._fault or self._late
 
     @property
     def _late(self) -> str | None:
@@ -76,7 +108,7 @@ class Finding:
 
     async def run(self, store: Store) -> None:
         """Open it, then write what was missed. What is told meanwhile waits, within bounds."""
-        while not self.opened:
+        while self.life is Life.OPENING:
             try:
                 await self.index.open()
             except IndexFailure as error:
@@ -85,14 +117,15 @@ class Finding:
                     _log.error("index_fault", fault=str(error))
                 self._fault = str(error)
                 if not error.passing:
+                    self._move(Life.REFUSED)
                     return
                 await asyncio.sleep(_RETRY)
             else:
-                self.opened, self._fault = True, None
+                self._move(Life.COMPARING)
         self.index.watch(store)
         await self._restore_looks(store)
         wait = _RETRY
-        while True:
+        while self.life is Life.COMPARING:
             try:
                 await self.index.catch_up(store)
             except (IndexFailure, StoreError) as error:
@@ -102,8 +135,7 @@ class Finding:
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, _MOST_RETRY)
             else:
-                self._fault = None
-                return
+                self._move(Life.CURRENT)
 
     async def _restore_looks(self, store: Store) -> None:
         """Into an index that is new: the store has the book of looks, too."""

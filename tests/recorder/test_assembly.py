@@ -8,11 +8,40 @@ from pathlib import Path
 
 import pytest
 
-from recorder.assembly import Finding
+from recorder.assembly import Finding, Life
 from recorder.index import IndexFailure
 from recorder.model import End, Recording
 from recorder.store import StoreError
+from tests.lives import assert_documented
 from tests.recorder.store.storing import HEADER, SOURCE, settled, store_in, until
+
+
+def test_the_table_of_states() -> None:
+    assert_documented(Life)
+
+
+def test_an_index_whose_database_is_away_is_opened_again_and_one_that_will_not_do_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recorder.assembly._RETRY", 0.001)
+    errors = [IndexFailure("the database is away"), IndexFailure("another schema", passing=False)]
+    tries: list[str | None] = []
+
+    async def main() -> None:
+        async with store_in(tmp_path) as store:
+            finding = Finding(f"sqlite:{tmp_path}/index.db")
+
+            async def refuse() -> None:
+                tries.append(finding.fault)
+                raise errors.pop(0)
+
+            monkeypatch.setattr(finding.index, "open", refuse)
+            await finding.run(store)
+            assert tries == ["the index is not open yet", "the database is away"]
+            assert finding.life is Life.REFUSED and finding.fault == "another schema" and finding.errors == 2
+            await finding.aclose()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("error", [StoreError("the store is away"), IndexFailure("the database is away")])
@@ -47,7 +76,7 @@ def test_an_index_that_could_not_catch_up_tries_again(
                 and "away" in str(faults[1])
                 and "away" in str(faults[2])
             )
-            assert finding.fault is None
+            assert finding.fault is None and finding.life is Life.CURRENT
             await finding.index.settled()
             assert await finding.index.database.fetch("SELECT id FROM recordings") == [(live.id,)]
             await finding.aclose()
