@@ -37,7 +37,7 @@ def too_long(most: int) -> Refusal:
     return Refusal(
         403,
         "unrecordable_session",
-        "this session must be recorded, and can't be: it was answered without a switch of protocols, and the "
-        f"answer has more than {most} bytes",
+        "this session must be recorded, but it cannot be: the API server answered without a switch of protocols, and "
+        f"the answer has more than {most} bytes",
         close=True,
     )

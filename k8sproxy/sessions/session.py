@@ -224,7 +224,7 @@ class Session(Tap):
         if not self._level.enforced:
             return None
         if 200 <= status < 300:
-            words.refuse(self._level, "it was answered without a switch of protocols")
+            words.refuse(self._level, "the API server answered without a switch of protocols")
         return MAX_ANSWER
 
     @property
@@ -309,8 +309,8 @@ class Session(Tap):
         if not self._level.enforced:
             return ""
         if not recording.takes:
-            return "there was output behind the end of the session"
-        return "there was output on a stream that is not known to carry any" if streams.unknown else ""
+            return "there was output after the end of the session"
+        return "there was output on a stream of an unknown kind" if streams.unknown else ""
 
     def _keep(self, streams: Streams | ForwardedPorts, recording: Recording) -> None:
         fence = self._fence
@@ -409,7 +409,7 @@ class Session(Tap):
         self._warn("session_unreadable", side=side, why=why)
         if self._keeping.recording is not None:
             self._keeping.recording.note(f"the session was ended: {why}")
-        self.end("session_unreadable", f"this session must be recorded, and can't be: {why}")
+        self.end("session_unreadable", f"this session must be recorded, but it cannot be: {why}")
         self._reading.give_up()
 
     def _capture_faulty(self) -> None:

@@ -23,13 +23,14 @@ def unavailable(level: RecordingLevel, attempts: tuple[tuple[str, str], ...]) ->
     return Refusal(
         403,
         "recorder_unavailable",
-        f"this session must be recorded (recording: {level.value}), and no recorder took it: {NoRecorder(attempts)}",
+        f"this session must be recorded (recording: {level.value}), and no recorder accepted it: "
+        f"{NoRecorder(attempts)}",
     )
 
 
 def declined(error: NoRecorder) -> Refusal:
     """The same where a recorder is well, and the user has too many sessions there."""
-    return Refusal(429, "too_many_sessions", f"this session is to be recorded, and no recorder takes it: {error}")
+    return Refusal(429, "too_many_sessions", f"this session must be recorded, and no recorder accepts it: {error}")
 
 
 def not_offered(offered: tuple[str, ...]) -> Refusal:
@@ -47,7 +48,7 @@ def refuse(level: RecordingLevel, why: str) -> NoReturn:
     raise Refusal(
         403,
         "unrecordable_session",
-        f"this session must be recorded (recording: {level.value}), and can't be: {why}",
+        f"this session must be recorded (recording: {level.value}), but it cannot be: {why}",
         close=True,
     )
 

@@ -112,7 +112,7 @@ def test_explain_what_is_recorded(daemon: FakeTailscaled) -> None:
     assert found["recording"] == {"recorderAddrs": [], "failureMode": "closed", "session": "exec"}
     assert found["refusal"]["cause"] == "recorder_unavailable"
     text = run(daemon, "explain", "--peer", "100.64.0.5", "--path", EXEC).stdout
-    assert "no recorder took it: no recorder has an address\n" in text
+    assert "no recorder accepted it: no recorder has an address\n" in text
 
 
 def test_explain_who_is_told_of_requests(daemon: FakeTailscaled) -> None:

@@ -538,7 +538,7 @@ async def test_output_behind_the_end_is_not_shown(speech: Make) -> None:
         assert b"another" not in played.shown and b"thing" not in played.shown
         if played.outcome.said:
             understood = played.speech.understood(played.shown)
-            assert understood.closed and not understood.stdout.strip(b"\0") and b"behind the end" in understood.error
+            assert understood.closed and not understood.stdout.strip(b"\0") and b"after the end" in understood.error
         else:
             assert 0 < cut < 8 and cut != len(late)  # the client has a part of its header
         await played.close()

@@ -112,7 +112,7 @@ def test_no_recorder_and_no_session(
     with make() as address:
         record(address, enforce=True, proxy=hasty)
         said = kubectl("alice", hasty).speaking(protocol).fails("exec", web, "--", "touch", str(mark))
-    assert "must be recorded (recording: closed), and no recorder took it" in said
+    assert "must be recorded (recording: closed), and no recorder accepted it" in said
     assert f"{address}: " in said
     assert why in said
     assert not mark.exists()

@@ -193,7 +193,7 @@ def test_a_frame_that_is_none_ends_the_session(recorded: Sink, connect: Connect)
         client = WebSocket(connection, f"{EXEC}?stdin=1&stdout=1&{in_query('sh', '-c', script)}")
         connection.sock.sendall(b"\xff\xff\xff\xff")
         said = client.channels()
-    assert b"can't be: what the client sends can't be read" in said[3]
+    assert b"cannot be: what the client sends can't be read" in said[3]
     kept = recorded.ended()
     assert kept.end == "clean" and b"what the client sends can't be read" in kept.cast.output()
 

@@ -331,7 +331,7 @@ def test_a_log_remembers_what_it_has_read_and_signed(tmp_path: Path) -> None:
         fresh = ActLog(blobs, keys, signer)
         assert "act 2 is missing" in (await fresh.read()).faults
         (tmp_path / act_file(2)).write_bytes(kept)
-        assert "act 2 was put in after the acts that follow it" in (await fresh.read()).faults
+        assert "act 2 was added after the acts that follow it" in (await fresh.read()).faults
         with pytest.raises(KeyFault, match="no key to sign with"):
             await ActLog(blobs, keys).add(Kind.HOLD, [Subject(ONE)], by="x", body=HASH)
         await blobs.aclose()

@@ -248,7 +248,7 @@ def test_what_is_not_in_the_store_yet_holds_a_day_up(tmp_path: Path) -> None:
         async with stage.store() as store:
             await stage.record(store)
             sealer = Sealer(store, stage.signer, clock=lambda: stage.clock)
-            with pytest.raises(StoreError, match="not wholly in the store"):
+            with pytest.raises(StoreError, match="not all recordings that ended"):
                 await sealer.seal_due()
             blobs.away = False
             await stage.settled(store)

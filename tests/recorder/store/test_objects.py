@@ -154,15 +154,15 @@ def test_what_can_not_go_at_once_goes_one_by_one(bulk: tuple[int, str]) -> None:
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        ((400, error("InvalidBucketName")), "refused what it was asked for (HTTP 400, InvalidBucketName)"),
+        ((400, error("InvalidBucketName")), "refused the request (HTTP 400, InvalidBucketName)"),
         ((401, ""), "refuses its credentials or its permissions (HTTP 401)"),
         ((403, error("AccessDenied")), "refuses its credentials or its permissions (HTTP 403, AccessDenied)"),
         ((404, error("NoSuchBucket")), "has no such bucket"),
-        ((405, error("MethodNotAllowed")), "does not support what it was asked for (HTTP 405, MethodNotAllowed)"),
-        ((501, error("NotImplemented")), "does not support what it was asked for (HTTP 501, NotImplemented)"),
-        ((503, error("SlowDown")), "wants fewer requests (HTTP 503, SlowDown)"),
-        ((500, error("InternalError")), "fails (HTTP 500, InternalError)"),
-        ((400, error("s3cret in here")), "refused what it was asked for (HTTP 400)"),
+        ((405, error("MethodNotAllowed")), "does not support this request (HTTP 405, MethodNotAllowed)"),
+        ((501, error("NotImplemented")), "does not support this request (HTTP 501, NotImplemented)"),
+        ((503, error("SlowDown")), "asks for fewer requests (HTTP 503, SlowDown)"),
+        ((500, error("InternalError")), "failed (HTTP 500, InternalError)"),
+        ((400, error("s3cret in here")), "refused the request (HTTP 400)"),
     ],
 )
 def test_what_a_store_answers_is_told_as_it_is(answer: tuple[int, str], why: str) -> None:
@@ -197,7 +197,7 @@ def test_a_store_that_wants_fewer_requests_does_not_get_more() -> None:
             blobs = fake.blobs()
             for bulk in ((503, error("SlowDown")), (200, PARTIAL.format("SlowDown"))):
                 fake.bulk = bulk
-                with pytest.raises(StoreError, match="wants fewer requests"):
+                with pytest.raises(StoreError, match="asks for fewer requests"):
                     await blobs.delete([f"a/{number}" for number in range(100)])
             assert "single" not in fake.asked
             await blobs.aclose()
