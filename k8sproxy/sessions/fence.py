@@ -32,9 +32,12 @@ WINDOW = 512 * 1024
 
 
 class Fence:
-    """Where nothing waits, and what a session may ask of any fence. blocked: no more of upstream may be read now."""
+    """Where nothing waits, and what a session may ask of any fence. blocked: no more of upstream may be read now.
+    holds: bytes may have to wait here, so what is undecided matters."""
 
     __slots__ = ("blocked", "passage")
+
+    holds = False
 
     def __init__(self, passage: Passage) -> None:
         self.passage = passage
@@ -79,6 +82,8 @@ class Closed(Fence):
     """Where a session must be kept. settling: its end waits for the recorder."""
 
     __slots__ = ("_recording", "_settling")
+
+    holds = True
 
     def __init__(self, passage: Passage, recording: Recording) -> None:
         super().__init__(passage)

@@ -258,7 +258,7 @@ class Session(Tap):
         if view:
             self._read(view)
         fence = self._fence
-        size = fence.go(self._reading.undecided)
+        size = fence.go(self._reading.undecided if fence.holds else 0)
         self.blocked = fence.blocked
         self.sent += size
         return size
@@ -286,7 +286,8 @@ class Session(Tap):
 
     def _read(self, view: memoryview) -> None:
         """Keep what upstream has said."""
-        streams, passage, size = self._reading.streams, self._fence.passage, len(view)
+        streams, fence, size = self._reading.streams, self._fence, len(view)
+        passage = fence.passage
         if streams is None:
             passage.show(size, 0, 0)
             return
@@ -295,30 +296,32 @@ class Session(Tap):
             self._upstream_unreadable(why)
             return
         recording = self._keeping.recording
-        if recording is not None and streams.first_at is not None and (why := self._unkept(streams, recording)):
-            passage.show(size, streams.unfinished, streams.left)
-            self._unrecordable(why)
-            return
         if recording is not None:
+            if fence.holds and streams.first_at is not None and (why := self._unkept(streams, recording)):
+                passage.show(size, streams.unfinished, streams.left)
+                self._unrecordable(why)
+                return
             self._keep(streams, recording)
         passage.show(size, streams.unfinished, streams.left)
-        self._fence.read()
+        if fence.holds:
+            fence.read()
 
     def _unkept(self, streams: Streams | ForwardedPorts, recording: Recording) -> str:
         """Why what upstream has said can't be kept, though it must be."""
-        if not self._level.enforced:
-            return ""
         if not recording.takes:
             return "there was output after the end of the session"
         return "there was output on a stream of an unknown kind" if streams.unknown else ""
 
     def _keep(self, streams: Streams | ForwardedPorts, recording: Recording) -> None:
         fence = self._fence
+        holds = fence.holds
         if streams.first_at is not None:
-            fence.begins(fence.passage.read + streams.first_at)
+            if holds:
+                fence.begins(fence.passage.read + streams.first_at)
             for stderr, pieces in streams.output:
                 size = sum(map(len, pieces))
-                fence.output(stderr, size)
+                if holds:
+                    fence.output(stderr, size)
                 self._read_size += size
                 recording.output(stderr, pieces, size)
             for data in streams.beside:
