@@ -29,13 +29,13 @@ from k8sproxy.dataplane.client import Client
 from k8sproxy.dataplane.drive import directly
 from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.heldanswer import HeldAnswer, too_long
+from k8sproxy.dataplane.response import Download, granted, take
 from k8sproxy.dataplane.switched import Switched
-from k8sproxy.dataplane.turns import STEP, Pace
+from k8sproxy.dataplane.turns import Pace
 from k8sproxy.dataplane.upstream import UpstreamConnection
 from k8sproxy.dataplane.wire import Wire
-from k8sproxy.protocol.body import Body, ChunkedBody, LengthBody, UntilClose, request_body, response_body
+from k8sproxy.protocol.body import Body, LengthBody, UntilClose, request_body, response_body
 from k8sproxy.protocol.http1 import ResponseHead, head_end, parse_response_head
-from k8sproxy.protocol.watchevents import Events, watch_events
 from k8sproxy.request.foreign import Guard
 from k8sproxy.sessions.tap import NO_TAP, Tap
 
@@ -100,18 +100,16 @@ class Exchange:
     _interim = 0
     _interim_size = 0
     _answer: HeldAnswer | None = None
-    _body_down: Body | None = None
     _end_at_boundary = False
     _switched: Switched | None = None
     _up: Pace | None = None  # of a body in chunks, from the client
-    _down: Pace | None = None  # and from upstream
+    _down: Download | None = None  # the rest of the response's body
     _connection: UpstreamConnection
     _refused: Refusal | None = None
     _error: Exception | None = None  # how it ended, until that has been raised
     _awaited = False  # somebody waits for its end,
     _tail = False  # and the callback that runs goes on with them when it has done everything else
     watching = False  # the body is that of a watch
-    _events: Events | None = None  # where its events end
     guard: Guard | None = None  # of an answer's fields
 
     def __init__(self, client: Client, head: UpstreamHead, tap: Tap, *, head_limit: int, closing: bool) -> None:
@@ -232,18 +230,10 @@ class Exchange:
     ) -> Pace:  # fmt: skip
         return Pace(self._client.turns, self._client.owner, wire, read, may=may, failed=self._fail)
 
-    def _granted(self, body: Body, view: memoryview) -> int:
-        """How much of it is taken at once, of what came ahead of its turn. Raises ProtocolError."""
-        turns, begun = self._client.turns, body.work
-        try:
-            return _take(body, view, turns.grant())
-        finally:
-            turns.spend(body.work - begun)
-
     def _take_first(self, held: bytes) -> int:
         """How much of what the client has sent ahead belongs to the body. Raises Refusal where it is malformed."""
         try:
-            size = self._granted(self._body_up, memoryview(held))
+            size = granted(self._client, self._body_up, memoryview(held))
         except ProtocolError as error:
             raise Refusal(error.status, "bad_request", error.message, close=True) from None
         if self._body_up.done:
@@ -282,7 +272,7 @@ class Exchange:
         if self._switched is not None:
             self._switched.cut(cause, message)
         elif self.status:
-            self._fail(Cut(cause, reset=isinstance(self._body_down, UntilClose)))
+            self._fail(Cut(cause, reset=self._down is not None and self._down.ends_by_close))
         else:
             self._fail(Refusal(503, cause, message or "the request was ended by the proxy", close=True))
 
@@ -295,11 +285,10 @@ class Exchange:
         self._connection.wire.break_unheard()
 
     def end_at_boundary(self) -> None:
-        """End a watch's response cleanly between two of its events, as soon as the client has been sent whole ones. A
-        client of it starts anew from there; whatever else ended so would be taken for whole.
-        """
+        """End a watch's response cleanly between two of its events, as soon as the client has been sent whole ones."""
         self._end_at_boundary = True
-        self._try_boundary()
+        if self._down is not None and self.state is RUNNING:
+            self._down.end_at_boundary()
 
     # -- up: from the client
 
@@ -310,7 +299,7 @@ class Exchange:
         """As much of the request's body as the units allow: Pace.read."""
         body, begun = self._body_up, self._body_up.work
         try:
-            size = _take(body, view, units)
+            size = take(body, view, units)
         except ProtocolError as error:
             self._fail_request(error)
             return len(view), body.work - begun
@@ -338,7 +327,8 @@ class Exchange:
             self._up = None
         if self._down is not None:
             self._down.drop()
-            self._down = None
+            self.sent += self._down.sent
+            self._down = None  # it holds this exchange's methods
 
     def _fail_request(self, error: ProtocolError) -> None:
         if self.status:
@@ -413,21 +403,13 @@ class Exchange:
                 return
         if head.content_length == len(rest) and self._head.method != "HEAD" and head.status not in (204, 304):
             # Most answers: all of it came in one piece.
-            body: Body = _NO_BODY
+            down = None
             size = len(rest)
         else:
-            body = response_body(self._head.method, head.status, head.content_length, head.chunked)
-            if self.watching and isinstance(body, ChunkedBody):
-                self._events = watch_events(head.fields)
-                body.seen, body.dear = self._events.take, self._events.dear
-                if self._end_at_boundary:
-                    self._let_end(body)
-            size = self._granted(body, rest)
-        self._body_down = body
-        if not self._body_up.done or self._head.upgrade or isinstance(body, UntilClose):
+            down, size = self._download(head, rest)
+        if not self._body_up.done or self._head.upgrade or (down is not None and down.ends_by_close):
             # An unfinished upload, or bytes sent ahead of a switch that did not come, can't be told from a request.
             self.closing = True
-        self.sent += size
         self.reusable = not head.close
         answer = b"".join(
             (
@@ -439,28 +421,30 @@ class Exchange:
             )
         )
         self.status = head.status  # only now: what is malformed up to here is refused, and the client has no answer yet
-        client = self._client.wire
-        client.write(answer)
-        upstream = self._connection.wire
-        if body is _NO_BODY and self._body_up is _NO_BODY:
-            # Nearly every exchange ends here. What came behind the response, if anything, is no answer of ours.
-            self.reusable = size == len(rest) and not head.close
+        self._client.wire.write(answer)
+        if down is None:
+            # Nearly every exchange ends here.
+            self.sent += size
+            self.reusable = not head.close and self._body_up.done
             self._finish()
             return
-        if body.done:
-            self._complete(extra=size < len(rest))
+        self._down = down
+        if down.body.done:
+            self._complete(size < len(rest))
             return
-        upstream.receiver = self._body_from_upstream
-        upstream.payer = self._client
-        if head.chunked:
-            self._down = self._pace(upstream, self._read_down, self._client_has_room)
-            upstream.receiver, client.drained = self._down.receive, self._down.resume
-            if size < len(rest):
-                self._down.receive(rest[size:])
-        if client.blocked:
-            upstream.pause()
-        if self._end_at_boundary:
-            self._try_boundary()
+        down.begin(rest[size:])
+        if self._end_at_boundary and self.state is RUNNING:
+            down.end_at_boundary()
+
+    def _download(self, head: ResponseHead, rest: memoryview) -> tuple[Download, int]:
+        """For a body that did not come in one piece with its head; and how much of it did. Raises ProtocolError."""
+        body = response_body(self._head.method, head.status, head.content_length, head.chunked)
+        down = Download(body, self._client, self._connection.wire, complete=self._complete, failed=self._fail)
+        if self.watching:
+            down.watch(head.fields)
+            if self._end_at_boundary:
+                down.let_end()
+        return down, down.take_first(rest)
 
     def _hold_answer(self, view: memoryview) -> None:
         """A part of an answer that the tap bounds."""
@@ -476,46 +460,9 @@ class Exchange:
             if whole:
                 self._response(answer.head, memoryview(bytes(answer.held)))
 
-    def _body_from_upstream(self, view: memoryview) -> None:
-        self._read_down(view, 0)
-
-    def _read_down(self, view: memoryview, units: int) -> tuple[int, int]:
-        """As much of the response's body as the units allow: Pace.read."""
-        body = self._body_down
-        assert body is not None  # noqa: S101  # set before this receiver is
-        begun, client = body.work, self._client.wire
-        try:
-            size = _take(body, view, units)
-        except ProtocolError:
-            self._fail(Cut("upstream_malformed"))
-            return len(view), body.work - begun
-        self.sent += size
-        client.write(view[:size])
-        if client.blocked:
-            self._connection.wire.pause()
-        if body.done:
-            self._complete(extra=size < len(view))
-        return size, body.work - begun
-
-    def _client_has_room(self) -> bool:
-        return not self._client.wire.blocked
-
-    def _try_boundary(self) -> None:
-        """Have the body end between two events, here if this is such a place."""
-        body = self._body_down
-        if isinstance(body, ChunkedBody) and self.state is RUNNING:
-            self._let_end(body)
-            body.try_end()
-            if body.cut:
-                self._complete(extra=False)
-
-    def _let_end(self, body: ChunkedBody) -> None:
-        events = self._events
-        if events is not None:
-            body.may_end = lambda: events.at_boundary
-
-    def _complete(self, *, extra: bool) -> None:
-        if isinstance(self._body_down, ChunkedBody) and self._body_down.cut:
+    def _complete(self, extra: bool) -> None:
+        """The response's body is complete. extra: bytes came behind it."""
+        if self._down is not None and self._down.is_cut:
             self._client.wire.write(b"0\r\n\r\n")
             self.closing = True
             extra = True  # what still comes belongs to this response
@@ -537,11 +484,13 @@ class Exchange:
                     502, "upstream_broke", "the API server closed the connection without an answer", close=True
                 )
             )
-        elif isinstance(self._body_down, UntilClose) and error is None:
-            self._body_down.done = True
-            self._finish()
+        elif self._down is not None and self._down.ends_by_close:
+            if error is None:
+                self._finish()
+            else:
+                self._fail(Cut("upstream_broke", reset=True))
         else:
-            self._fail(Cut("upstream_broke", reset=isinstance(self._body_down, UntilClose)))
+            self._fail(Cut("upstream_broke"))
 
     # -- switching protocols (RFC 9110, 7.8)
 
@@ -610,14 +559,6 @@ class Exchange:
             switched.let_go()
             self.received += switched.received
             self.sent += switched.sent
-
-
-def _take(body: Body, view: memoryview, units: int) -> int:
-    """How many bytes at the front of `view` belong to the body, as far as the units go. Raises ProtocolError."""
-    taken, size, begun = 0, len(view), body.work
-    while taken < size and not body.done and (body.run >= size or body.work - begun < units):
-        taken += body.take(view[taken : taken + body.run + STEP])
-    return taken
 
 
 def _nothing() -> None:
