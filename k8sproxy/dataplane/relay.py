@@ -2,8 +2,9 @@
 
 The relay holds no body. What a wire reads is counted, tapped and written to the other wire in the same call; where a
 wire does not take all of it, the other is not read until it has (that is all of the backpressure). Of a body in chunks
-no more is read than a turn of the loop allows (turns), since small chunks are dear. A `run` is over when the response
-is complete, or both directions of an upgraded connection have ended.
+no more is read than a turn of the loop allows (turns), since small chunks are expensive to read. A `run` is over when
+the response is complete, or both directions of an upgraded connection have ended. What of a response does not come with
+its head is a Download (response).
 
 What each end means:
 - The response's last byte: done; the connection upstream may be reused if the request was complete as well, nothing
