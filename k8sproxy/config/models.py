@@ -77,8 +77,8 @@ class Tailnet(Section):
     whois_ttl: Annotated[float, BeforeValidator(duration_between("0s", "10m"))] = Field(
         default=10.0,
         alias="whoisTTL",
-        description="How long an answer about a peer counts before it is asked again (default 10s). A withdrawn grant "
-        "ends no later than this; the daemon's change notices usually end it at once.",
+        description="How long an answer about a peer is used before tailscaled is asked again (default 10s). A "
+        "withdrawn grant ends no later than this; the daemon's change notices usually end it at once.",
     )
     whois_timeout: Annotated[float, BeforeValidator(duration_between("100ms", "1m"))] = Field(
         default=5.0,
@@ -92,8 +92,8 @@ class Tailnet(Section):
     )
     unknown_grant_fields: Literal["warn", "refuse"] = Field(
         default="warn",
-        description="A field of a Kubernetes grant that is not known, such as enforceRecoder: warn (default) logs it "
-        "and passes over it, as Tailscale's proxy does; refuse turns the peer away until the policy is mended.",
+        description="An unknown field of a Kubernetes grant, such as enforceRecoder: warn (default) logs it and "
+        "ignores it, as Tailscale's proxy does; refuse rejects the peer until the policy is corrected.",
     )
 
     @property
@@ -122,7 +122,8 @@ class ListenTLS(Section):
     )
     insecure: StrictBool = Field(
         default=False,
-        description="none: needed where the address is neither loopback nor the tailnet's; anyone can listen in.",
+        description="none: required where the address is neither loopback nor the tailnet's; anyone on the network "
+        "path can read the traffic.",
     )
 
     @property
@@ -140,9 +141,9 @@ class Listen(Section):
     tls: ListenTLS
     proxy_protocol: StrictBool = Field(
         default=False,
-        description="A PROXY v2 header names the client, as a Tailscale Service sends it. Loopback only, and whoever "
-        "has an account on this machine can then claim to be any peer. Use 127.0.0.2: on 127.0.0.1 and ::1 tailscaled "
-        "has to be asked about every new connection, which takes 180 ms.",
+        description="A PROXY v2 header names the client, as a Tailscale Service sends it. Loopback only, and any user "
+        "of this machine can then claim to be any peer. Use 127.0.0.2: on 127.0.0.1 and ::1 tailscaled must be asked "
+        "about every new connection, which takes 180 ms.",
     )
     service: ServiceName | None = Field(
         default=None,
@@ -151,8 +152,9 @@ class Listen(Section):
     cluster: ClusterName | None = Field(default=None, description="The cluster's name; needed where there are several.")
     allow_origins: tuple[Origin, ...] = Field(
         default=(),
-        description="Origins of web pages that may act as whoever opens them, such as http://127.0.0.1:8001 of a "
-        "kubectl proxy that programs run exec through (default: none but this listener's own).",
+        description="Origins of web pages that may act with the identity of the user who opens them, such as "
+        "http://127.0.0.1:8001 of a kubectl proxy that programs run exec through (default: none but this listener's "
+        "own).",
     )
 
 
@@ -289,7 +291,7 @@ class Recording(Section):
     total_buffer: Annotated[int, BeforeValidator(size_between("1MiB", "64GiB"))] = Field(
         default=256 * 1024 * 1024,
         description="The same of all sessions together (default 256MiB). A session may hold 64KiB all the same, so "
-        "that terminals go on while somebody's recordings have stalled.",
+        "that terminals go on while the recordings of others have stalled.",
     )
 
 
@@ -299,8 +301,8 @@ class Events(Section):
     # The most: a recorder takes 16 MiB in one request, and base64 makes four bytes of three.
     body_bytes: Annotated[int, BeforeValidator(size_between("0", "8MiB"))] = Field(
         default=64 * 1024,
-        description="Bytes of a request's body that are told (default 64KiB; 0 for none). Nearly every object that "
-        "people apply is smaller; one that is cut is marked so.",
+        description="Bytes of a request's body that its API event has (default 64KiB; 0 for none). Nearly every "
+        "object that people apply is smaller; one that is cut is marked so.",
     )
     queue: Annotated[int, BeforeValidator(number_between(1, 1_000_000))] = Field(
         default=10_000,
@@ -310,7 +312,7 @@ class Events(Section):
     redact: StrictBool = Field(
         default=True,
         description="Leave out what is secret (default true): the data of Secrets, tokens, credentials in queries. "
-        "A recorder that everything may be told to can do without.",
+        "Set it to false only where the recorder may store secrets.",
     )
 
 
@@ -320,7 +322,7 @@ class Shutdown(Section):
     grace: Annotated[float, BeforeValidator(duration_between("0s", "1h"))] = Field(
         default=30.0,
         description="How long running requests may take to end after SIGTERM (default 30s, as a pod's grace period). "
-        "Watches are told at once; what is left is closed then.",
+        "Watches end at once; what is left after this time is closed.",
     )
 
 

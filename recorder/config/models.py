@@ -106,7 +106,7 @@ class Ingest(Section):
     )
     insecure_allow: tuple[Network, ...] = Field(
         default=(),
-        description="For development only: addresses that may send without being asked who they are.",
+        description="For development only: addresses that may send without being identified.",
     )
     sessions: Annotated[int, _number(1, 100_000)] = Field(
         default=5000, description="Sessions at once; more are refused (default 5000)."
@@ -149,10 +149,10 @@ class Web(Section):
     connections_per_peer: Annotated[int, _number(1, 100_000)] | None = Field(
         default=None, description="Connections at once of one node (default: an eighth of `connections`)."
     )
-    title: str = Field(default="Recorder", min_length=1, max_length=100, description="What the site calls itself.")
+    title: str = Field(default="Recorder", min_length=1, max_length=100, description="The title of the site's pages.")
     insecure_allow: tuple[Network, ...] = Field(
         default=(),
-        description="For development only: addresses that may see everything without being asked who they are.",
+        description="For development only: addresses that may see everything without being identified.",
     )
 
 
@@ -163,7 +163,7 @@ class Index(Section):
         default=None,
         description='"sqlite:PATH" or "postgresql://..". Default: sqlite beside a folder store, in its folder.',
     )
-    enabled: StrictBool = Field(default=True, description="Whether there is an index; without one nothing is found.")
+    enabled: StrictBool = Field(default=True, description="Whether there is an index; without one there is no search.")
 
 
 class Admin(Section):
@@ -209,9 +209,9 @@ class TimeStamps(Section):
     """A time stamp service (RFC 3161), which stamps the manifests of days, besides a folder or a ConfigMap."""
 
     url: Annotated[str, matching(_STAMPER, "an http:// or https:// URL without credentials")] = Field(
-        description="Where it is asked."
+        description="The URL of the service."
     )
-    certificates: FilePath = Field(description="Its certificate, or that of who has issued it, in PEM.")
+    certificates: FilePath = Field(description="Its certificate, or its issuer's, in PEM.")
 
 
 class Anchor(Section):
@@ -233,15 +233,16 @@ class Proof(Section):
 
     key: FilePath | None = Field(
         default=None,
-        description="The Ed25519 key that recordings and days are signed with, in PEM; never in the store's folder. It "
-        "is made at the first start on an empty store, or with `recorder key`. Default: nothing is signed.",
+        description="The Ed25519 key that signs recordings and days, in PEM; never in the store's folder. The "
+        "recorder makes it at the first start on an empty store; `recorder key` makes one, too. Default: nothing is "
+        "signed.",
     )
     previous_key: FilePath | None = Field(
         default=None,
-        description="The private key of before, for the one start at which it hands over to a new one.",
+        description="The previous private key, for the one start at which it hands over to the new one.",
     )
     public_keys: tuple[FilePath, ...] = Field(
-        default=(), description="Public keys of before, in PEM: what they signed while they were current is trusted."
+        default=(), description="Previous public keys, in PEM: what they signed while they were current is trusted."
     )
     anchor: Anchor = Anchor()
     seal_days: StrictBool = Field(
@@ -259,7 +260,7 @@ class Encryption(Section):
 
     keys: tuple[FilePath, ...] = Field(
         default=(),
-        description="Files with 32 bytes in base64 or hex each. The first encrypts; the others, from before, are "
+        description="Files with 32 bytes each, in base64 or hex. The first key encrypts; the others are earlier keys, "
         "for reading. Default: nothing is encrypted.",
     )
 
@@ -277,17 +278,20 @@ class RetentionRule(Section):
     """The first rule that matches a recording says how long it is kept, and for that long it is."""
 
     match: RetentionMatch
-    keep: Keep = Field(description='How long after its end, such as "90d", or "forever".')
+    keep: Keep = Field(description='How long a recording is kept after its end, such as "90d", or "forever".')
 
 
 class Retention(Section):
     """What is removed when. Default: nothing. What is held (`recorder prune --hold`) never is."""
 
-    max_age: Keep = Field(default=None, description="What no rule matches goes when it has been over for that long.")
-    max_bytes: Size | None = Field(
-        default=None, description="Oldest first, what no rule matches goes until all recordings take no more than that."
+    max_age: Keep = Field(
+        default=None, description="A recording that no rule matches is removed this long after its end."
     )
-    events_max_age: Keep = Field(default=None, description="API events go by whole days when they are that old.")
+    max_bytes: Size | None = Field(
+        default=None,
+        description="Recordings that no rule matches are removed, oldest first, until all take no more than this.",
+    )
+    events_max_age: Keep = Field(default=None, description="API events of this age are removed, in whole days.")
     rules: tuple[RetentionRule, ...] = Field(default=(), description="Exceptions, in order.")
 
 
