@@ -93,7 +93,7 @@ class Exchange:
     reusable = False
     upgraded = False
     body_seen: Callable[[memoryview], None] | None = None
-    state = PREPARED
+    state: ExchangeState  # set by __init__: mypyc takes literals alone as defaults
     proxy_seconds = 0.0
     doubts = False
     _held: tuple[ResponseHead, bytes] | None = None
@@ -118,6 +118,7 @@ class Exchange:
         self._head = head
         self._tap = tap
         self._head_limit = head_limit
+        self.state = PREPARED
         self._body_up: Body = (
             request_body(head.content_length, head.chunked) if head.chunked or head.content_length else _NO_BODY
         )

@@ -19,9 +19,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from k8sproxy.common import states
 from k8sproxy.common.errors import ProtocolError
 from k8sproxy.common.formats.recorderapi import DEFAULT_EVENT_CODES, RecorderError
+from k8sproxy.common.states import State as AnyState
+from k8sproxy.common.states import table
 from k8sproxy.recording.buffers import Buffers
 from k8sproxy.recording.health import Health
 from k8sproxy.recording.limits import Limits
@@ -67,7 +68,7 @@ class Carrier(Protocol):
         """The recorder is to forget the rest; nothing more is reported."""
 
 
-class State(states.State):
+class State(AnyState):
     """Where an upload is.
 
     OPEN       a recorder has accepted it, and bytes are written             -> ENDING, FAILED, GIVEN_UP
@@ -85,7 +86,7 @@ class State(states.State):
 
 
 OPEN, ENDING, KEPT, FAILED, GIVEN_UP = State.OPEN, State.ENDING, State.KEPT, State.FAILED, State.GIVEN_UP
-states.table(
+table(
     {
         OPEN: (ENDING, FAILED, GIVEN_UP),
         ENDING: (KEPT, FAILED, GIVEN_UP),

@@ -30,7 +30,6 @@ from h2.events import (
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 
-from k8sproxy.common import states
 from k8sproxy.common.formats.recorderapi import (
     DECLINES_FIELD,
     ERROR_FIELD,
@@ -44,6 +43,8 @@ from k8sproxy.common.formats.recorderapi import (
     read_refusal,
     user_value,
 )
+from k8sproxy.common.states import State as AnyState
+from k8sproxy.common.states import table
 from k8sproxy.recording.carriers.carrier import Wire
 from k8sproxy.recording.carriers.errors import ConnectionLost, NotHTTP2, Rejected
 from k8sproxy.recording.carriers.frames import Frames, Malformed
@@ -83,7 +84,7 @@ _MAX_UNREAD = 64 * 1024
 _FATAL = ("the connection to the recorder broke HTTP/2", "the recorder is closing its connections")
 
 
-class State(states.State):
+class State(AnyState):
     """Where a connection is.
 
     OPEN      sessions are opened on it                                          -> SUSPECT, GOING, LOST
@@ -99,7 +100,7 @@ class State(states.State):
 
 
 OPEN, SUSPECT, GOING, LOST = State.OPEN, State.SUSPECT, State.GOING, State.LOST
-states.table({OPEN: (SUSPECT, GOING, LOST), SUSPECT: (GOING, LOST), GOING: (LOST,), LOST: ()})
+table({OPEN: (SUSPECT, GOING, LOST), SUSPECT: (GOING, LOST), GOING: (LOST,), LOST: ()})
 
 
 class Connection:
