@@ -362,10 +362,11 @@ class H2Protocol(asyncio.Protocol):
         try:
             while self._blocked:
                 number = next(iter(self._blocked))
-                stream = self._streams[number]
-                live = stream.intake.live if stream.intake is not None else None
-                if live is not None and stream.intake is not None and stream.intake.blocked:
+                intake = self._streams[number].intake
+                if intake is not None and intake.blocked:
                     await self._site.store.relieved()
+                    if self._site.store.crowded:
+                        continue  # nobody goes on, and this is asked after each commit
                     # Others may be let go while this one still waits.
                 for other in list(self._blocked):
                     waiting = self._streams[other]

@@ -85,8 +85,9 @@ class Live:
     """
 
     __slots__ = (
-        "_begun", "_changed", "_journal", "_ledger", "_line", "_queue", "acked", "chunks", "end", "ended", "error",
-        "given", "header", "header_line", "id", "life", "listener", "progress_at", "source", "started", "text", "user",
+        "_begun", "_changed", "_journal", "_ledger", "_line", "_origin", "_queue", "acked", "chunks", "end", "ended",
+        "error", "given", "header", "header_line", "id", "life", "listener", "progress_at", "source", "started", "text",
+        "user",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +120,7 @@ class Live:
         self._ledger = ledger
         self._queue: list[bytes] = []
         self._line = 0
+        self._origin = b""  # what BEGIN and RUNNING say, once they were asked for it
         self._begun = False  # BEGIN has been given to the journal
         self._changed = Bell()
 
@@ -230,14 +232,11 @@ class Live:
 
     # -- the journal's side (journal.Source)
 
-    def meta(self) -> dict[str, Any]:
-        """What BEGIN and RUNNING say."""
-        return {"source": self.source.values(), "started": self.started}
-
     def begin_item(self, kind: Kind) -> Item:
-        """A BEGIN or RUNNING record."""
-        data = json.dumps(self.meta()).encode()
-        return Item(kind, self.id, 0, [data], len(data))
+        """A BEGIN or RUNNING record. Each segment of the journal begins with one of every recording that runs."""
+        if not self._origin:
+            self._origin = json.dumps({"source": self.source.values(), "started": self.started}).encode()
+        return Item(kind, self.id, 0, [self._origin], len(self._origin))
 
     def take(self) -> list[Item]:
         """See journal.Source."""
