@@ -1,8 +1,9 @@
-"""What one configuration describes, made real: clusters, certificates, listeners, the admin site.
+"""The parts that one configuration describes: clusters, certificates, listeners, the admin site.
 
-An Assembly is made beside the one that runs (`prepare`: everything that can fail, fails here and leaves nothing
-behind), takes over the listening sockets that both have in common, and only then is the old one let go. Connections
-look their route up in the Server's current assembly, so a reload holds for the next request and drops none.
+A new Assembly is made while the old one runs. `prepare` does everything that can fail; a failure leaves nothing behind.
+Then the new one takes over the listening sockets that both have in common, and only then the old one is closed. Open
+connections find their routes through their listener's Permit, which the new assembly changes, so a reload holds from
+the next request on and drops none.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ a field that stands in one rule twice, in one spelling or two. A rule with a fau
 peer, since a rule that is skipped could be the one that enforces recording.
 
 An unknown field may be one of a later version of Tailscale's, or a misspelt `enforceRecorder`, which then enforces
-nothing. So each is noted down (UnknownField), to be told to whoever runs the proxy; GrantSettings.refuse_unknown makes
-it a fault. So is a field that the old name of the capability does not give.
+nothing. So each one is noted (UnknownField), and the administrator of the proxy reads it in the log. A field that the
+old name of the capability does not have is noted, too. GrantSettings.refuse_unknown makes an unknown field a fault.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""API requests told to recorders: what the request's path needs of it, and no more.
+"""API events: the part of it that stands in the path of a request.
 
-    events.weigh(..)                what telling of a request takes
-    events.admit(grants, weight)    before upstream is contacted; Refusal where it must be told and can't be
-    begun = events.begin(..)        what is noted of the request; its body is collected by begun.seen while it passes
-    events.tell(begun)              once, whatever became of the request: the attempt is what is told
+    events.weigh(..)                how much room the event of a request takes
+    events.admit(grants, weight)    before upstream is contacted: is there room? False where `wait` must be called
+    begun = events.begin(..)        notes what is known of the request; its body is collected while it passes
+    events.tell(grants, begun)      queues the event, once, also of a request that failed
 
-The queues behind it are apievents'; a request without a body is told at once, so that a watch is told when it begins.
+A request without a body is told at once, so that the event of a watch comes when the watch begins. The queues, and the
+tasks that send what is in them, are those of apievents.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One exchange: a request's body goes up, its response comes down, or both sides switch protocols.
 
-The relay holds no body. What a wire reads is counted, tapped and written to the other wire in the same call; where a
-wire does not take all of it, the other is not read until it has (that is all of the backpressure). Of a body in chunks
+The relay keeps no body in memory. It counts what a wire reads, shows it to the tap and writes it to the other wire, all
+in the same call. Where a wire does not take all of it, the other one is not read until it has: that is all of the
+backpressure. Of a body in chunks
 no more is read than a turn of the loop allows (turns), since small chunks are expensive to read. A `run` is over when
 the response is complete, or both directions of an upgraded connection have ended. What of a response does not come with
 its head is a Download (response).
