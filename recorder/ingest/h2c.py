@@ -3,8 +3,7 @@
     HEAD /v2/record   200, as a probe               POST /v2/record   200 at once, then a stream of JSON objects:
                                                     {"ack": N} as bytes get safe, {"error": ".."} and the end if not
 
-Acks go out together: in one go all that a commit has made safe on a connection. Where those are many, they go out
-ACK_SECONDS after the last ones, less often with many streams. Flow control is the backpressure: what the store takes is
+Acks go out together (see `acks`). Flow control is the backpressure: what the store takes is
 given back to the sender at once, and while the store is blocked nothing is. A store that has too much of all sessions
 together is not even read for: windows are a promise to each connection, and hundreds of those together are more than
 memory should be.
@@ -24,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import h2.config
@@ -40,6 +39,7 @@ from k8sproxy.common.errors import Refusal
 from k8sproxy.common.formats.recorderapi import DECLINES_FIELD, ERROR_FIELD, USER_FIELD
 from k8sproxy.common.heads import HEAD_TIMEOUT
 from k8sproxy.common.tasks import Tasks
+from recorder.ingest.acks import Acks
 from recorder.ingest.admission import Door
 from recorder.ingest.frames import MAX_FRAME, Frames, FramesError
 from recorder.ingest.intake import Intake
@@ -48,13 +48,6 @@ from recorder.ingest.turnaway import field_value
 
 _log = structlog.get_logger(__name__)
 
-# Seconds between acks of one connection, where there are more than FEW at a time. Fewer go at once: at an acknowledged
-# session somebody waits for each, to see what a key has done.
-ACK_SECONDS = 0.02
-FEW = 8
-# Streams for which that holds; with n times as many it is n times as long, up to
-ACK_STREAMS = 100
-MAX_ACK_SECONDS = 0.1
 # Bytes that a sender may send ahead on one stream: at 100 MB/s, what arrives in two commits.
 STREAM_WINDOW = 1 << 20
 # Bytes that a sender may send ahead on one connection, all streams together: 100 MB/s over 20 ms. More would only lie
@@ -93,11 +86,8 @@ class H2Protocol(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, _Stream] = {}
-        self._dirty: dict[int, None] = {}
-        self._ticking: asyncio.TimerHandle | None = None
-        self._ticked = float("-inf")  # when acks were last told
+        self._acks = Acks(self._tell, lambda: len(self._streams))
         self._idle: asyncio.TimerHandle | None = None
-        self._paused = False
         self._unread = False  # reading is paused, for the store
         self._blocked: dict[int, None] = {}
         self._unblock: asyncio.Task[None] | None = None
@@ -107,7 +97,7 @@ class H2Protocol(asyncio.Protocol):
         self._frames = Frames(self, site.budgets.of(door.holder, self._loop.time()))
         self._late: asyncio.TimerHandle | None = None  # when the end of a head has to be there
         self._asked = False  # there has been a request
-        self._acks: list[bytes] = []
+        self._written: list[bytes] = []  # acks, as frames
         config = h2.config.H2Configuration(client_side=False, header_encoding=None)
         self._h2 = _Connection(config)
         self._h2.local_settings = h2.settings.Settings(
@@ -137,7 +127,8 @@ class H2Protocol(asyncio.Protocol):
         self._transport = None
         for number in list(self._streams):
             self._drop(number)
-        for timer in (self._ticking, self._idle, self._next, self._late):
+        self._acks.close()
+        for timer in (self._idle, self._next, self._late):
             if timer is not None:
                 timer.cancel()
         self._tasks.cancel()
@@ -146,12 +137,11 @@ class H2Protocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol: acks wait, and become fewer."""
-        self._paused = True
+        self._acks.hold()
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
-        self._paused = False
-        self._tick_soon()
+        self._acks.go_on()
 
     def eof_received(self) -> bool:
         """See asyncio.Protocol."""
@@ -181,7 +171,7 @@ class H2Protocol(asyncio.Protocol):
             self._close()
             return
         self._flush()
-        if self._paused and self._transport.get_write_buffer_size() > MAX_UNREAD:
+        if self._acks.held and self._transport.get_write_buffer_size() > MAX_UNREAD:
             self._refuse("too many answers that the sender does not read")
             self.abort()
 
@@ -244,7 +234,7 @@ class H2Protocol(asyncio.Protocol):
             case h2.events.StreamReset():
                 self._drop(event.stream_id or 0)
             case h2.events.WindowUpdated() | h2.events.RemoteSettingsChanged():
-                self._tick_soon()
+                self._acks.look()
             case _:
                 pass
 
@@ -324,7 +314,7 @@ class H2Protocol(asyncio.Protocol):
 
     def _drop(self, number: int) -> None:
         stream = self._streams.pop(number, None)
-        self._dirty.pop(number, None)
+        self._acks.forget(number)
         self._blocked.pop(number, None)
         if stream is None:
             return
@@ -407,36 +397,22 @@ class H2Protocol(asyncio.Protocol):
 
     def _changed(self, number: int) -> None:
         if number in self._streams:
-            self._dirty[number] = None
-            self._tick_soon()
+            self._acks.add(number)
 
-    def _tick_soon(self) -> None:
-        if self._ticking is None and self._dirty and not self._paused and self._transport is not None:
-            self._ticking = self._loop.call_at(self._loop.time(), self._tick)
-
-    def _tick(self) -> None:
-        self._ticking = None
-        if self._paused or self._transport is None:
+    def _tell(self, numbers: Iterable[int]) -> None:
+        if self._transport is None:
             return
-        now = self._loop.time()
-        if len(self._dirty) > FEW:
-            seconds = min(max(1.0, len(self._streams) / ACK_STREAMS) * ACK_SECONDS, MAX_ACK_SECONDS)
-            if now < self._ticked + seconds:
-                self._ticking = self._loop.call_at(self._ticked + seconds, self._tick)
-                return
-        self._ticked = now
-        dirty, self._dirty = self._dirty, {}
         try:
-            for number in dirty:
+            for number in numbers:
                 stream = self._streams.get(number)
                 if stream is not None and stream.intake is not None:
-                    self._tell(number, stream, stream.intake)
+                    self._tell_of(number, stream, stream.intake)
             self._flush()
         except Exception:
             _log.exception("h2_failed", peer=self._door.ip)
             self._close()
 
-    def _tell(self, number: int, stream: _Stream, intake: Intake) -> None:
+    def _tell_of(self, number: int, stream: _Stream, intake: Intake) -> None:
         acked = intake.acked
         message, end = b"", False
         if acked > stream.said:
@@ -453,13 +429,13 @@ class H2Protocol(asyncio.Protocol):
             return
         size = len(message)
         if min(stream.h2.outbound_flow_control_window, self._h2.outbound_flow_control_window) < size:
-            self._dirty[number] = None  # told again when the sender opens its window
+            self._acks.put_off(number)
             return
         stream.said = acked
         if not end:
             stream.h2.outbound_flow_control_window -= size
             self._h2.outbound_flow_control_window -= size
-            self._acks += (size.to_bytes(3, "big"), b"\0\0", number.to_bytes(4, "big"), message)
+            self._written += (size.to_bytes(3, "big"), b"\0\0", number.to_bytes(4, "big"), message)
             return
         self._h2.send_data(number, message, end_stream=True)
         if stream.open:
@@ -491,17 +467,17 @@ class H2Protocol(asyncio.Protocol):
         for number, stream in list(self._streams.items()):
             if stream.intake is not None:
                 stream.intake.cut(why)
-                self._dirty[number] = None
-        self._tick()
+                self._acks.put_off(number)
+        self._acks.now()
         self._close()
 
     def _flush(self) -> None:
         if self._transport is None:
             return
         data = self._h2.data_to_send()
-        if self._acks:  # behind the head of their answer
-            data = b"".join((data, *self._acks))
-            self._acks.clear()
+        if self._written:  # behind the head of their answer
+            data = b"".join((data, *self._written))
+            self._written.clear()
         if data:
             self._transport.write(data)
         if self._going_away and not self._streams:

@@ -54,8 +54,8 @@ def test_a_session(tmp_path: Path) -> None:
 
 def test_a_few_acks_do_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody may be waiting for each to see what a key has done."""
-    monkeypatch.setattr("recorder.ingest.h2c.ACK_SECONDS", 1000.0)
-    monkeypatch.setattr("recorder.ingest.h2c.MAX_ACK_SECONDS", 1000.0)
+    monkeypatch.setattr("recorder.ingest.acks.ACK_SECONDS", 1000.0)
+    monkeypatch.setattr("recorder.ingest.acks.MAX_ACK_SECONDS", 1000.0)
     monkeypatch.setattr("recorder.store.journal.PACE", 1000.0)
 
     async def main() -> None:
