@@ -208,6 +208,22 @@ def test_a_reset_before_any_byte_keeps_nothing(tmp_path: Path) -> None:
     run(main())
 
 
+def test_all_sessions_that_a_drain_cuts_hear_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many acks wait for their time, but there is no other time than this one."""
+    monkeypatch.setattr("recorder.ingest.acks.ACK_SECONDS", 1000.0)
+    monkeypatch.setattr("recorder.ingest.acks.MAX_ACK_SECONDS", 1000.0)
+
+    async def main() -> None:
+        async with ingest(tmp_path) as running:
+            sender = await H2Sender.connect(running.port)
+            numbers = [await sender.begin() for _ in range(20)]
+            assert await running.server.drain(0.0) == 20
+            await sender.until_lost()
+            assert {sender.error(number) for number in numbers} == {"the recorder is stopping"}
+
+    run(main())
+
+
 def test_a_failing_store_is_told_on_every_stream(tmp_path: Path) -> None:
     async def main() -> None:
         async with ingest(tmp_path, faulty=True) as running:
