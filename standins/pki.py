@@ -27,6 +27,9 @@ class Authority:
             .not_valid_before(now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=30))
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_SIGNS, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+            .add_extension(_issued_by(parent._key if parent else self._key), critical=False)
             .sign(parent._key if parent else self._key, hashes.SHA256())
         )
         self.pem = certificate.public_bytes(serialization.Encoding.PEM)
@@ -54,6 +57,7 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(min(now, now + lifetime) - timedelta(days=1))
             .not_valid_after(now + lifetime)
+            .add_extension(_issued_by(self._key), critical=False)
         )
         if alternatives:
             builder = builder.add_extension(
@@ -70,6 +74,24 @@ class Authority:
 def self_signed(*names: str, passphrase: bytes | None = None) -> tuple[bytes, bytes]:
     """(certificate PEM, key PEM), issued by a CA that nobody knows."""
     return Authority().issue(*names, passphrase=passphrase)
+
+
+# What ssl.create_default_context demands of a CA and of what it issues (RFC 5280, 4.2.1) since Python 3.13.
+_SIGNS = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+def _issued_by(key: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifier:
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
 
 
 def _general(name: str) -> x509.GeneralName:
