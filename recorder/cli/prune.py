@@ -50,8 +50,8 @@ _MATCH = ("cluster", "namespace", "user", "type")
 @click.option(
     "--unsigned",
     is_flag=True,
-    help="Without a key. verify will call what is removed missing if it was sealed, and whoever can write to the store "
-    "can take away an unsigned hold.",
+    help="Do not sign. verify then reports a removed session as missing if it was sealed, and anyone who can write "
+    "to the store can remove an unsigned hold.",
 )
 @click.option(
     "--despite-faults",
@@ -140,7 +140,7 @@ def _me(name: str) -> str:
     try:
         account = f"{getpass.getuser()}@{socket.gethostname()}"
     except (OSError, KeyError):
-        account = "somebody by hand"
+        account = "an unknown account"
     behind = os.environ.get("SUDO_USER", "")
     if behind and behind != account.partition("@")[0]:
         account = f"{behind} as {account}"

@@ -116,7 +116,7 @@ class FolderBlobs:
         try:
             await self._run(lambda: self._tree.write(place, data))
         except KeyError:
-            raise StoreError("the recorder's folder is gone") from None
+            raise StoreError("the recorder's folder is missing") from None
 
     async def keep(self, key: str, data: bytes, sha256: str = "") -> Kept:
         """See Blobs."""
@@ -137,7 +137,7 @@ class FolderBlobs:
         try:
             made = await self._run(write)
         except KeyError:
-            raise StoreError("the recorder's folder is gone") from None
+            raise StoreError("the recorder's folder is missing") from None
         if not made:
             raise FileExistsError(key)
 
@@ -212,7 +212,7 @@ class FolderBlobs:
         try:
             return await self._run(ask)
         except KeyError:
-            raise StoreError("the recorder's folder is gone") from None
+            raise StoreError("the recorder's folder is missing") from None
 
     async def aclose(self) -> None:
         """See Blobs."""

@@ -221,7 +221,7 @@ def _why_unavailable(error: Exception, socket: str) -> str:
     if number in (errno.ENOENT, errno.ENOTDIR):
         return f"there is no socket {socket}: is tailscaled running, and is tailnet.socket its --socket?"
     if number == errno.ECONNREFUSED:
-        return f"nobody listens on the socket {socket}: tailscaled has stopped"
+        return f"no process listens on the socket {socket}: tailscaled has stopped"
     return f"the connection to tailscaled on {socket} was lost ({type(error).__name__})"
 
 

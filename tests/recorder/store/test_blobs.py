@@ -24,7 +24,7 @@ def test_of_several_who_create_a_blob_one_does(tmp_path: Path) -> None:
         assert await several[0].get("a/b") == b"%d" % made.index(None)
         assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
         gone = FolderBlobs(tmp_path / "none")
-        with pytest.raises(StoreError, match="the recorder's folder is gone"):
+        with pytest.raises(StoreError, match="the recorder's folder is missing"):
             await gone.create("a", b"")
         for blobs in (*several, gone):
             await blobs.aclose()
