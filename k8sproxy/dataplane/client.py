@@ -40,10 +40,11 @@ class _Waits(enum.Enum):
 
     NOTHING = "nothing"
     HEAD = "head"
+    FOUND = "found"  # nothing more: it is known where the head ends, or that none comes
     TURN = "turn"  # of the loop
 
 
-_NOTHING, _HEAD, _TURN = _Waits.NOTHING, _Waits.HEAD, _Waits.TURN
+_NOTHING, _HEAD, _FOUND, _TURN = _Waits.NOTHING, _Waits.HEAD, _Waits.FOUND, _Waits.TURN
 
 
 class Client:
@@ -153,7 +154,7 @@ class Client:
         for as long as those take, nobody else would be served."""
         self._answered = False
         self._waits = _TURN
-        self.loop.call_soon(self._turned)
+        self.drive.wake()
         try:
             await directly()
         finally:
@@ -170,13 +171,9 @@ class Client:
         self.hold()
         return not self.wire.blocked
 
-    def _turned(self) -> None:
-        if self._waits is _TURN:
-            self.drive.wake()
-
     def _wake(self, end: int, fault: ProtocolError | None = None) -> None:
         """Go on with what waits for a head: it ends there, or none comes."""
-        self._waits = _NOTHING
+        self._waits = _FOUND
         self._end, self._fault = end, fault
         self.drive.wake()
 

@@ -4,10 +4,14 @@ A task that is woken costs a future, a call by the loop and a switch, and an ord
 for its head and for its response. So the coroutine that answers the requests of one connection is driven by whoever has
 what it waits for:
 
-    await directly()    what comes next comes in a callback (a whole head, the end of an exchange), and the callback
-                        goes on with the coroutine by `wake`, before it returns
+    await directly()    what comes next comes in a callback (a whole head, the end of an exchange), which calls `wake`;
+                        the loop goes on with the coroutine once it has called what else was ready in this turn
     await in_task()     what comes next waits for something else (an authenticator, a gate, a new connection): from here
                         on the connection's task goes on with it, until the coroutine waits `directly` again
+
+The callback itself could go on with it. But of sixteen connections that are ready in one turn it is cheaper to read all
+heads and then to send all of them on than to do both for one after the other (a fifth of the CPU of a small request on
+a busy machine, of which the instructions know nothing: the caches do).
 
 It is one coroutine and the same code whoever drives it. What belongs to asyncio's tasks (a time limit, cancellation)
 exists behind `in_task` alone: asyncio.timeout raises RuntimeError elsewhere. The task is parked meanwhile. A fault that
@@ -43,13 +47,14 @@ def in_task() -> Generator[object, None, None]:
 class Drive:
     """Drives one coroutine at a time."""
 
-    __slots__ = ("_fault", "_loop", "_over", "_parked", "_result", "_wanted", "_work")
+    __slots__ = ("_due", "_fault", "_loop", "_over", "_parked", "_result", "_wanted", "_work")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._work: Coroutine[Any, Any, Any] | None = None
         self._parked: asyncio.Future[None] | None = None
         self._wanted: object = _TASK  # what the coroutine yielded when a callback could not go on with it
+        self._due = False  # what it waits for directly is here
         self._over = False  # it has ended in a callback, and this is how:
         self._result: Any = None
         self._fault: BaseException | None = None
@@ -82,6 +87,7 @@ class Drive:
                     if wanted is not _TASK:
                         yield wanted
                 except BaseException as caught:
+                    self._due = False
                     if self._over:
                         raise  # cancelled just when it had ended
                     error = caught
@@ -98,7 +104,14 @@ class Drive:
         return self._work is not None and not self._over
 
     def wake(self) -> None:
-        """Go on with the coroutine, which waits `directly`: what it waits for is here."""
+        """What the coroutine waits for `directly` is here: go on with it in this turn of the loop."""
+        self._due = True
+        self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self._due:
+            return  # it was cancelled meanwhile
+        self._due = False
         work, parked = self._work, self._parked
         assert work is not None and parked is not None  # noqa: S101  # only who waits is woken
         try:

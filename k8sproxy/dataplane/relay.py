@@ -109,8 +109,7 @@ class Exchange:
     _connection: UpstreamConnection
     _refused: Refusal | None = None
     _error: Exception | None = None  # how it ended, until that has been raised
-    _awaited = False  # somebody waits for its end,
-    _tail = False  # and the callback that runs goes on with them when it has done everything else
+    _awaited = False  # somebody waits for its end
     watching = False  # the body is that of a watch
     guard: Guard | None = None  # of an answer's fields
 
@@ -346,7 +345,6 @@ class Exchange:
 
     def _from_upstream(self, view: memoryview) -> None:
         now = perf_counter()
-        self._tail = True
         if self._pending:
             data = self._pending + view
             end = head_end(data, len(self._pending))
@@ -383,11 +381,7 @@ class Exchange:
             self._fail(Refusal(502, "upstream_malformed", error.message, close=True))
         except Refusal as refusal:
             self._fail(refusal)
-        finally:
-            self._tail = False
         self.proxy_seconds += perf_counter() - now
-        if self._awaited and self.state is not RUNNING:
-            self._client.drive.wake()
 
     def _response(self, head: ResponseHead, rest: memoryview) -> None:
         if head.status == 401 and self.doubts:
@@ -542,17 +536,13 @@ class Exchange:
             self._end(FAILED)
 
     def _end(self, state: ExchangeState) -> None:
-        """It runs no more. Who waits for that goes on behind everything else that the callback does."""
+        """It runs no more."""
         self.state = self.state.to(state)
         if self._up is not None or self._down is not None:
             self._drop()
         if self._switched is not None:
             self._let_go_of_switched()
-        if self._awaited and not self._tail:
-            self._client.loop.call_soon(self._wake)
-
-    def _wake(self) -> None:
-        if self._awaited and self.state is not RUNNING:
+        if self._awaited:
             self._client.drive.wake()
 
     def _let_go_of_switched(self) -> None:

@@ -234,7 +234,7 @@ class Wire:
             broken = error.with_traceback(None)  # which would hold this frame, which holds the error
         self._flowing = got >= FLOW
         if ended or broken is not None:
-            self.ended = True  # before the last bytes are handed over: what comes of them may ask for this wire again
+            self.ended = True  # before the last bytes are handed over, so that what comes of them knows
         if got and self.receiver is not None:
             self._heard = True
             try:

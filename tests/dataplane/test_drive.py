@@ -26,7 +26,7 @@ class Work:
         self.task = asyncio.ensure_future(run())
 
 
-async def test_a_callback_goes_on_at_once() -> None:
+async def test_the_loop_goes_on_in_the_turn_in_which_it_was_woken() -> None:
     work = Work()
 
     async def steps() -> str:
@@ -40,8 +40,11 @@ async def test_a_callback_goes_on_at_once() -> None:
     work.start(steps())
     await asyncio.sleep(0)
     work.drive.wake()
+    assert work.seen == [("first", True)]
+    await asyncio.sleep(0)
     assert work.seen == [("first", True), ("woken", False)]
     work.drive.wake()
+    await asyncio.sleep(0)
     assert work.seen[-1] == ("again", False) and not work.drive.is_running
     assert await work.task == "done"
 
@@ -64,13 +67,14 @@ async def test_what_waits_otherwise_goes_on_in_the_task() -> None:
     work.start(steps())
     await asyncio.sleep(0)
     work.drive.wake()
-    assert not work.seen
     await asyncio.sleep(0)
+    assert not work.seen
     gate.set()
     await parking.wait()
+    await asyncio.sleep(0)
     work.drive.wake()
-    assert work.seen == [("in the task", True), ("behind the gate", True), ("woken", False)]
     await work.task
+    assert work.seen == [("in the task", True), ("behind the gate", True), ("woken", False)]
 
 
 async def test_a_future_that_is_met_in_a_callback_is_waited_for_in_the_task() -> None:
@@ -142,10 +146,13 @@ async def test_a_fault_of_what_is_waited_for_arrives() -> None:
     assert await work.task == "here"
 
 
-async def test_cancelled_in_the_turn_in_which_it_ends() -> None:
+@pytest.mark.parametrize("first", ["woken", "cancelled"])
+async def test_cancelled_in_the_turn_in_which_it_ends(first: str) -> None:
     work = Work()
     work.start(directly_once())
     await asyncio.sleep(0)
+    if first == "woken":
+        work.drive.wake()
     work.task.cancel()
     work.drive.wake()
     with pytest.raises(asyncio.CancelledError):
