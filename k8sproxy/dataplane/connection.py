@@ -6,7 +6,7 @@
 A Refusal on the way is answered once. Every step of `_request` is first tried at once; only where that gives nothing is
 something waited for, in the connection's task: the authenticator (standing), a turn or a long target, a place among the
 events, a gate, a new connection to upstream. A request that meets a known caller and an idle upstream connection waits
-twice, for its head and for its response, and the callbacks that read these go on with it themselves (drive): no task is
+twice, for its head and for its response, and the loop goes on with it when these have been read (drive): no task is
 woken. Bytes move in callbacks (relay).
 
 Whatever is not a Refusal or an orderly end is a fault of ours: it is logged with its traceback, answered with 500 if
