@@ -2,14 +2,7 @@
 
 A connection that has been accepted is a socket and a task, and nothing else. Its bytes stay in the kernel, which bounds
 them, until the tailnet has said who is at the other end and whether it may come in; only then is there a transport, and
-a parser that could be kept busy.
-
-    SILENT     nothing has come. Whoever has something to say says it at once, so where places become scarce those go
-               first that have been silent for longest, and after FIRST_BYTE seconds they go in any case
-    ASKED      a byte is there: WhoIs is asked. Not sooner, since a userspace daemon registers a connection after it has
-               dialled it, but passes no byte on before (see WhoIs.resolves)
-    IN         a protocol has it; it counts against its peer's share of the places inside until it ends
-    TURNED     it is told why not, by a protocol that reads nothing and lasts for a second
+a parser that could be kept busy. `Step` says how far it is.
 
 Outside, an address of the tailnet is a peer, and has its share of the places. A userspace daemon's connections all come
 from loopback, so a connection from there that stays silent is asked about as well, once the daemon must have registered
@@ -23,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import errno
 import ipaddress
 import socket
@@ -34,6 +26,7 @@ import structlog
 
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.heads import Watched
+from k8sproxy.common.states import State, table
 from k8sproxy.common.tailnet.peer import is_tailnet
 from k8sproxy.common.tasks import Tasks
 from recorder.ingest.admission import Door
@@ -75,24 +68,53 @@ def connections(most: int = MAX_CONNECTIONS, each: int | None = None, *, section
     return Limit(most, each, f"{section}.connections", name, "connections", holder, f"{holder}_connections")
 
 
-class _Step(enum.Enum):
-    SILENT = enum.auto()
-    ASKED = enum.auto()
+class Step(State):
+    """How far a connection is.
+
+    SILENT     nothing has come. Whoever has something to say says it at once, so where places become scarce those go
+               first that have been silent for longest, and after FIRST_BYTE seconds they go in any case -> ASKED, ENDED
+    ASKED      a byte is there: WhoIs is asked. Not sooner, since a userspace daemon registers a connection after it has
+               dialled it, but passes no byte on before (see WhoIs.resolves)        -> IN, TURNED, ENDED
+    IN         a protocol has it; it counts against its peer's share of the places inside until it ends -> (final)
+    TURNED     it is told why not, by a protocol that reads nothing and lasts for a second -> (final)
+    ENDED      it is closed without a word: silent for too long, one of too many, or gone -> (final)
+    """
+
+    SILENT = "silent"
+    ASKED = "asked"
+    IN = "in"
+    TURNED = "turned"
+    ENDED = "ended"
+
+
+table(
+    {
+        Step.SILENT: (Step.ASKED, Step.ENDED),
+        Step.ASKED: (Step.IN, Step.TURNED, Step.ENDED),
+        Step.IN: (),
+        Step.TURNED: (),
+        Step.ENDED: (),
+    }
+)
 
 
 class _Caller:
-    """A connection outside. sock: None once something else owns it. share: whose places it takes, "" while that is not
-    known."""
+    """A connection outside. sock: something else's once it is IN or TURNED. share: whose places it takes, "" while that
+    is not known."""
 
     __slots__ = ("door", "share", "sock", "spoke", "step", "task")
 
     def __init__(self, sock: socket.socket, door: Door) -> None:
-        self.sock: socket.socket | None = sock
+        self.sock = sock
         self.door = door
-        self.step = _Step.SILENT
+        self.step = Step.SILENT
         self.share = ""
         self.spoke = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+
+    def move(self, step: Step) -> None:
+        """It gets further, or ends."""
+        self.step = self.step.to(step)
 
 
 class Inside:
@@ -254,11 +276,11 @@ class Gate:
             self._end(next(one for one in self._callers if one.share == share))
 
     def _most_silent(self) -> _Caller:
-        silent = (one for one in self._callers if one.step is _Step.SILENT)
+        silent = (one for one in self._callers if one.step is Step.SILENT)
         return next(silent, next(iter(self._callers)))
 
     def _spoke(self, caller: _Caller) -> None:
-        if caller.sock is not None:
+        if not caller.step.is_final:
             self._loop.remove_reader(caller.sock)
         caller.spoke.set()
 
@@ -267,8 +289,8 @@ class Gate:
         door = caller.door
         try:
             await self._first_byte(caller)
-            caller.step = _Step.ASKED
-            if caller.sock is None or not caller.sock.recv(1, socket.MSG_PEEK):
+            caller.move(Step.ASKED)
+            if not caller.sock.recv(1, socket.MSG_PEEK):
                 return
             try:
                 await self._admit(door)
@@ -300,30 +322,27 @@ class Gate:
             await caller.spoke.wait()
 
     async def _let_in(self, caller: _Caller) -> None:
-        door, sock = caller.door, caller.sock
-        if sock is None:
-            return
+        door = caller.door
         self._forget(caller)
-        caller.sock = None
+        caller.move(Step.IN)
         try:
-            await self._loop.connect_accepted_socket(lambda: self._enter(door), sock)
+            await self._loop.connect_accepted_socket(lambda: self._enter(door), caller.sock)
         except BaseException:
             self.inside.leave(door)
             door.close()
             raise
 
     async def _tell(self, caller: _Caller, refusal: Refusal) -> None:
-        sock = caller.sock
-        if sock is None or self._turned >= MAX_TURNED:
+        if self._turned >= MAX_TURNED:
             return
         protocol = self._turn_away(caller.door, refusal)
         self._forget(caller)
-        caller.sock = None
+        caller.move(Step.TURNED)
         caller.door.close()
         self._turned += 1
         gone = asyncio.Event()
         try:
-            await self._loop.connect_accepted_socket(lambda: Watched(protocol, gone.set), sock)
+            await self._loop.connect_accepted_socket(lambda: Watched(protocol, gone.set), caller.sock)
             await gone.wait()
         finally:
             self._turned -= 1
@@ -345,7 +364,8 @@ class Gate:
 
     def _attended(self, caller: _Caller) -> None:
         self._forget(caller)
-        if caller.sock is not None:
+        if not caller.step.is_final:
+            caller.move(Step.ENDED)
             if not caller.spoke.is_set():
                 self._loop.remove_reader(caller.sock)
             caller.sock.close()

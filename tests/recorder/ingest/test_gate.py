@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from k8sproxy.common.errors import Refusal
-from recorder.ingest.gate import connections
+from recorder.ingest.gate import Step, connections
 from standins.tailscaled import Answer, tagged_whois, user_whois
+from tests.lives import assert_documented
 from tests.recorder.ingest.ingesting import Running, ingest
 from tests.recorder.ingest.senders import H2Sender, exchange
 from tests.recorder.store.storing import HEADER, run, until
@@ -61,6 +62,10 @@ async def connect(running: Running, others: set[int]) -> H2Sender:
     await loop.sock_connect(sock, ("127.0.0.1", running.port))
     _, protocol = await loop.create_connection(H2Sender, sock=sock)
     return protocol
+
+
+def test_the_table() -> None:
+    assert_documented(Step)
 
 
 def test_silence_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
