@@ -244,9 +244,9 @@ def test_a_question_that_is_cancelled_leaves_nothing(tmp_path: Path, endpoint: s
     ("make", "words"),
     [
         pytest.param(lambda path: None, "is tailscaled running", id="no socket"),
-        pytest.param(lambda path: path.write_text(""), "nobody listens", id="a file that is no socket"),
-        pytest.param(lambda path: abandoned(path), "nobody listens", id="a socket without a listener"),
-        pytest.param(lambda path: path.mkdir(), "nobody listens", id="a folder"),
+        pytest.param(lambda path: path.write_text(""), "no process listens", id="a file that is no socket"),
+        pytest.param(lambda path: abandoned(path), "no process listens", id="a socket without a listener"),
+        pytest.param(lambda path: path.mkdir(), "no process listens", id="a folder"),
     ],
 )
 def test_no_daemon(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
