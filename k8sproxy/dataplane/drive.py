@@ -11,7 +11,7 @@ what it waits for:
 
 The callback itself could go on with it. But of sixteen connections that are ready in one turn it is cheaper to read all
 heads and then to send all of them on than to do both for one after the other (a fifth of the CPU of a small request on
-a busy machine, of which the instructions know nothing: the caches do).
+a busy machine, at the same number of instructions; the caches are the likely reason).
 
 It is one coroutine and the same code whoever drives it. What belongs to asyncio's tasks (a time limit, cancellation)
 exists behind `in_task` alone: asyncio.timeout raises RuntimeError elsewhere. The task is parked meanwhile. A fault that
