@@ -131,6 +131,6 @@ def test_a_volume_that_is_taken_back_to_an_earlier_state_is_found(bed: Bed, acco
         assert "the end of the chain was removed" in await verify(1)
         await serve(2, alarm=True)
         assert kept() == before
-        assert "does not fit ConfigMap" in await verify(1)
+        assert "does not match ConfigMap" in await verify(1)
 
     asyncio.run(check())
