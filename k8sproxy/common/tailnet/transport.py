@@ -9,7 +9,8 @@ event loop, llhttp reads the answers, and nothing else stands between. What the 
 A question holds its connection until its answer is whole; then the connection is kept for the next one. A caller that
 is cancelled or times out closes its connection, because the answer is still on its way. Where a kept connection ends
 before a byte of the answer has come, the daemon has closed it meanwhile, and the question is sent once more, on a new
-connection.
+connection. Bytes that nobody asked for end a connection, also where the loop has not read them yet: they would be taken
+for the answer to the next question, which is about another peer.
 
 llhttp is used in its strict mode. Two things are limited here: the body, and what comes beside it (heads, chunk sizes),
 which may be as much as the body and MAX_BESIDE bytes more.
@@ -18,6 +19,8 @@ which may be as much as the body and MAX_BESIDE bytes more.
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import termios
 from collections import deque
 from time import monotonic
 from typing import NamedTuple, cast
@@ -32,6 +35,8 @@ from k8sproxy.common.tailnet.answers import Malformed
 MAX_BESIDE = 64 * 1024
 # Bytes of the body that are read of an answer with another status than 200. The daemon's errors are one short line.
 MAX_WORDS = 300
+
+_NO_BYTES = b"\0\0\0\0"  # FIONREAD's int: zero
 
 
 class Answer(NamedTuple):
@@ -154,6 +159,16 @@ class _Link(asyncio.Protocol):
         if waiter is not None and waiter.done() and not waiter.cancelled():
             waiter.exception()
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the next byte to come can only be of an answer to the next question: one system call."""
+        if self.state is not _IDLE or self._socket is None:
+            return False
+        try:
+            return fcntl.ioctl(self._socket.get_extra_info("socket").fileno(), termios.FIONREAD, _NO_BYTES) == _NO_BYTES
+        except (OSError, ValueError):
+            return False
+
     def _move(self, following: LinkState) -> None:
         self.state = self.state.to(following)
 
@@ -185,10 +200,14 @@ class _Link(asyncio.Protocol):
 
     # -- what the parser tells
 
-    def on_headers_complete(self) -> None:
+    def on_message_begin(self) -> None:
         if self._parser is None:
             self._fault = Malformed("more than one answer")
-        elif self._endless and self._parser.get_status_code() == 200:
+
+    def on_headers_complete(self) -> None:
+        if self._parser is None:
+            return
+        if self._endless and self._parser.get_status_code() == 200:
             self._move(_STREAMING)
             self._answered(Answer(200, b""))
 
@@ -311,8 +330,9 @@ class Transport:
     def _take_idle(self) -> _Link | None:
         while self._idle:
             link = self._idle.pop()
-            if link.state is _IDLE:
+            if link.is_quiet:
                 return link
+            link.close()
         return None
 
     async def _connect(self) -> _Link:

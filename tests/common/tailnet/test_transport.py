@@ -173,7 +173,7 @@ async def test_of_an_error_the_first_words_are_read(tmp_path: Path) -> None:
     await scene()
 
 
-@pytest.mark.parametrize("more", [OK, b"garbage", b"HTTP/1.1 200 OK\r\n\r\n"])
+@pytest.mark.parametrize("more", [OK, b"garbage", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 20"])
 async def test_bytes_behind_an_answer_are_no_answer_to_the_next_question(tmp_path: Path, more: bytes) -> None:
     async def scene() -> None:
         async with serving(tmp_path, answering(OK + more)) as (server, transport):
@@ -199,6 +199,20 @@ async def test_bytes_on_an_idle_connection_end_it(tmp_path: Path) -> None:
             assert await transport.get(ASK, 100) == Answer(200, b"hi")
             answered.set()
             await server.ended.wait()
+            assert await transport.get(ASK, 100) == Answer(200, b"hi")
+            assert server.connections == 2
+
+    await scene()
+
+
+async def test_bytes_that_wait_on_an_idle_connection_are_no_answer_to_the_next_question(tmp_path: Path) -> None:
+    """Another answer has come and the loop has not read it: it would be taken for that to a question about another."""
+
+    async def scene() -> None:
+        async with serving(tmp_path, answering(OK)) as (server, transport):
+            assert await transport.get(ASK, 100) == Answer(200, b"hi")
+            (writer,) = server.open
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
             assert await transport.get(ASK, 100) == Answer(200, b"hi")
             assert server.connections == 2
 
