@@ -44,6 +44,7 @@ class Running:
         self.asked = asked
         self.decision = decision
         self.session = session
+        self._received, self._moved = 0, 0.0
 
     def over(self) -> None:
         """It runs no more; nothing of it is kept."""

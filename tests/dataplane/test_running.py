@@ -97,6 +97,21 @@ def test_an_upload_that_stands_still_is_ended() -> None:
     assert noted.said[-1] == ("cut", "upload_stalled", "")
 
 
+def test_an_upload_does_not_pay_for_the_time_of_an_earlier_request() -> None:
+    it, noted = running()
+    it.tick(1.0, 10.0)
+    asked, decision = it.asked, it.decision
+    assert asked is not None and decision is not None
+    it.over()
+    it.begin(asked, decision, None)
+    it.exchange = cast(Exchange, noted)
+    it.tick(50.0, 10.0)
+    it.tick(60.0, 10.0)
+    assert {said[0] for said in noted.said} == {"look"}
+    it.tick(60.1, 10.0)
+    assert noted.said[-1] == ("cut", "upload_stalled", "")
+
+
 def test_an_upload_that_upstream_holds_up_is_not() -> None:
     it, noted = running()
     it.tick(1.0, 10.0)
