@@ -468,6 +468,8 @@ class Exchange:
 
     def _upstream_end(self, error: Exception | None) -> None:
         self.reusable = False
+        if self.state is not RUNNING:
+            return
         if self._down is not None and self._down.behind(lambda: self._upstream_end(error)):
             return
         if not self.status and error is None and self._answer is not None and isinstance(self._answer.body, UntilClose):
@@ -544,6 +546,17 @@ class Exchange:
             self._let_go_of_switched()
         if self._awaited:
             self._client.drive.wake()
+            if state is FINISHED or state is FAILED:
+                self._be_deaf()
+
+    def _be_deaf(self) -> None:
+        """Pass on nothing that either side says between the end and `detach`: this turn of the loop may read more."""
+        self._connection.wire.receiver = self._late
+        if not self._body_up.done:
+            self._client.wire.receiver = _unheard
+
+    def _late(self, view: memoryview) -> None:
+        self.reusable = False  # it belongs to no request
 
     def _let_go_of_switched(self) -> None:
         """Count what it moved; it and the exchange hold each other, which would keep both until a late collection."""
@@ -555,4 +568,8 @@ class Exchange:
 
 
 def _nothing() -> None:
+    return None
+
+
+def _unheard(view: memoryview) -> None:
     return None

@@ -396,3 +396,18 @@ async def test_bytes_that_nobody_asked_for_are_no_answer_to_who_asks_in_the_same
         upstream.sock.send(b"\0" * 32)
         assert stage.upstream.take_idle(repeatable=True) is None
         assert stage.upstream.idle == 0
+
+
+async def test_an_answer_that_comes_behind_the_end_is_not_passed_on() -> None:
+    """What ends an exchange is told behind everything else of that turn of the loop, which may read an answer."""
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get())
+        exchange = stage.connections[0].running.exchange
+        assert exchange is not None
+        upstream.sock.send(reply(b"late"))
+        exchange.cut("grant_withdrawn", "not any more")
+        exchange._connection.wire._readable()
+        assert (await client.response()).refusal() == (503, "k8sproxy: not any more")
+        assert await client.gone()
+        assert stage.shared.telemetry._requests == {("list", "pods", 503): 1}
+        assert stage.shared.telemetry._refusals == {"grant_withdrawn": 1}
