@@ -31,7 +31,7 @@ SOURCES = sorted((ROOT / "k8sproxy").rglob("*.py"))
 # f"{question}_denied" and its like in tailnet/localapi.py.
 _QUESTIONS = ("whois", "localapi")
 # Causes that a Refusal or Cut takes over from elsewhere, where they are counted already.
-_PASSED_ON = {"cause", "outcome.cause", "refusal.cause", "error.cause", "cut.cause", "entry.cut"}
+_PASSED_ON = {"cause", "outcome.cause", "refusal.cause", "error.cause", "cut.cause", "cut"}
 
 
 def read(name: str) -> str:

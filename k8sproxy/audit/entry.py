@@ -7,8 +7,8 @@
     refuse(refusal)           the proxy turned it down
     over(..)                  its API event is complete
 
-At the end every sink is handed the entry and takes from it what it is for (sinks). A connection answers one request
-after the other, so it has one Entry for all of them.
+At the end every sink is called once, with the entry and how it ended, and takes what it is for (sinks). A connection
+answers one request after the other, so it has one Entry for all of them.
 
 The API event is the one account that may stand in the way of a request: where grants enforce it, the request must not
 go on unless a recorder can be told. So it is begun before upstream is contacted. A request without a body is told then,
@@ -53,10 +53,14 @@ class Served:
 
 
 class Sink(Protocol):
-    """Somebody who wants to know of requests."""
+    """Somebody who wants to know of requests. Must not wait, and keeps nothing of the entry, which is used again."""
 
-    def ended(self, entry: Entry) -> None:
-        """A request has ended. Must not wait, and keeps nothing of the entry, which is used again."""
+    def answered(self, entry: Entry, info: RequestInfo, outcome: Outcome, seconds: float, cut: str) -> None:
+        """A request was answered, `seconds` after its head had come. info: what it asked. cut: why an answer that had
+        begun was cut short, "" where it was not."""
+
+    def refused(self, entry: Entry, refusal: Refusal) -> None:
+        """The proxy has turned a request down."""
 
 
 class Trail:
@@ -73,8 +77,7 @@ class Entry:
     connection: its id in the log. address: of its client, as it is known without being asked for. number: of the
     request on its connection, 0 before the first one. caller: None where it is not known. who: the fields of the log
     that say so, as JSON. origin: what API events of this caller have in common, "" while there is none. head, info:
-    None where they could not be read. outcome: None where it was refused; seconds: how long it took. cut: why an answer
-    that had begun was cut short, "" where it was not. refusal: why the proxy turned it down.
+    None where they could not be read.
     """
 
     __slots__ = (
@@ -83,14 +86,10 @@ class Entry:
         "address",
         "caller",
         "connection",
-        "cut",
         "head",
         "info",
         "number",
         "origin",
-        "outcome",
-        "refusal",
-        "seconds",
         "who",
     )
 
@@ -103,10 +102,6 @@ class Entry:
         self.origin = ""
         self.head: RequestHead | None = None
         self.info: RequestInfo | None = None
-        self.outcome: Outcome | None = None
-        self.seconds = 0.0
-        self.cut = ""
-        self.refusal: Refusal | None = None
         self._trail = trail
         self._event: RequestEvent | None = None
 
@@ -126,24 +121,18 @@ class Entry:
 
     def end(self, outcome: Outcome, seconds: float, cut: str = "") -> None:
         """The request was answered. What was only begun and then cut short has a cause."""
-        self.outcome = outcome
-        self.seconds = seconds
-        self.cut = cut
-        self._end()
-        self.outcome = None
-        self.cut = ""
+        info = self.info
+        assert info is not None  # noqa: S101  # what could not be read is refused
+        for sink in self._trail.sinks:
+            sink.answered(self, info, outcome, seconds, cut)
+        self.head = None
 
     def refuse(self, refusal: Refusal) -> None:
         """The proxy has turned it down. Without a head there is no request of its own: the line names the last one."""
         if self.head is None:
             self.info = None
-        self.refusal = refusal
-        self._end()
-        self.refusal = None
-
-    def _end(self) -> None:
         for sink in self._trail.sinks:
-            sink.ended(self)
+            sink.refused(self, refusal)
         self.head = None
 
     # -- its API event

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import structlog
 
-from k8sproxy.audit.entry import Entry, Served, Sink
+from k8sproxy.audit.entry import Entry, Outcome, Served, Sink
 from k8sproxy.common.errors import Refusal
 from k8sproxy.request.requestinfo import RequestInfo
 from k8sproxy.telemetry import RequestLog, Telemetry
@@ -22,65 +22,35 @@ CLIENT_GONE = 499
 _PATH = 256
 
 
-class MetricsSink:
-    """Counts requests and refusals."""
+class OwnSink:
+    """The proxy's own metrics and log, in one pass: every request pays for it."""
 
-    __slots__ = ("_telemetry",)
+    __slots__ = ("_requests", "_telemetry")
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, requests: RequestLog) -> None:
         self._telemetry = telemetry
-
-    def ended(self, entry: Entry) -> None:
-        """Count it."""
-        outcome, info, refusal = entry.outcome, entry.info, entry.refusal
-        if outcome is not None and info is not None:
-            resource = "" if type(outcome) is Served else _resource(info)
-            self._telemetry.request(
-                info.verb,
-                resource,
-                outcome.status or CLIENT_GONE,
-                outcome.proxy_seconds,
-                outcome.received,
-                outcome.sent,
-            )
-            if entry.cut:
-                self._telemetry.refusal(entry.cut)
-        elif refusal is not None:
-            verb, resource = (info.verb, _resource(info)) if info is not None else ("", "")
-            self._telemetry.refused(verb, resource, refusal.status, refusal.cause)
-
-
-class LogSink:
-    """Writes a line for each request."""
-
-    __slots__ = ("_requests",)
-
-    def __init__(self, requests: RequestLog) -> None:
         self._requests = requests
 
-    def ended(self, entry: Entry) -> None:
-        """Write its line."""
-        outcome, info, refusal = entry.outcome, entry.info, entry.refusal
-        if outcome is not None and info is not None:
-            if self._requests.enabled and type(outcome) is not Served:
+    def answered(self, entry: Entry, info: RequestInfo, outcome: Outcome, seconds: float, cut: str) -> None:
+        """Count it, and write its line."""
+        status, sent = outcome.status or CLIENT_GONE, outcome.sent
+        if type(outcome) is Served:
+            self._telemetry.request(info.verb, "", status, outcome.proxy_seconds, outcome.received, sent)
+        else:
+            self._telemetry.request(info.verb, _resource(info), status, outcome.proxy_seconds, outcome.received, sent)
+            if self._requests.enabled:
                 self._requests.write(
-                    entry.connection,
-                    entry.number,
-                    entry.who,
-                    info.verb,
-                    info.path,
-                    outcome.status or CLIENT_GONE,
-                    entry.seconds,
-                    outcome.sent,
+                    entry.connection, entry.number, entry.who, info.verb, info.path, status, seconds, sent
                 )
-            if entry.cut:
-                _log.warning("response_cut", connection=entry.connection, request=entry.number, cause=entry.cut)
-        elif refusal is not None:
-            self._warn(entry, refusal)
+        if cut:
+            self._telemetry.refusal(cut)
+            _log.warning("response_cut", connection=entry.connection, request=entry.number, cause=cut)
 
-    @staticmethod
-    def _warn(entry: Entry, refusal: Refusal) -> None:
-        head, caller = entry.head, entry.caller
+    def refused(self, entry: Entry, refusal: Refusal) -> None:
+        """Count it by its cause, and warn of it."""
+        info, head, caller = entry.info, entry.head, entry.caller
+        verb, resource = (info.verb, _resource(info)) if info is not None else ("", "")
+        self._telemetry.refused(verb, resource, refusal.status, refusal.cause)
         _log.warning(
             "refused",
             connection=entry.connection,
@@ -97,7 +67,7 @@ class LogSink:
 
 def sinks_of(telemetry: Telemetry, requests: RequestLog) -> tuple[Sink, ...]:
     """All sinks, in their order."""
-    return MetricsSink(telemetry), LogSink(requests)
+    return (OwnSink(telemetry, requests),)
 
 
 def _resource(info: RequestInfo) -> str:

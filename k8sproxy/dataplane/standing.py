@@ -73,9 +73,12 @@ class Standing:
     def current(self, route: Route) -> Authority | None:
         """The caller's Authority on a route, None where `ask` has to be waited for. Raises Refusal."""
         authority = self.authority
-        caller = self._shared.authenticator.current(self.evidence, authority.caller if authority is not None else None)
+        before = authority.caller if authority is not None else None
+        caller = self._shared.authenticator.current(self.evidence, before)
         if caller is None:
             return None
+        if caller is before and route is self._route and self.permit.state is not REVOKED:
+            return authority  # nothing has changed since the last request
         return self._authority(caller, route)
 
     async def ask(self, route: Route) -> Authority:

@@ -9,7 +9,7 @@ import structlog
 
 from k8sproxy.audit import sinks
 from k8sproxy.audit.entry import Served
-from k8sproxy.audit.sinks import CLIENT_GONE, LogSink, MetricsSink
+from k8sproxy.audit.sinks import CLIENT_GONE, OwnSink
 from k8sproxy.common.errors import Refusal
 from k8sproxy.common.logs import LOG
 from k8sproxy.telemetry import RequestLog, Telemetry
@@ -36,7 +36,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_what_was_forwarded_is_counted_and_has_a_line(lines: list[str]) -> None:
     entry, _, _ = accounted()
     telemetry = Telemetry()
-    entry._trail.sinks = (MetricsSink(telemetry), LogSink(RequestLog("json")))
+    entry._trail.sinks = (OwnSink(telemetry, RequestLog("json")),)
     asked(entry, "/api/v1/namespaces/a/pods/web/log")
     entry.end(Forwarded(), 0.25)
     asked(entry)
@@ -51,7 +51,7 @@ def test_what_was_forwarded_is_counted_and_has_a_line(lines: list[str]) -> None:
 def test_what_the_proxy_serves_itself_is_counted_alone(lines: list[str]) -> None:
     entry, _, _ = accounted()
     telemetry = Telemetry()
-    entry._trail.sinks = (MetricsSink(telemetry), LogSink(RequestLog("json")))
+    entry._trail.sinks = (OwnSink(telemetry, RequestLog("json")),)
     asked(entry, "/.well-known/k8sproxy/whoami")
     entry.end(Served(7), 0.0)
     assert telemetry._requests == {("get", "", 200): 1} and telemetry.bytes_to_clients == 7
@@ -60,7 +60,7 @@ def test_what_the_proxy_serves_itself_is_counted_alone(lines: list[str]) -> None
 
 def test_a_log_without_requests_has_no_line(lines: list[str]) -> None:
     entry, _, _ = accounted()
-    entry._trail.sinks = (LogSink(RequestLog("json", enabled=False)),)
+    entry._trail.sinks = (OwnSink(Telemetry(), RequestLog("json", enabled=False)),)
     asked(entry)
     entry.end(Forwarded(), 0.25)
     assert not lines
@@ -69,7 +69,7 @@ def test_a_log_without_requests_has_no_line(lines: list[str]) -> None:
 def test_refusals_and_cuts_are_counted_by_cause_and_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     entry, _, _ = accounted()
     telemetry = Telemetry()
-    entry._trail.sinks = (MetricsSink(telemetry), LogSink(RequestLog("json", enabled=False)))
+    entry._trail.sinks = (OwnSink(telemetry, RequestLog("json", enabled=False)),)
     monkeypatch.setattr(sinks, "_log", structlog.get_logger("test"))
     with structlog.testing.capture_logs() as logged:
         asked(entry, "/api/v1/pods?token=secret")
