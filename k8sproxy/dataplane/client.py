@@ -234,18 +234,18 @@ class Client:
     def keep(self, view: memoryview) -> None:
         """Keep bytes for the next request's head, and go on with what waits for it when it is whole."""
         first = not self.buffer
-        self.buffer = bytes(view) if first else self.buffer + view
+        self.buffer = buffer = bytes(view) if first else self.buffer + view
         if self._waits is _HEAD:
-            self._look_for_whole(first=first)
-        if self._waits is not _HEAD and self.full:
+            if first and buffer.endswith(b"\r\n\r\n") and len(buffer) <= self._limits.head_bytes:
+                # Most heads come in one piece.
+                self._wake(head_end(buffer))
+            else:
+                self._look_for_whole(first=first)
+        if len(buffer) > AHEAD and self._waits is not _HEAD:
             self.wire.pause()
 
     def _look_for_whole(self, *, first: bool) -> None:
         """Go on if the head is whole. first: what has come is all that there is."""
-        if first and self.buffer.endswith(b"\r\n\r\n") and len(self.buffer) <= self._limits.head_bytes:
-            # A head in one piece, or several: where the first one ends is next_head's to find.
-            self._wake(head_end(self.buffer))
-            return
         try:
             end = self._look()
         except ProtocolError as error:

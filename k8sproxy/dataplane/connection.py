@@ -39,7 +39,7 @@ from k8sproxy.dataplane.ends import ClientGone, Cut, Doubtful, StaleConnection
 from k8sproxy.dataplane.local import LOCAL_PREFIX, local_document
 from k8sproxy.dataplane.places import Place
 from k8sproxy.dataplane.relay import Exchange
-from k8sproxy.dataplane.routes import OPEN, Permit, Route, listener_changed
+from k8sproxy.dataplane.routes import OPEN, REVOKED, Permit, Route, listener_changed
 from k8sproxy.dataplane.running import Running, end
 from k8sproxy.dataplane.shared import Shared
 from k8sproxy.dataplane.standing import Standing
@@ -181,11 +181,12 @@ class Connection:
     async def _request(self, head: RequestHead) -> bool:
         """One request; whether there may be another on this connection."""
         started = perf_counter()
-        standing, entry = self.standing, self.entry
+        standing, entry, target = self.standing, self.entry, head.target
         route = standing.permit.routes.choose(standing.evidence, head)  # once: whatever a reload does meanwhile
         authority = standing.current(route) or await self._ask(route)
-        info = self._read(head)
-        if info is None:
+        if len(target) <= LONG and self.client.turns.begin(price_of(target)):
+            info = request_info(head.method, target, head.fields.upgrade)
+        else:
             info = await self._read_later(head, authority)
             authority = standing.current(route) or await self._ask(route)  # it may have taken its time
         entry.info = info
@@ -201,7 +202,7 @@ class Connection:
         upstream_head = rewrite(
             head,
             decision,
-            target=endpoint.base_path + head.target if endpoint.base_path else head.target,
+            target=endpoint.base_path + target if endpoint.base_path else target,
             host=endpoint.authority,
             authorization=authorization,
             streaming=session.streaming if session is not None else None,
@@ -251,14 +252,8 @@ class Connection:
 
     # -- what is asked
 
-    def _read(self, head: RequestHead) -> RequestInfo | None:
-        """What is asked, if it is this connection's turn and the target is not long; None where `_read_later` is."""
-        if len(head.target) > LONG or not self.client.turns.begin(price_of(head.target)):
-            return None
-        return request_info(head.method, head.target, head.fields.upgrade)
-
     async def _read_later(self, head: RequestHead, authority: Authority) -> RequestInfo:
-        """What is asked, in a later turn of the loop."""
+        """What is asked, where the target is long or it is not this connection's turn: in a later turn of the loop."""
         await in_task()
         client = self.client
         if len(head.target) <= LONG:
@@ -287,8 +282,7 @@ class Connection:
         fields = head.fields
         # A tap of its own, for callbacks of the switched connection that must go with it.
         tap = session or (Tap() if fields.upgrade else NO_TAP)
-        limit = self._shared.limits.head_bytes
-        exchange = Exchange(self.client, upstream_head, tap, head_limit=limit, closing=fields.close)
+        exchange = Exchange(self.client, upstream_head, tap, self._shared.limits.head_bytes, fields.close)
         exchange.watching = info.verb == "watch"
         if info.foreign:
             exchange.guard = guard_of(info.root)
@@ -306,25 +300,22 @@ class Connection:
         started: float,
     ) -> None:
         """Give the exchange a connection to upstream, and wait for its end. Raises as Exchange.start does."""
-        upstream, permit, repeatable = route.upstream, self.standing.permit, head.repeatable
+        upstream, permit, running, repeatable = route.upstream, self.standing.permit, self.running, head.repeatable
         connection: UpstreamConnection | None = None
         try:
             connection = upstream.take_idle(repeatable=repeatable)
             if connection is None:
                 await in_task()
                 connection = await upstream.connect(repeatable=repeatable)
-            try:
-                permit.check()  # it may have been revoked since, and upstream has heard nothing yet
-            except Refusal:
-                upstream.release(connection, reusable=True)
-                connection = None
-                raise
-            self.running.exchange = exchange
-            if self._shared.draining:
-                self.running.drain()  # it may have begun since the head came
-            elif permit.state is not OPEN:
+            if permit.state is not OPEN:
                 exchange.closing = True
-            exchange.doubts = is_doubtful(upstream.endpoint, info)
+                if permit.state is REVOKED:  # since the request was decided, and upstream has heard nothing yet
+                    upstream.release(connection, reusable=True)
+                    connection = None
+                    raise listener_changed()
+            running.exchange = exchange
+            if self._shared.draining:
+                running.drain()  # it may have begun since the head came
             try:
                 try:
                     await exchange.run(connection, started)
@@ -336,8 +327,9 @@ class Connection:
                     connection = await upstream.dial()
                     await exchange.run(connection, perf_counter())
             except Doubtful:
-                await in_task()
-                await settle(upstream.endpoint, authorization, connection)
+                if is_doubtful(upstream.endpoint, info):
+                    await in_task()
+                    await settle(upstream.endpoint, authorization, connection)
                 await exchange.pass_on()
         finally:
             if connection is not None:

@@ -83,7 +83,8 @@ class Exchange:
     head_limit: bytes accepted for a response head. closing: whether the client was told that its connection ends with
     this response. status: of the final response, 0 before it. received, sent: bytes from and to the client, without
     request heads. body_seen: is shown the request's body as it passes. proxy_seconds: time spent between reading and
-    writing heads, both ways: the latency added here. doubts: whether a 401 is held back, and Doubtful raised.
+    writing heads, both ways: the latency added here. doubts: whether a 401 is held back, and Doubtful raised:
+    until `pass_on`.
     """
 
     # Defaults that most exchanges never change stand here; what is set per exchange is set once.
@@ -96,7 +97,7 @@ class Exchange:
     body_seen: Callable[[memoryview], None] | None = None
     state: ExchangeState  # set by __init__: mypyc takes literals alone as defaults
     proxy_seconds = 0.0
-    doubts = False
+    doubts = True
     _held: tuple[ResponseHead, bytes] | None = None
     _pending = b""
     _interim = 0
@@ -113,7 +114,7 @@ class Exchange:
     watching = False  # the body is that of a watch
     guard: Guard | None = None  # of an answer's fields
 
-    def __init__(self, client: Client, head: UpstreamHead, tap: Tap, *, head_limit: int, closing: bool) -> None:
+    def __init__(self, client: Client, head: UpstreamHead, tap: Tap, head_limit: int, closing: bool) -> None:
         self._client = client
         self._head = head
         self._tap = tap
@@ -164,7 +165,8 @@ class Exchange:
 
     def _start(self, connection: UpstreamConnection, started: float) -> None:
         self._connection = connection
-        client, upstream = self._client.wire, connection.wire
+        sender, up = self._client, None
+        client, upstream = sender.wire, connection.wire
         if client.ended:
             raise ClientGone
         if self._refused is not None:
@@ -176,28 +178,28 @@ class Exchange:
         if not body.done:
             client.receiver = self._body_from_client
             if self._head.chunked:
-                self._up = self._pace(client, self._read_up, self._upstream_has_room)
-                client.receiver = self._up.receive
-            if held := self._client.buffer:
+                self._up = up = self._pace(client, self._read_up, self._upstream_has_room)
+                client.receiver = up.receive
+            if held := sender.buffer:
                 size = self._take_first(held)
-                first, self._client.buffer = held[:size], held[size:]
+                first, sender.buffer = held[:size], held[size:]
                 if not body.done:
-                    rest, self._client.buffer = self._client.buffer, b""
+                    rest, sender.buffer = sender.buffer, b""
         upstream.receiver = self._from_upstream
         upstream.end = self._upstream_end
-        upstream.drained = self._client.resume if self._up is None else self._up.resume
+        upstream.drained = sender.resume if up is None else up.resume
         client.drained = upstream.resume
         client.end = self._client_end
         connection.send(self._head, first)
         self.proxy_seconds += perf_counter() - started
         if upstream.paused:
             upstream.resume()
-        if rest and self._up is not None:
-            self._up.receive(memoryview(rest))
+        if up is not None and rest:
+            up.receive(memoryview(rest))
         if upstream.blocked:
             client.pause()
-        elif client.paused and (self._up is None or not self._up.waiting):
-            self._client.resume()
+        elif client.paused and (up is None or not up.waiting):
+            sender.resume()
 
     async def pass_on(self) -> None:
         """Pass on the 401 that was held back after all, and what follows, to the end. Raises as `run` does."""
@@ -422,8 +424,10 @@ class Exchange:
         if down is None:
             # Nearly every exchange ends here.
             self.sent += size
-            self.reusable = not head.close and self._body_up.done
-            self._finish()
+            if not self._body_up.done:
+                self.reusable = False
+            if self.state is RUNNING:
+                self._end(FINISHED)
             return
         self._down = down
         if down.body.done:

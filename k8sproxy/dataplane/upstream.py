@@ -103,11 +103,8 @@ class Upstream:
         while self._idle:
             connection = self._idle.pop()
             wire = connection.wire
-            if (
-                connection.context is context
-                and not (wire.closed or wire.ended)
-                and (wire.quiet() if repeatable else wire.idle_alive())
-            ):
+            # Both calls say no where the wire has ended.
+            if connection.context is context and (wire.quiet() if repeatable else wire.idle_alive()):
                 connection.reused = True
                 self.active += 1
                 return connection

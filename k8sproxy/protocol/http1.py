@@ -129,7 +129,7 @@ def head_end(data: bytes | bytearray, start: int = 0) -> int:
 
     start: how far earlier calls have looked; the last three bytes before it are looked at again.
     """
-    end = data.find(b"\r\n\r\n", max(0, start - 3))
+    end = data.find(b"\r\n\r\n", start - 3 if start > 3 else 0)
     return -1 if end < 0 else end + 4
 
 
