@@ -146,9 +146,9 @@ class Upstream:
                 addresses = await resolve(loop, endpoint.host, endpoint.port)
                 sock = await connect(loop, addresses)
                 if context is not None:
-                    ticket = self._resumption.ticket(context)
+                    ticket, since = self._resumption.ticket(context), self._resumption.since
                     sock = tls = await handshake(loop, sock, context, server_name=endpoint.server_name, ticket=ticket)
-                    checked = self._resumption.checked(tls)
+                    checked = self._resumption.checked(tls, since)
         except TimeoutError:
             where = ", ".join(map(join, addresses)) or f"the name server, asked for {endpoint.host},"
             raise Refusal(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
@@ -105,3 +106,25 @@ def test_a_connection_without_a_ticket_changes_nothing() -> None:
     context = ssl.create_default_context()
     kept.keep(context, None, 5.0)
     assert kept.ticket(context) is None and kept.needs(context, 0.0)
+
+
+def test_what_was_proved_before_a_handshake_failed_is_not_kept_again() -> None:
+    """A connection from before may end later, and still has its ticket."""
+    now = 100.0
+    kept = Resumption(lambda: now)
+    context = ssl.create_default_context()
+    now = 101.0
+    kept.forget()
+    assert not kept.needs(context, 100.0)
+    now = 102.0
+    assert kept.needs(context, 102.0)
+
+
+def test_a_resumed_connection_is_as_old_as_its_own_ticket() -> None:
+    """Another connection may have had a full handshake while this one was resumed."""
+
+    class Resumed:
+        session_reused = True
+
+    kept = Resumption(lambda: 700.0)
+    assert kept.checked(cast(ssl.SSLSocket, Resumed()), 100.0) == 100.0
