@@ -5,6 +5,7 @@
     tell(..)                  its API event, where grants ask for one: before upstream is contacted
     end(outcome, cut=)        it was answered by upstream, or by the proxy itself
     refuse(refusal)           the proxy turned it down
+    lose(..)                  neither: its client has gone, or the proxy stops
     over(..)                  its API event is complete
 
 At the end every sink is called once, with the entry and how it ended, and takes what it is for (sinks). A connection
@@ -18,6 +19,7 @@ so that a watch is told when it begins; one with a body once that has been seen.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
 from typing import Protocol
 
 from k8sproxy.access.caller import Caller
@@ -52,6 +54,10 @@ class Served:
         self.sent = sent
 
 
+# The fields of the log for a caller that is not known.
+_NOBODY = '"peer":null'
+
+
 class Sink(Protocol):
     """Somebody who wants to know of requests. Must not wait, and keeps nothing of the entry, which is used again."""
 
@@ -61,6 +67,9 @@ class Sink(Protocol):
 
     def refused(self, entry: Entry, refusal: Refusal) -> None:
         """The proxy has turned a request down."""
+
+    def lost(self, entry: Entry) -> None:
+        """A request has ended without an answer, and upstream has heard nothing of it."""
 
 
 class Trail:
@@ -82,6 +91,8 @@ class Entry:
 
     __slots__ = (
         "_event",
+        "_outcome",
+        "_started",
         "_trail",
         "address",
         "caller",
@@ -98,12 +109,14 @@ class Entry:
         self.address = address
         self.number = 0
         self.caller: Caller | None = None
-        self.who = '"peer":null'
+        self.who = _NOBODY
         self.origin = ""
         self.head: RequestHead | None = None
         self.info: RequestInfo | None = None
         self._trail = trail
         self._event: RequestEvent | None = None
+        self._outcome: Outcome | None = None  # what it comes to, once it is on its way to upstream,
+        self._started = 0.0  # and since when, perf_counter()
 
     def identify(self, caller: Caller, who: str) -> None:
         """The caller is known, or another one than before."""
@@ -111,11 +124,21 @@ class Entry:
         self.who = who
         self.origin = ""
 
+    def forget(self) -> None:
+        """Nobody knows the caller any more."""
+        self.caller = None
+        self.who = _NOBODY
+
     def begin(self, head: RequestHead) -> None:
         """The next request."""
         self.number += 1
         self.head = head
         self.info = None
+
+    def run(self, outcome: Outcome, started: float) -> None:
+        """It goes to upstream as soon as that can be reached, and comes to this outcome. started: perf_counter()."""
+        self._outcome = outcome
+        self._started = started
 
     # -- its end
 
@@ -125,7 +148,7 @@ class Entry:
         assert info is not None  # noqa: S101  # what could not be read is refused
         for sink in self._trail.sinks:
             sink.answered(self, info, outcome, seconds, cut)
-        self.head = None
+        self.head = self._outcome = None
 
     def refuse(self, refusal: Refusal) -> None:
         """The proxy has turned it down. Without a head there is no request of its own: the line names the last one."""
@@ -133,6 +156,19 @@ class Entry:
             self.info = None
         for sink in self._trail.sinks:
             sink.refused(self, refusal)
+        self.head = self._outcome = None
+
+    def lose(self, cut: str = "") -> None:
+        """The connection ends, and a request that has neither been answered nor refused ends with it. cut: see `end`;
+        for an answer that had begun."""
+        outcome = self._outcome
+        if self.head is None:
+            return
+        if outcome is not None:
+            self.end(outcome, perf_counter() - self._started, cut if outcome.status else "")
+            return
+        for sink in self._trail.sinks:
+            sink.lost(self)
         self.head = None
 
     # -- its API event

@@ -1,8 +1,8 @@
 """Who is told of each request at its end: the metrics and the log.
 
-A request that was forwarded is counted and has a line. One that the proxy itself answers (whoami, documents) is counted
-and has none. One that was refused is counted by its cause as well, and its line is a warning; so is an answer that was
-cut short.
+A request that was forwarded is counted and has a line, also where its client has gone before there was an answer. One
+that the proxy itself answers (whoami, documents) is counted and has none. One that was refused is counted by its cause
+as well, and its line is a warning; so is an answer that was cut short.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import structlog
 
 from k8sproxy.audit.entry import Entry, Outcome, Served, Sink
 from k8sproxy.common.errors import Refusal
+from k8sproxy.protocol.http1 import RequestHead
 from k8sproxy.request.requestinfo import RequestInfo
 from k8sproxy.telemetry import RequestLog, Telemetry
 
@@ -59,10 +60,19 @@ class OwnSink:
             code=refusal.status,
             message=refusal.message,
             method=head.method if head else None,
-            path=head.target.partition("?")[0][:_PATH] if head else None,
+            path=_path(head) if head else None,
             address=caller.address if caller else entry.address,
             peer=caller.display if caller else None,
         )
+
+    def lost(self, entry: Entry) -> None:
+        """Count it, and write its line."""
+        info, head = entry.info, entry.head
+        verb, resource = (info.verb, _resource(info)) if info is not None else ("", "")
+        self._telemetry.request(verb, resource, CLIENT_GONE, 0.0, 0, 0)
+        if self._requests.enabled:
+            path = info.path if info is not None else _path(head) if head is not None else ""
+            self._requests.write(entry.connection, entry.number, entry.who, verb, path, CLIENT_GONE, 0.0, 0)
 
 
 def sinks_of(telemetry: Telemetry, requests: RequestLog) -> tuple[Sink, ...]:
@@ -73,3 +83,8 @@ def sinks_of(telemetry: Telemetry, requests: RequestLog) -> tuple[Sink, ...]:
 def _resource(info: RequestInfo) -> str:
     """The resource as metrics name it: pods, pods/exec."""
     return f"{info.resource}/{info.subresource}" if info.subresource else info.resource
+
+
+def _path(head: RequestHead) -> str:
+    """The path of a request that may not have been understood."""
+    return head.target.partition("?")[0][:_PATH]

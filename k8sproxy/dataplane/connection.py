@@ -134,6 +134,7 @@ class Connection:
             client.wire.abort()
             raise
         finally:
+            self.entry.lose()
             self.state = self.state.to(ENDED)
             self.standing.close()
             client.wire.close()
@@ -161,6 +162,7 @@ class Connection:
         """A fault of ours ends the connection, with a 500 where no answer had begun."""
         if self.state is ANSWERED:
             self.client.wire.abort()
+            self.entry.lose("internal")
             return
         self._refuse(Refusal(500, "internal", "an internal error of k8sproxy; its log has more", close=True))
         await self.client.finish()
@@ -223,14 +225,16 @@ class Connection:
             exchange.body_seen = entry.watch(decision, partial(_end_untold, exchange, session))
         standing.allow(started)
         self.running.begin(info, decision, session)
+        entry.run(exchange, started)
         try:
             if session is not None:
                 await pass_gates(self._shared.gates, session)
             await self._run(exchange, upstream_head, route, info, authorization, started)
-        except (Cut, ClientGone) as gone:
+        except (Cut, ClientGone, asyncio.CancelledError) as gone:
             if isinstance(gone, Cut) and gone.reset:
                 self.client.wire.abort()  # before the end of a recording is waited for
-            entry.end(exchange, perf_counter() - started, gone.cause if isinstance(gone, Cut) else "")
+            stopped = isinstance(gone, asyncio.CancelledError) and self._shared.draining
+            entry.lose(gone.cause if isinstance(gone, Cut) else "stopping" if stopped else "")
             raise
         finally:
             if exchange.status:

@@ -113,7 +113,7 @@ class Standing:
 
     def _forget(self) -> None:
         self.authority = None
-        self._entry.caller = None
+        self._entry.forget()
 
     # -- whose share it takes
 

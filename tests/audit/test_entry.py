@@ -34,6 +34,9 @@ class Noted:
         path = entry.info.path if entry.info else None
         self.lines.append((entry.number, entry.head is not None, path, None, "", refusal.cause))
 
+    def lost(self, entry: Entry) -> None:
+        self.lines.append((entry.number, entry.head is not None, entry.info and entry.info.path, None, "", "lost"))
+
 
 class Recorder:
     """Takes events, once it is told to."""

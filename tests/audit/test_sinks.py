@@ -48,6 +48,20 @@ def test_what_was_forwarded_is_counted_and_has_a_line(lines: list[str]) -> None:
     assert (second["request"], second["code"], second["sent"]) == (2, CLIENT_GONE, 5)
 
 
+def test_what_was_lost_before_it_was_understood_is_counted_and_has_a_line(lines: list[str]) -> None:
+    entry, _, _ = accounted()
+    telemetry = Telemetry()
+    entry._trail.sinks = (OwnSink(telemetry, RequestLog("json")),)
+    entry.lose()
+    asked(entry, "/api/v1/pods?token=secret")
+    entry.info = None
+    entry.lose()
+    entry.lose()
+    assert telemetry._requests == {("", "", CLIENT_GONE): 1}
+    [line] = map(json.loads, lines)
+    assert (line["request"], line["code"], line["path"], line["peer"]) == (1, CLIENT_GONE, "/api/v1/pods", None)
+
+
 def test_what_the_proxy_serves_itself_is_counted_alone(lines: list[str]) -> None:
     entry, _, _ = accounted()
     telemetry = Telemetry()

@@ -13,6 +13,7 @@ import pytest
 from k8sproxy.common.tailnet.peer import Peer
 from k8sproxy.common.tailnet.whois import ClientKey
 from k8sproxy.dataplane.limits import Limits
+from k8sproxy.dataplane.running import Running
 from tests.dataplane.proxied import ANA, CHUNKED, UNTIL_CLOSE, Raw, Stage, Truncated, get, post, reply, request
 
 both_legs = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -411,3 +412,55 @@ async def test_an_answer_that_comes_behind_the_end_is_not_passed_on() -> None:
         assert await client.gone()
         assert stage.shared.telemetry._requests == {("list", "pods", 503): 1}
         assert stage.shared.telemetry._refusals == {"grant_withdrawn": 1}
+
+
+# -- each request is counted once, whatever its end
+
+
+async def test_a_request_whose_client_goes_while_the_daemon_is_asked_is_counted() -> None:
+    async with Stage() as stage:
+        asked, never = asyncio.Event(), asyncio.Event()
+
+        async def silent(address: str) -> Peer:
+            asked.set()
+            await never.wait()
+            return ANA
+
+        stage.daemon.answer = silent
+        client = await stage.client()
+        await client.send(get())
+        await asked.wait()
+        client.cut()
+        await stage.until(lambda: not stage.connections)
+        assert stage.shared.telemetry._requests == {("", "", 499): 1}
+        never.set()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before the answer", "within it"])
+async def test_a_request_that_a_drain_cuts_is_counted(begun: bool) -> None:
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get())
+        if begun:
+            await upstream.send(reply(b"x" * 10)[:-1])
+            await client.until(b"x" * 9)
+        await stage.server.drain(0.0)
+        assert stage.shared.telemetry._requests == {("list", "pods", 200 if begun else 499): 1}
+        assert stage.shared.telemetry._refusals == ({"stopping": 1} if begun else {})
+
+
+async def test_a_request_that_a_fault_of_ours_ends_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = Running.over
+
+    def faulty(self: Running) -> None:
+        over(self)
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(Running, "over", faulty)
+    async with Stage() as stage:
+        client, upstream, _ = await stage.exchange(get())
+        await upstream.send(reply())
+        with contextlib.suppress(ConnectionResetError):
+            await client.rest()
+        await stage.until(lambda: not stage.connections)
+        assert stage.shared.telemetry._requests == {("list", "pods", 200): 1}
+        assert stage.shared.telemetry._refusals == {"internal": 1}
