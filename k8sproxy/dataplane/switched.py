@@ -121,6 +121,8 @@ class Switched:
         return used, tap.work - begun
 
     def _client_end(self, error: Exception | None) -> None:
+        if self._over:
+            return
         if error is not None:
             self._end(ClientGone())
         elif not self._up.behind(self._pass_client_end):
@@ -194,6 +196,8 @@ class Switched:
             self._down.resume()
 
     def _upstream_end(self, error: Exception | None) -> None:
+        if self._over:
+            return  # and passed on, this end would make a cut look clean
         if self._upstream_ended or self._end_waits:
             return  # It ended cleanly, and now takes no more either: only the client's end is left to wait for.
         if self._down.behind(lambda: self._upstream_end(error)):
@@ -225,7 +229,8 @@ class Switched:
 
         def end() -> None:
             wire.drained = resume
-            wire.write_end()
+            if not self._over:
+                wire.write_end()
 
         if wire.blocked:
             wire.drained = end

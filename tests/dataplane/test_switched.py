@@ -177,3 +177,20 @@ async def test_replies_go_to_a_client_that_reads() -> None:
     play.client.arrive(b"ping")
     assert play.client.written == b"pong" and play.upstream.written == b"pingping" and play.switched.sent == 4
     play.switched.let_go()
+
+
+async def test_upstreams_end_behind_a_cut_does_not_make_it_look_clean() -> None:
+    """The same turn of the loop may read an end of either side, or write the last bytes before one."""
+    play = Play().start()
+    play.client.blocked = True
+    play.upstream.ends()
+    play.switched.cut("grant_withdrawn", "not any more")
+    play.client.blocked = False
+    play.client.drained()
+    assert not play.client.end_written
+    for upstream in (True, False):
+        play = Play().start()
+        play.switched.cut("grant_withdrawn", "not any more")
+        (play.upstream if upstream else play.client).ends()
+        assert not play.client.end_written and not play.upstream.end_written and play.switched._last is None
+        assert [type(end) for end in play.ends] == [Cut]
