@@ -130,13 +130,14 @@ class Client:
             finally:
                 self._waits = _NOTHING
                 self.deadline = None
-            if self._fault is not None:
-                try:
-                    raise self._fault
-                finally:
-                    self._fault = None
             end = self._end
             if not end:
+                fault, self._fault = self._fault, None
+                if fault is not None:
+                    try:
+                        raise fault
+                    finally:
+                        del fault  # whose traceback holds this frame
                 return None
         self._first = False
         # Before it is parsed: a thousand connections may each have a large head at the same moment.

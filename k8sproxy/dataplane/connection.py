@@ -66,24 +66,20 @@ _FAREWELL_SECONDS = 1.5
 class ConnectionState(State):
     """What can still be said to the client. While an exchange runs, it has a state of its own (relay).
 
-    WAITING    for the head of the next request                               -> ASKED, ANSWERED, ENDED
-    ASKED      a head has come, and nothing of an answer has been sent        -> ANSWERED, ENDED
-    ANSWERED   an answer has been sent, or a part of one: whatever goes wrong
-               now, the client can't be told                                  -> WAITING, ENDED
-    ENDED      nothing more is read or sent                                   -> (final)
-
-    From WAITING to ANSWERED: a head that is malformed, or not whole in time, is refused.
+    UNANSWERED   nothing of an answer to the next request has been sent,
+                 whether its head has come or not                           -> ANSWERED, ENDED
+    ANSWERED     an answer has been sent, or a part of one: whatever goes
+                 wrong now, the client can't be told                        -> UNANSWERED, ENDED
+    ENDED        nothing more is read or sent                               -> (final)
     """
 
-    WAITING = "waiting"
-    ASKED = "asked"
+    UNANSWERED = "unanswered"
     ANSWERED = "answered"
     ENDED = "ended"
 
 
-WAITING, ASKED = ConnectionState.WAITING, ConnectionState.ASKED
-ANSWERED, ENDED = ConnectionState.ANSWERED, ConnectionState.ENDED
-table({WAITING: (ASKED, ANSWERED, ENDED), ASKED: (ANSWERED, ENDED), ANSWERED: (WAITING, ENDED), ENDED: ()})
+UNANSWERED, ANSWERED, ENDED = ConnectionState.UNANSWERED, ConnectionState.ANSWERED, ConnectionState.ENDED
+table({UNANSWERED: (ANSWERED, ENDED), ANSWERED: (UNANSWERED, ENDED), ENDED: ()})
 
 
 class Connection:
@@ -103,7 +99,7 @@ class Connection:
         self.entry = Entry(shared.trail, f"c{next(_serial)}", evidence.address)
         self.standing = Standing(shared, evidence, permit, place, client, self.entry)
         self._shared = shared
-        self.state = WAITING
+        self.state = UNANSWERED
         self.running = Running()
 
     @property
@@ -148,7 +144,6 @@ class Connection:
                 if head is None:
                     return
                 self.entry.begin(head)
-                self.state = self.state.to(ASKED)
                 again = await self._request(head)
             except ProtocolError as error:
                 again = self._refuse(Refusal(error.status, "bad_request", error.message, close=True))
@@ -156,7 +151,7 @@ class Connection:
                 again = self._refuse(refusal)
             if not again:
                 return
-            self.state = self.state.to(WAITING)
+            self.state = self.state.to(UNANSWERED)
 
     async def _fault(self) -> None:
         """A fault of ours ends the connection, with a 500 where no answer had begun."""

@@ -208,13 +208,15 @@ class Wire:
         ended = more = False
         try:
             if self._tls:
+                most = self.most
+                record = most if most < _RECORD else _RECORD
                 while True:
-                    step = self._read(min(_RECORD, self.most), view[got:] if got else view)
+                    step = self._read(record, view[got:] if got else view)
                     if not step:
                         ended = True
                         break
                     got += step
-                    if got >= self.most:
+                    if got >= most:
                         more = self._pending() > 0
                         break
                     if step < _RECORD and not self._flowing and not self._pending():

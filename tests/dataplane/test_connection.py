@@ -28,15 +28,15 @@ async def test_from_one_request_to_the_next() -> None:
         seen.append(connection.state)
         await upstream.send(reply()[-1:])
         await client.exactly(2)
-        await stage.until(lambda: connection.state is ConnectionState.WAITING)
+        await stage.until(lambda: connection.running.exchange is None)
         await client.send(get("/.well-known/k8sproxy/whoami"))
         assert (await client.response()).status == 200
-        await stage.until(lambda: connection.state is ConnectionState.WAITING)
+        await stage.until(lambda: connection.state is ConnectionState.UNANSWERED)
         await client.end()
         await stage.until(lambda: not stage.connections)
         seen.append(connection.state)
     # While the exchange runs, it has a state of its own.
-    assert [state.name for state in seen] == ["WAITING", "ASKED", "ASKED", "ENDED"]
+    assert [state.name for state in seen] == ["UNANSWERED", "UNANSWERED", "UNANSWERED", "ENDED"]
 
 
 @pytest.mark.parametrize("sent", [get(), b"GET /\r\n\r\n"], ids=["refused", "malformed"])
