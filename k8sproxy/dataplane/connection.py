@@ -219,7 +219,7 @@ class Connection:
                 await wait
             exchange.body_seen = entry.watch(decision, partial(_end_untold, exchange, session))
         standing.allow(started)
-        self.running.begin(info, decision, session)
+        self.running.begin(info, decision, session, exchange)
         entry.run(exchange, started)
         try:
             if session is not None:
@@ -381,7 +381,7 @@ class Connection:
         self.client.wire.look()
         if self.running.exchange is None:
             self.client.expire(now)
-            return False
+            return self.running.prepared is not None and self.standing.is_due()
         self.running.tick(now, self._shared.limits.idle_timeout)
         return self.standing.is_due()
 
@@ -394,11 +394,11 @@ class Connection:
     async def recheck(self) -> None:
         """Look again at what runs, and end it if it would not be allowed now."""
         running = self.running
-        exchange, decision, asked = running.exchange, running.decision, running.asked
+        exchange, decision, asked = running.prepared, running.decision, running.asked
         if exchange is None or decision is None or asked is None:
             return
         found = await self.standing.look_again(decision, asked)
-        if running.exchange is not exchange:
+        if running.prepared is not exchange:
             return  # It has ended; what runs now was decided by itself.
         if isinstance(found, Refusal):
             running.end(found)

@@ -25,22 +25,26 @@ class Running:
     """One for a connection, used for one request after the other.
 
     asked, decision, session: of the request, from `begin` to `over`. exchange: from its first connection to upstream
-    on; None where nothing runs.
+    on; None where nothing runs. prepared: the exchange from `begin` on, while it waits for gates and a connection.
     """
 
-    __slots__ = ("_moved", "_received", "asked", "decision", "exchange", "session")
+    __slots__ = ("_moved", "_received", "asked", "decision", "exchange", "prepared", "session")
 
     def __init__(self) -> None:
         self.asked: RequestInfo | None = None
         self.decision: Decision | None = None
         self.exchange: Exchange | None = None
+        self.prepared: Exchange | None = None
         self.session: Session | None = None
         # Of an upload: bytes that had come when it was last seen to move, and when that was, by the loop's clock.
         self._received = 0
         self._moved = 0.0
 
-    def begin(self, asked: RequestInfo, decision: Decision, session: Session | None) -> None:
+    def begin(
+        self, asked: RequestInfo, decision: Decision, session: Session | None, prepared: Exchange | None = None
+    ) -> None:
         """A request may run."""
+        self.prepared = prepared
         self.asked = asked
         self.decision = decision
         self.session = session
@@ -48,7 +52,7 @@ class Running:
 
     def over(self) -> None:
         """It runs no more; nothing of it is kept."""
-        self.asked = self.decision = self.exchange = self.session = None
+        self.asked = self.decision = self.exchange = self.prepared = self.session = None
 
     @property
     def kind(self) -> str:
@@ -70,9 +74,10 @@ class Running:
             self._received, self._moved = exchange.received, now
 
     def end(self, refusal: Refusal) -> None:
-        """End it, with a word to its user."""
-        if self.exchange is not None:
-            end(self.exchange, self.session, refusal)
+        """End it, with a word to its user. One that still waits ends when it would be sent."""
+        exchange = self.exchange or self.prepared
+        if exchange is not None:
+            end(exchange, self.session, refusal)
 
     def drain(self) -> None:
         """Have it be the connection's last; a watch ends at its next boundary."""

@@ -186,6 +186,21 @@ async def test_withdrawn_grant_ends_a_session_and_an_unanswered_request() -> Non
         assert await waiting.gone()
 
 
+async def test_withdrawn_grant_ends_a_request_that_waits_for_its_connection() -> None:
+    """Upstream hears nothing of it."""
+    async with Stage(tls=True) as stage:
+        client = await stage.client()
+        await client.send(get())
+        # Its handshake with upstream has no answer yet.
+        await stage.until(lambda: any(one.running.asked is not None for one in stage.connections))
+        stage.daemon.answer = UNKNOWN
+        await stage.tick(11)
+        upstream = await stage.api.accept()
+        why = "k8sproxy: the tailnet's policy does not allow this any more"
+        assert (await client.response()).refusal() == (503, why)
+        assert await upstream.gone()
+
+
 async def test_withdrawn_grant_ends_what_runs_before_the_answer_is_stale() -> None:
     """The clock strikes once a second: the last stroke within the time is the one that counts."""
     async with Stage() as stage:
