@@ -23,6 +23,9 @@ The end: `end` is called with None for a clean end (FIN on a plain socket, close
 After a clean end the wire can still be written; should that fail, `end` is called once more, with the error. A TLS
 stream cut without close_notify is an error, never an end. A wire that can't be written any more is still read to its
 end, since what the other side said before it went counts: an early response, the last output of a command.
+
+States: the two sides have a life each, and so has the look for an end that the loop did not tell of (wirestates). One
+method moves each of them, and it alone tells the loop what to watch.
 """
 
 from __future__ import annotations
@@ -30,14 +33,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import os
 import socket
 import ssl
-import struct
 import termios
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
+
+from k8sproxy.dataplane.socketcalls import calls, close_notify, unheard
+from k8sproxy.dataplane.wirestates import (
+    ASKED,
+    BLOCKED,
+    BROKEN,
+    DUE,
+    ENDED,
+    ENDING,
+    IN_ROW,
+    NEEDLESS,
+    NEEDS_READ,
+    NEEDS_WRITE,
+    OPEN,
+    PAUSED,
+    PAUSED_IN_ROW,
+    READING,
+    SHUT,
+    SHUTTING,
+    Look,
+    Reading,
+    Writing,
+)
 
 # Bytes read in a turn: four TLS records. More makes bulk hardly cheaper and others wait longer.
 TURN = 64 * 1024
@@ -50,10 +74,6 @@ _RECORD = 16 * 1024  # the largest TLS record's plaintext (RFC 8446, 5.1)
 # Seconds without an acknowledgement after which what was sent is taken to be lost for good: as long as keep-alive takes
 # (handshake), which does not look while bytes are in flight. The kernel alone would try for a quarter of an hour.
 UNHEARD = 35.0
-# struct tcp_info (linux/tcp.h): 8 bytes, then 32-bit words: the fifth is tcpi_unacked, the thirteenth, in milliseconds,
-# tcpi_last_ack_recv.
-_INFO = getattr(socket, "TCP_INFO", 0)
-_TCP_INFO = struct.Struct("@8x16xI28xI")
 # A piece to be written is given to OpenSSL whole; all of it is copied if the socket does not take it.
 
 _NO_BYTES = b"\0\0\0\0"  # FIONREAD's int: zero
@@ -90,48 +110,34 @@ def _ignore() -> None:
     return None
 
 
-def _calls(
-    sock: socket.socket,
-) -> tuple[Callable[[int, memoryview], int], Callable[[bytes | memoryview], int], Callable[[], int]]:
-    """How a socket is read (at most so many bytes, into), written, and asked for decrypted bytes that wait.
-
-    For TLS these are the calls of the _ssl object that every method of SSLSocket ends in: their Python wrappers, which
-    check what a Wire knows anyway, are a tenth of the CPU of a small request. Where a Python hides the object, the
-    methods themselves serve.
-    """
-    if not isinstance(sock, ssl.SSLSocket):
-        return lambda size, view: sock.recv_into(view, size), sock.send, lambda: 0
-    inner = getattr(sock, "_sslobj", None)
-    if inner is None:
-        return sock.read, sock.send, sock.pending  # type: ignore[return-value]  # read() into a buffer gives a number
-    return inner.read, inner.write, inner.pending
-
-
 class Wire:
-    """A connected non-blocking socket. `receiver`, `end` and `drained` are set by whoever owns the wire at the time."""
+    """A connected non-blocking socket. Whoever owns the wire at the time sets `receiver`, `end`, `drained`, `payer` and
+    `most`.
+
+    paused: nothing is read, and `resume` would change that while it is not `ended`. ended: the other side has ended, or
+    the wire broke or is closed. blocked: what is written is kept.
+
+    It has more than fifteen attributes: seven are what every turn needs of the socket and the loop, five are the
+    owner's, three are the states, and four belong to one of these. The other three, which were named first, are the
+    states as others ask for them, several times in a request: the moves keep them, so that asking costs no call.
+    """
 
     __slots__ = (
         "_alert",
-        "_broken",
         "_buffer",
-        "_deferred",
-        "_end_told",
+        "_by_hand",
         "_flowing",
-        "_heard",
         "_kept",
+        "_look",
         "_loop",
-        "_paid",
         "_pending",
         "_read",
-        "_read_wants_write",
-        "_resuming",
+        "_reading",
         "_sock",
         "_tls",
-        "_told",
         "_write",
-        "_write_wants_read",
+        "_writing",
         "blocked",
-        "closed",
         "drained",
         "end",
         "ended",
@@ -139,69 +145,117 @@ class Wire:
         "paused",
         "payer",
         "receiver",
-        "sent_end",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, buffer: ReadBuffer) -> None:
         self._loop = loop
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
-        self._read, self._write, self._pending = _calls(sock)
+        self._read, self._write, self._pending = calls(sock)
         self._buffer = buffer.view
-        self.most = TURN
-        self._kept: deque[bytes] | None = None
+        self._reading: Reading = PAUSED
+        self._writing: Writing = OPEN
+        self._look: Look = NEEDLESS
         self.paused = True
-        self._resuming: asyncio.Handle | None = None
-        self._read_wants_write = False
-        self._write_wants_read = False
-        self._alert = b""  # what is left to send of our close_notify
-        self._broken = False
-        self._end_told = False  # `end` has been called
-        self._flowing = False  # the last turn brought FLOW bytes
-        self._deferred = False  # waits in a row for its turn,
-        self._paid = False  # which has come
-        self.payer: Payer | None = None
-        self._heard = False  # bytes have come since the last look
-        self._told = False  # has been read since a look was asked for
+        self.ended = False
         self.blocked = False
-        self.closed = False
-        self.ended = False  # the other side has ended, or the wire broke
-        self.sent_end = False
+        self._flowing = False  # the last turn brought FLOW bytes
+        self._by_hand: asyncio.Handle | None = None  # the next turn, where it was asked for by hand
+        self._kept: deque[bytes] | None = None  # what the socket did not take, while blocked
+        self._alert = b""  # what is left to send of our close_notify, while SHUTTING
+        self.most = TURN
+        self.payer: Payer | None = None
         self.receiver: Receiver | None = None
         self.end: Ender | None = None
         self.drained: Callable[[], None] = _ignore
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is closed."""
+        return self._writing is Writing.CLOSED
+
+    @property
+    def broken(self) -> bool:
+        """Whether `end` was called with an error."""
+        return self._reading is BROKEN
+
+    @property
+    def sent_end(self) -> bool:
+        """Whether what is written goes nowhere: our end was said, or the other side takes no more."""
+        return self._writing is not OPEN and not self.blocked
+
+    # -- the moves
+
+    def _move_reading(self, following: Reading) -> None:
+        before = self._reading
+        self._reading = following = before.to(following)
+        self.paused = following not in (READING, NEEDS_WRITE, IN_ROW, ENDING)
+        self.ended = following in (ENDING, ENDED, BROKEN, Reading.CLOSED)
+        told = before is READING or before is NEEDS_WRITE
+        if following is READING or following is NEEDS_WRITE:
+            if not told:
+                self._loop.add_reader(self._sock.fileno(), self._readable)
+        elif told:
+            self._loop.remove_reader(self._sock.fileno())
+        if before is NEEDS_WRITE or following is NEEDS_WRITE:
+            self._watch_room()
+
+    def _move_writing(self, following: Writing) -> None:
+        self._writing = self._writing.to(following)
+        self.blocked = following is BLOCKED or following is NEEDS_READ
+        self._watch_room()
+
+    def _watch_room(self) -> None:
+        if self.blocked or self._writing is SHUTTING or self._reading is NEEDS_WRITE:
+            self._loop.add_writer(self._sock.fileno(), self._writable)
+        else:
+            self._loop.remove_writer(self._sock.fileno())
+
+    def _move_look(self, following: Look) -> None:
+        """The turn that was asked for is the look's while it is ASKED."""
+        if self._look is ASKED and self._by_hand is not None:
+            self._by_hand.cancel()
+            self._by_hand = None
+        self._look = self._look.to(following)
+        if following is ASKED:
+            self._by_hand = self._loop.call_soon(self._look_turn)
 
     # -- reading
 
     def resume(self) -> None:
         """Read (again). Bytes that OpenSSL already holds are delivered on the next turn of the loop."""
-        if not self.paused or self.closed or self.ended:
+        if not self.paused or self.ended:
             return
-        self.paused = False
-        if not self._deferred:
-            self._loop.add_reader(self._sock.fileno(), self._readable)
-        if self._pending() and self._resuming is None:
-            self._resuming = self._loop.call_soon(self._resume_turn)
+        self._move_reading(READING if self._reading is PAUSED else IN_ROW)
+        if self._pending():
+            self._read_on()
 
     def pause(self) -> None:
         """Stop reading. Bytes read in this turn may still be delivered to the current receiver's caller, not more."""
-        if self.paused or self.closed:
+        if self.paused or self.ended:
             return
-        self.paused = True
-        self._loop.remove_reader(self._sock.fileno())
+        self._move_reading(PAUSED_IN_ROW if self._reading is IN_ROW else PAUSED)
 
-    def _resume_turn(self) -> None:
-        self._resuming = None
-        if not self.paused and not self.closed and not self.ended:
-            self._readable()
+    def _read_on(self) -> None:
+        """Ask for a turn by hand."""
+        if self._by_hand is None:
+            self._by_hand = self._loop.call_soon(self._turn_by_hand)
 
-    def _readable(self) -> None:
-        if self._write_wants_read:
-            self._write_wants_read = False
+    def _turn_by_hand(self) -> None:
+        self._by_hand = None
+        self._readable()
+
+    def _readable(self, paid: bool = False) -> None:
+        """Take a turn. paid: its owner has come up in the row, and has paid for it."""
+        if self._writing is NEEDS_READ:
+            self._move_writing(BLOCKED)
             self._flush()
-        if self.paused or self.closed or self.ended or (self._flowing and not self._may_flow()):
+        if self._reading is not READING and self._reading is not NEEDS_WRITE:
             return
-        self._told = True
+        if self._flowing and not paid and not self._may_flow():
+            return
+        if self._look is ASKED:
+            self._move_look(DUE)  # the loop has told: the next look is the clock's
         view = self._buffer
         got = 0
         broken: Exception | None = None
@@ -230,15 +284,16 @@ class Wire:
             # close_notify; the module ssl returns 0 for it only where ours has not been sent.
             ended = True
         except ssl.SSLWantWriteError:
-            self._read_wants_write = True
-            self._watch_writable()
+            if self._reading is READING:
+                self._move_reading(NEEDS_WRITE)
         except (OSError, ValueError) as error:
             broken = error.with_traceback(None)  # which would hold this frame, which holds the error
         self._flowing = got >= FLOW
         if ended or broken is not None:
-            self.ended = True  # before the last bytes are handed over, so that what comes of them knows
+            self._move_reading(ENDING)  # before the last bytes are handed over, so that what comes of them knows
         if got and self.receiver is not None:
-            self._heard = True
+            if self._look is NEEDLESS:
+                self._move_look(DUE)
             try:
                 self.receiver(view[:got])
             except Exception as error:
@@ -249,32 +304,26 @@ class Wire:
             self._finish(broken)
         elif ended:
             self._finish(None)
-        elif more and not self.paused and not self.closed and self._resuming is None:
-            self._resuming = self._loop.call_soon(self._resume_turn)
+        elif more and not self.paused and not self.ended:
+            self._read_on()
 
     def _may_flow(self) -> bool:
         """Whether a wire in full flow may be read now. If not, it waits in its row."""
-        if self._deferred:
-            return False
-        if self._paid:
-            self._paid = False
-            return True
         if self.payer is None or self.payer.budget.begin(BULK):
             return True
-        self._deferred = True
-        self._loop.remove_reader(self._sock.fileno())
+        self._move_reading(IN_ROW)
         self.payer.budget.wait(self.payer.owner, self._in_turn)
         return False
 
     def _in_turn(self, units: int) -> int:
         """Read on, in the owner's turn; what that costs."""
-        self._deferred = False
-        if self.paused or self.closed or self.ended:
-            return 0
-        self._loop.add_reader(self._sock.fileno(), self._readable)
-        self._paid = True
-        self._readable()
-        return BULK
+        if self._reading is IN_ROW:
+            self._move_reading(READING)
+            self._readable(paid=True)
+            return BULK
+        if self._reading is PAUSED_IN_ROW:
+            self._move_reading(PAUSED)
+        return 0
 
     def look(self) -> None:
         """Find an end that the loop did not tell of; called by the clock.
@@ -284,25 +333,20 @@ class Wire:
         has been read since the last look can be in that state, and not one that the loop still tells of: a wire in full
         flow would be read by both, every turn.
         """
-        if self._heard and self._resuming is None:
-            self._told = False
-            self._resuming = self._loop.call_soon(self._look_turn)
+        if self._look is DUE and self._by_hand is None:
+            self._move_look(ASKED)
 
     def _look_turn(self) -> None:
-        self._resuming = None
-        if self._told:
-            return  # by the loop, since this was asked for: the next look is the clock's
-        self._heard = False
-        if not (self.paused or self.closed or self.ended):
-            self._readable()
+        self._by_hand = None
+        self._move_look(NEEDLESS)
+        self._readable()
+        if not self.paused:
             self.look()  # until there is nothing
 
     def _finish(self, error: Exception | None) -> None:
-        if self.closed or self._broken or (self._end_told and error is None):
+        if self._reading in (BROKEN, Reading.CLOSED) or (self._reading is ENDED and error is None):
             return
-        self.ended = self._end_told = True
-        self._broken = error is not None
-        self.pause()
+        self._move_reading(ENDED if error is None else BROKEN)
         if self.end is not None:
             self.end(error)
 
@@ -310,10 +354,9 @@ class Wire:
 
     def write(self, data: bytes | memoryview) -> None:
         """Send `data`, in order after what was written before. Never raises: a broken wire calls `end`."""
-        if self.closed or self.sent_end:
-            return
-        if self._kept is not None:
-            self._kept.append(bytes(data))
+        if self._writing is not OPEN:
+            if self._kept is not None:
+                self._kept.append(bytes(data))
             return
         size = len(data)
         if not size:
@@ -323,34 +366,28 @@ class Wire:
         except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
             sent = 0
         except ssl.SSLWantReadError:
-            sent = 0
-            self._write_wants_read = True
+            self._kept = deque((bytes(data),))
+            self._move_writing(NEEDS_READ)
+            return
         except (OSError, ValueError) as error:
             self._loop.call_soon(self._write_failed, error)
             return
         if sent < size:
             self._kept = deque((bytes(data[sent:]),))
-            self.blocked = True
-            self._watch_writable()
-
-    def _watch_writable(self) -> None:
-        self._loop.add_writer(self._sock.fileno(), self._writable)
+            self._move_writing(BLOCKED)
 
     def _writable(self) -> None:
-        if self._alert:
-            self._end_sending()
-        if self._read_wants_write:
-            self._read_wants_write = False
-            if self._kept is None:
-                self._loop.remove_writer(self._sock.fileno())
+        if self._reading is NEEDS_WRITE:
+            self._move_reading(READING)
             self._readable()
-            if self.closed:
-                return
-        self._flush()
+        if self._writing is SHUTTING:
+            self._end_sending()
+        else:
+            self._flush()
 
     def _flush(self) -> None:
         kept = self._kept
-        if kept is None or self.closed:
+        if kept is None:
             return
         try:
             while kept:
@@ -363,40 +400,45 @@ class Wire:
         except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
             return
         except ssl.SSLWantReadError:
-            self._write_wants_read = True
+            if self._writing is BLOCKED:
+                self._move_writing(NEEDS_READ)
             return
         except (OSError, ValueError) as error:
-            self._kept = None
-            self.blocked = False
-            self._loop.remove_writer(self._sock.fileno())
             self._write_failed(error)
-            self.drained()
             return
         self._kept = None
-        self.blocked = False
-        self._loop.remove_writer(self._sock.fileno())
+        self._move_writing(OPEN)
         self.drained()
 
     def _write_failed(self, error: Exception) -> None:
-        """The other side takes no more; what is written from now on goes nowhere. A socket whose connection is gone
-        stays readable until its end has been read, so the reading side finds it, after what is there to read."""
-        self.sent_end = True
+        """The other side takes no more; what is kept, or written from now on, goes nowhere. A socket whose connection
+        is gone stays readable until its end has been read, so the reading side finds it, after what is there to read.
+        """
+        if self.closed:
+            return
+        waited = self.blocked
+        self._kept = None
+        if waited or self._writing is OPEN:
+            self._move_writing(SHUT)
         if self.ended or not isinstance(error, ConnectionError | ssl.SSLEOFError):
             self._finish(error)
-            return
-        self._heard = True
-        self.look()
+        else:
+            if self._look is NEEDLESS:
+                self._move_look(DUE)
+            self.look()
+        if waited:
+            self.drained()
 
     def write_end(self) -> None:
         """End the sending side alone (FIN, close_notify); the other side can still be read. The wire must not be
         blocked. A failure is left to the reading side to find."""
-        if self.closed or self.sent_end:
+        if self.sent_end:
             return
-        self.sent_end = True
+        self._move_writing(SHUTTING)
         if isinstance(self._sock, ssl.SSLSocket):
             # Out of descriptors, FIN goes alone: the other side sees a cut, which is better than no end.
             with contextlib.suppress(OSError, ValueError):
-                self._alert = _close_notify(self._sock)
+                self._alert = close_notify(self._sock)
         self._end_sending()
 
     def _end_sending(self) -> None:
@@ -405,11 +447,10 @@ class Wire:
             while self._alert:
                 self._alert = self._alert[socket.socket.send(self._sock, self._alert) :]
         except (BlockingIOError, InterruptedError):
-            self._watch_writable()
             return
         except OSError:
             self._alert = b""
-        self._loop.remove_writer(self._sock.fileno())
+        self._move_writing(SHUT)
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._sock, socket.SHUT_WR)
 
@@ -417,7 +458,7 @@ class Wire:
 
     def quiet(self) -> bool:
         """Whether nothing has come that was not read yet; one system call. An end does not count as something."""
-        if self.closed or self.ended or self._pending():
+        if self.ended or self._pending():
             return False
         try:
             return fcntl.ioctl(self._sock.fileno(), termios.FIONREAD, _NO_BYTES) == _NO_BYTES
@@ -426,9 +467,7 @@ class Wire:
 
     def idle_alive(self) -> bool:
         """Whether a wire that nobody reads or writes just now is still open with nothing to read: one system call."""
-        if self.closed or self.ended:
-            return False
-        if self._pending():
+        if self.ended or self._pending():
             return False
         try:
             # MSG_PEEK on the descriptor: SSLSocket.recv takes no flags, and it must not be decrypted here.
@@ -444,19 +483,16 @@ class Wire:
         """Close at once; what is kept is lost. With nothing kept a TLS wire says close_notify first."""
         if self.closed:
             return
-        fileno = self._sock.fileno()
-        self._loop.remove_reader(fileno)
-        self._loop.remove_writer(fileno)
-        if self._resuming is not None:
-            self._resuming.cancel()
-            self._resuming = None
-        if isinstance(self._sock, ssl.SSLSocket) and self._kept is None and not self.sent_end:
+        if self._by_hand is not None:
+            self._by_hand.cancel()
+            self._by_hand = None
+        if isinstance(self._sock, ssl.SSLSocket) and self._writing is OPEN:
             # Nobody reads any more: that unwrap() trips over data after our close_notify is no concern.
             with contextlib.suppress(OSError, ValueError):
                 self._sock.unwrap()
-        self.closed = True
+        self._move_reading(Reading.CLOSED)
+        self._move_writing(Writing.CLOSED)
         self._kept = None
-        self.blocked = False
         self.receiver = None
         self.end = None
         self.payer = None
@@ -474,21 +510,13 @@ class Wire:
 
     def cut(self) -> None:
         """Close without close_notify: what was sent arrives, and a body that needed more is seen to be cut short."""
-        self.sent_end = True
+        if self.blocked or self._writing is OPEN:
+            self._move_writing(SHUT)
         self.close()
 
     def unheard(self) -> float:
-        """Seconds since the last acknowledgement while packets wait for one, 0.0 where none wait.
-
-        None waits where the other side is well and just does not read: bytes behind a closed window are not in flight.
-        """
-        if self.closed or self._sock.family not in (socket.AF_INET, socket.AF_INET6):
-            return 0.0
-        try:
-            unacked, quiet = _TCP_INFO.unpack(self._sock.getsockopt(socket.IPPROTO_TCP, _INFO, _TCP_INFO.size))
-        except (OSError, struct.error):  # No such option here: the kernel's own patience it is.
-            return 0.0
-        return quiet / 1000 if unacked else 0.0
+        """Seconds since the last acknowledgement while packets wait for one (socketcalls.unheard)."""
+        return 0.0 if self.closed else unheard(self._sock)
 
     @property
     def ticket(self) -> ssl.SSLSession | None:
@@ -505,30 +533,3 @@ class Wire:
         """(IP, port) of the other side."""
         name = self._sock.getpeername()
         return (name[0], name[1]) if isinstance(name, tuple) else ("", 0)
-
-
-def _close_notify(sock: ssl.SSLSocket) -> bytes:
-    """OpenSSL's close_notify as the bytes to send, with the reading side left usable.
-
-    The module ssl always calls SSL_shutdown twice, and the second call reads the socket: application data that waits
-    there is lost with an error. So for the length of the call the descriptor is another one, an empty socket pair:
-    the alert is caught there, and the second call finds nothing to read. The loop is not given control in between,
-    and the connection itself stays open through `original`.
-    """
-    fileno = sock.fileno()
-    mine, theirs = socket.socketpair()
-    with mine, theirs:
-        mine.setblocking(False)
-        theirs.setblocking(False)
-        original = os.dup(fileno)
-        try:
-            os.dup2(theirs.fileno(), fileno, inheritable=False)
-            try:
-                sock.unwrap()
-            except (ssl.SSLError, OSError):
-                pass
-            finally:
-                os.dup2(original, fileno, inheritable=False)
-            return mine.recv(4096)
-        finally:
-            os.close(original)

@@ -184,7 +184,7 @@ async def test_upstream_that_has_ended_and_takes_no_more_is_no_fault(tls: bool) 
         assert switched_ is not None
         await stage.until(lambda: switched_._upstream_ended)
         upstream.close()
-        while not exchange._connection.wire._broken:
+        while not exchange._connection.wire.broken:
             await client.send(b"ping")
             await asyncio.sleep(0.001)
         assert await client.rest() == b"output"

@@ -11,10 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from k8sproxy.common.states import ImpossibleMove, State
 from k8sproxy.dataplane import wire as module
 from k8sproxy.dataplane.handshake import handshake
 from k8sproxy.dataplane.wire import TURN, ReadBuffer, Wire
+from k8sproxy.dataplane.wirestates import Look, Reading, Writing
 from tests.dataplane.proxied import Raw, Truncated, pki
+from tests.lives import assert_documented
 
 both = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 
@@ -72,6 +75,11 @@ def peek(wire: Wire) -> int:
     with contextlib.suppress(BlockingIOError):
         return len(socket.socket.recv(wire._sock, 1 << 17, socket.MSG_PEEK))
     return 0
+
+
+@pytest.mark.parametrize("states", [Reading, Writing, Look])
+def test_the_docstrings_have_the_tables(states: type[State]) -> None:
+    assert_documented(states)
 
 
 @both
@@ -148,6 +156,26 @@ async def test_turns_go_on_by_themselves(monkeypatch: pytest.MonkeyPatch) -> Non
         ends.wire.resume()
         await raw.send(b"x" * 16384)
         await until(lambda: len(ends.data) == 16384)
+
+
+async def test_turns_go_on_though_a_look_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look gives way to the turn that comes before it, and must not take its next turn along."""
+    monkeypatch.setattr(module, "_RECORD", 1000)
+    async with connected(True) as (ends, raw):
+        wire = ends.wire
+        wire.most = 1000
+        wire.resume()
+        await raw.send(b"x")
+        await until(lambda: ends.data)
+        wire.pause()
+        await raw.send(b"x" * 3500)
+        await until(lambda: peek(wire) >= 3500)
+        wire.resume()
+        wire.look()
+        wire._readable()  # as the loop does where both are due
+        assert len(ends.data) == 1001
+        async with asyncio.timeout(5):
+            await until(lambda: len(ends.data) == 3501)
 
 
 async def test_session_tickets_are_no_data_and_no_end() -> None:
@@ -369,6 +397,33 @@ async def test_blocked_wire_that_breaks_is_drained(tls: bool) -> None:
         raw.reset()
         await until(lambda: ends.drained)
         assert not ends.wire.blocked
+
+
+async def test_write_that_fails_while_the_next_one_is_kept() -> None:
+    """The failure is dealt with in the next turn of the loop. What was kept meanwhile goes nowhere."""
+    async with connected(False) as (ends, _):
+
+        def write(data: bytes | memoryview) -> int:
+            raise ConnectionResetError if data == b"a" else BlockingIOError
+
+        ends.wire._write = write
+        ends.wire.write(b"a")
+        ends.wire.write(b"b")
+        assert ends.wire.blocked
+        await until(lambda: ends.drained)
+        assert not ends.wire.blocked and ends.wire.sent_end
+        ends.wire.write(b"c")
+
+
+@both
+async def test_no_end_is_sent_ahead_of_what_is_kept(tls: bool) -> None:
+    async with connected(tls) as (ends, raw):
+        data = b"x" * 8_000_000
+        ends.wire.write(data)
+        with pytest.raises(ImpossibleMove):
+            ends.wire.write_end()
+        assert ends.wire.blocked and not ends.wire.sent_end
+        assert await raw.exactly(len(data)) == data
 
 
 @both
