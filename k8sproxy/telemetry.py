@@ -64,7 +64,8 @@ class Telemetry(Collector):
             self._new_series(verb, resource, code)
         self._added[bisect_left(_BUCKETS, added)] += 1
         self._added_sum += added
-        self.bytes_from_clients += received
+        if received:  # most requests have no body
+            self.bytes_from_clients += received
         self.bytes_to_clients += sent
 
     def refused(self, verb: str, resource: str, code: int, cause: str) -> None:

@@ -146,17 +146,21 @@ class Entry:
         """The request was answered. What was only begun and then cut short has a cause."""
         info = self.info
         assert info is not None  # noqa: S101  # what could not be read is refused
-        for sink in self._trail.sinks:
-            sink.answered(self, info, outcome, seconds, cut)
-        self.head = self._outcome = None
+        try:
+            for sink in self._trail.sinks:
+                sink.answered(self, info, outcome, seconds, cut)
+        finally:
+            self.head = self._outcome = None  # a fault of a sink ends the request as well: it is not told of twice
 
     def refuse(self, refusal: Refusal) -> None:
         """The proxy has turned it down. Without a head there is no request of its own: the line names the last one."""
         if self.head is None:
             self.info = None
-        for sink in self._trail.sinks:
-            sink.refused(self, refusal)
-        self.head = self._outcome = None
+        try:
+            for sink in self._trail.sinks:
+                sink.refused(self, refusal)
+        finally:
+            self.head = self._outcome = None
 
     def lose(self, cut: str = "") -> None:
         """The connection ends, and a request that has neither been answered nor refused ends with it. cut: see `end`;

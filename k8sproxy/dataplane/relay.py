@@ -386,7 +386,8 @@ class Exchange:
         self.proxy_seconds += perf_counter() - now
 
     def _response(self, head: ResponseHead, rest: memoryview) -> None:
-        if head.status == 401 and self.doubts:
+        status = head.status
+        if status == 401 and self.doubts:
             self._held = (head, bytes(rest))
             self._connection.wire.pause()
             self._fail(Doubtful())
@@ -400,12 +401,12 @@ class Exchange:
                 self._connection.wire.receiver = self._hold_answer
                 self._hold_answer(rest)
                 return
-        if head.content_length == len(rest) and self._head.method != "HEAD" and head.status not in (204, 304):
-            # Most answers: all of it came in one piece.
-            down = None
-            size = len(rest)
+        size = len(rest)
+        if head.content_length == size and self._head.method != "HEAD" and status not in (204, 304):
+            down, first = None, rest  # most answers: all of it came in one piece
         else:
             down, size = self._download(head, rest)
+            first = rest[:size]
         if not self._body_up.done or self._head.upgrade or (down is not None and down.ends_by_close):
             # An unfinished upload, or bytes sent ahead of a switch that did not come, can't be told from a request.
             self.closing = True
@@ -416,10 +417,10 @@ class Exchange:
                 head.status_line[8:],
                 head.fields if self.guard is None else self.guard.fields(head.fields),
                 b"Connection: close\r\n\r\n" if self.closing else b"\r\n",
-                rest[:size],
+                first,
             )
         )
-        self.status = head.status  # only now: what is malformed up to here is refused, and the client has no answer yet
+        self.status = status  # only now: what is malformed up to here is refused, and the client has no answer yet
         self._client.wire.write(answer)
         if down is None:
             # Nearly every exchange ends here.
