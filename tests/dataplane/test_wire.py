@@ -78,6 +78,7 @@ def peek(wire: Wire) -> int:
 
 
 @pytest.mark.parametrize("states", [Reading, Writing, Look])
+@pytest.mark.skipif(module.__file__.endswith(".so"), reason="mypyc keeps no docstring of an enum")
 def test_the_docstrings_have_the_tables(states: type[State]) -> None:
     assert_documented(states)
 
