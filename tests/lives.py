@@ -5,9 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 
+import pytest
+
 from k8sproxy.common.states import State
 
 FINAL = "(final)"
+# What mypyc gives a compiled enum in place of its docstring.
+LOST = "mypyc filler docstring"
 
 
 def documented(states: type[State]) -> dict[str, frozenset[str]]:
@@ -33,7 +37,9 @@ def _followers(text: str) -> frozenset[str]:
 
 
 def assert_documented(states: type[State]) -> None:
-    """The docstring's table is the code's."""
+    """The docstring's table is the code's. Compiled, an enum has no docstring: the run from the sources compares it."""
+    if states.__doc__ == LOST:
+        pytest.skip(f"{states.__name__} is compiled and has lost its docstring")
     assert documented(states) == {
         state.name: frozenset(follower.name for follower in state.followers) for state in states
     }

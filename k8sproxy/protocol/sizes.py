@@ -99,10 +99,16 @@ class Sizes:
     def copy(self) -> Sizes:
         """Another one that has read the same."""
         other = Sizes()
-        for name in self.__slots__:
-            setattr(other, name, getattr(self, name))
+        # One by one: the compiled class has no __slots__ to go by.
+        other.work = self.work
+        other._state = self._state
         other._stack = bytearray(self._stack)
         other._size = list(self._size)
+        other._field = self._field
+        other._name = self._name
+        other._string = self._string
+        other._number = self._number
+        other._left = self._left
         return other
 
     def feed(self, data: bytes) -> list[tuple[int, int]]:
