@@ -26,7 +26,8 @@ import tomllib
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+# Resolved: the compiled environment finds this file through a link.
+ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 BUILD = ROOT / "build"
 ENVIRONMENT = ROOT / ".venv-compiled"
