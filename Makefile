@@ -59,7 +59,7 @@ wheel-pure: $(STAMP)
 
 # What the hot modules are tested by; arguments of pytest may take their place.
 COMPILED_TESTS ?= tests/protocol tests/request tests/access tests/dataplane tests/common/formats tests/audit tests/sessions \
-  tests/recording tests/test_telemetry.py tests/recorder/store tests/recorder/test_screen.py
+  tests/recording tests/test_telemetry.py tests/recorder/store tests/recorder/screen tests/common/test_build.py
 
 test-compiled: $(STAMP)
 	@$(BIN)/python -m tools.compiled run -m pytest -o pythonpath= $(COMPILED_TESTS) $(PYTEST_ARGS)
