@@ -19,6 +19,7 @@ so that a watch is told when it begins; one with a body once that has been seen.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import Protocol
 
@@ -177,9 +178,11 @@ class Entry:
 
     # -- its API event
 
-    def tell(self, decision: Decision, fields: Fields, *, cluster: str, session: str) -> Awaitable[None] | None:
-        """Tell recorders of it; gives what has to be waited for before it may go on. One with a body is to be told
-        once that has been seen (`over`). session: its id, "" where it is no session.
+    def tell(
+        self, decision: Decision, fields: Fields, *, cluster: str, session: str
+    ) -> Callable[[], Awaitable[None]] | None:
+        """Tell recorders of it; gives what has to be called and waited for before it may go on. One with a body is to
+        be told once that has been seen (`over`). session: its id, "" where it is no session.
 
         Raises Refusal, at once or then, where it must be told and can't be.
         """
@@ -188,7 +191,7 @@ class Entry:
         caller = decision.caller
         weight = events.weigh(caller.peer, self.info, content_length=fields.content_length, chunked=fields.chunked)
         if not events.admit(decision.grants, weight):
-            return self._tell_later(decision, fields, weight, cluster, session)
+            return partial(self._tell_later, decision, fields, weight, cluster, session)
         self._tell(decision, fields, weight, cluster, session)
         return None
 

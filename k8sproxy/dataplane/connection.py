@@ -216,7 +216,7 @@ class Connection:
             )
             if wait is not None:
                 await in_task()
-                await wait
+                await wait()
             exchange.body_seen = entry.watch(decision, partial(_end_untold, exchange, session))
         standing.allow(started)
         self.running.begin(info, decision, session, exchange)
@@ -240,8 +240,11 @@ class Connection:
             if session is not None:
                 if decision.events and session.began and session.facts.kind == "portforward":
                     entry.tell_ports(decision, session.facts.id, session.ports)
-                await in_task()
-                await session.close()
+                try:
+                    await in_task()
+                finally:
+                    # Also where the task is cancelled in just this turn: a session is closed, whatever else happens.
+                    await session.close()
         entry.end(exchange, perf_counter() - started)
         return not (exchange.closing or self._shared.draining or standing.permit.state is not OPEN)
 

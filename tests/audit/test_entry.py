@@ -127,7 +127,7 @@ async def test_where_it_must_be_told_the_request_waits_for_a_recorder() -> None:
     decision = decided(entry, **ENFORCED)
     wait = entry.tell(decision, head.fields, cluster="prod", session="")
     assert wait is not None and events.queues.queued == 0
-    await wait
+    await wait()
     entry.over(decision, whole=True)
     asked(entry)
     assert entry.tell(decision, head.fields, cluster="prod", session="") is None, "it is known to live"
@@ -145,7 +145,7 @@ async def test_where_it_must_be_told_and_cannot_it_is_refused() -> None:
     wait = entry.tell(decision, head.fields, cluster="prod", session="")
     assert wait is not None
     with pytest.raises(Refusal, match="no recorder accepts it"):
-        await wait
+        await wait()
     entry.over(decision, whole=True)
     assert events.queues.queued == 0
     await events.queues.aclose()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from k8sproxy.common.errors import Refusal
 from k8sproxy.dataplane.connection import Connection
 from k8sproxy.dataplane.relay import Exchange
 from k8sproxy.dataplane.switched import Switched
@@ -69,6 +70,24 @@ async def ended(stage: Stage, client: Raw, upstream: Raw, speech: Speech) -> Non
     await upstream.end()
     await client.rest()
     await stage.until(lambda: not stage.connections)
+
+
+@both_modes
+async def test_a_session_is_closed_that_is_ended_while_its_client_goes(enforced: bool) -> None:
+    """The task is cancelled in the turn of the loop in which it would go on to close the session."""
+    async with Stage() as stage, FakeRecorder() as recorder:
+        grant(stage, recorder, enforced=enforced)
+        _, _ = await begun(stage, WebSocket())
+        await recorder.until(lambda: recorder.sessions)
+        (connection,) = stage.connections
+        task = connection.client.task
+        assert task is not None
+        connection.running.end(Refusal(503, "grant_withdrawn", "the policy does not allow this any more"))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await stage.until(lambda: not stage.connections)
+        assert stage.sessions.listed() == []
+        await recorder.until(lambda: recorder.sessions[0].end)
+        assert recorder.sessions[0].end == "clean"
 
 
 @both_modes
