@@ -1,4 +1,4 @@
-"""A peer can spend only its own share, on the bed: of the proxy's CPU and memory, and of the recorder's places.
+"""A peer can spend only its own share, on the bed: of the proxy's CPU, and of the places at proxy and recorder.
 
 alice is who takes too much; ci (a tagged node) or mallory is who must not notice.
 """
@@ -19,7 +19,6 @@ from tests.system.keeper import CAP_RECORDER, Keeper, with_recorder
 from tests.system.kubectl import Kubectl
 from tests.system.proxy import Proxy, reported, wait_until
 from tests.system.raw import Connection, in_query
-from tests.system.recorders import Recorder
 
 WHOAMI = "/.well-known/k8sproxy/whoami"
 PODS = "/api/v1/namespaces/default/pods"
@@ -96,74 +95,6 @@ def test_others_are_answered_while_a_peer_floods(
                 assert open_before.ask("GET", f"{PODS}/{web}").status == 200
                 with opened(shared_proxy, bed.nodes["ci"]) as fresh:
                     assert fresh.ask("GET", f"{PODS}/{web}").status == 200
-
-
-# -- memory: output that waits for a recorder which does not read
-
-MIB = 1 << 20
-ITS_OWN = 64 << 10  # bytes that a session may hold where its peer's share, or all, is spent
-SESSIONS = 5
-
-
-@pytest.fixture(scope="module")
-def bounded(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """A proxy with little room for what waits: two full sessions of one peer, three of all."""
-    recording = {"buffer": "1MiB", "peerBuffer": "2MiB", "totalBuffer": "3MiB", "ackTimeout": "10m"}
-    directory = tmp_path_factory.mktemp("bounded")
-    proxy = Proxy(directory, bed.nodes["proxy"], bed.proxy_account_kubeconfig, recording=recording)
-    with reported(proxy), proxy:
-        yield proxy
-
-
-def held(proxy: Proxy) -> float:
-    return proxy.metrics()["k8sproxy_recording_buffered_bytes"]
-
-
-def limited(proxy: Proxy) -> dict[str, float]:
-    """How often each limit has made a session wait, or left output out."""
-    name = "k8sproxy_recording_limited_total"
-    return {key: value for key, value in proxy.metrics().items() if key.startswith(name)}
-
-
-@pytest.mark.parametrize("enforce", [True, False], ids=["closed", "open"])
-def test_recordings_that_stall_hold_no_more_than_their_peers_share(
-    bed: Bed,
-    bounded: Proxy,
-    grants: Callable[..., None],
-    kubectl: Callable[..., Kubectl],
-    web: str,
-    enforce: bool,
-) -> None:
-    printing = ("exec", web, "--", "sh", "-c", "head -c 4194304 /dev/zero | tr '\\0' x")
-    with Recorder(reading=False) as recorder, contextlib.ExitStack() as stack:
-        group = f"stalled-{enforce}"
-        rule: dict[str, Any] = {"recorderAddrs": [recorder.address], "enforceRecorder": enforce}
-        grants(
-            [
-                kubernetes_grant("alice@example.com", [*MASTERS, group], **rule),
-                kubernetes_grant("tag:ci", [*MASTERS, group], **rule),
-            ]
-        )
-        for name in ("alice", "ci"):
-            wait_known(bounded, bed.nodes[name], group)
-        running = [stack.enter_context(kubectl("alice", bounded).start(*printing)) for _ in range(SESSIONS)]
-        recorder.begun(SESSIONS)
-        wait_until(lambda: any("peer" in key and value for key, value in limited(bounded).items()), "the limit")
-        wait_until(lambda: held(bounded) >= 2 * MIB - ITS_OWN, "a share that is spent")
-        if enforce:  # output waits
-            assert all(one.popen.poll() is None and len(one.out) < 4 * MIB for one in running)
-        else:  # it goes on, and its recording has a gap
-            assert [one.wait(60) for one in running] == [0] * SESSIONS
-            assert [len(one.out) for one in running] == [4 * MIB] * SESSIONS
-        assert held(bounded) <= 2 * MIB + SESSIONS * ITS_OWN
-        # Another peer's session has its own share, and what goes to no recorder needs none.
-        other = stack.enter_context(kubectl("ci", bounded).start(*IDLE))
-        recorder.begun(SESSIONS + 1)
-        other.write(b"a line\n")
-        other.expect("a line")
-        assert kubectl("ci", bounded).ok("get", "pod", web)
-        assert held(bounded) <= 2 * MIB + (SESSIONS + 1) * ITS_OWN
-    wait_until(lambda: held(bounded) == 0, "memory that is free again")
 
 
 # -- places
@@ -243,7 +174,8 @@ def test_silent_connections_take_nobodys_places(
         assert kubectl("ci", sender).ok("exec", web, "--", "echo", "here") == "here\n"
         metrics = keeper.metrics()
         assert metrics['recorder_share_taken{limit="connections"}'] <= 4
-        assert metrics["recorder_connections_waiting"] <= 64
+        # Nobody knows whose they are before WhoIs has been asked; then one node may have 64 of them.
+        wait_until(lambda: keeper.metrics()["recorder_connections_waiting"] <= 64, "those past the share to be ended")
     wait_until(lambda: keeper.metrics()["recorder_connections_waiting"] == 0, "connections that have ended")
 
 
