@@ -36,7 +36,7 @@ def run_benchmark(main: Callable[[], None]) -> None:
     sys.stdout.flush()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signals = (signal.SIGINT, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until whoever is to have them is there
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until the process that is to get them exists
     waiting = os.getpid()
     benchmark = os.fork()
     if not benchmark:
@@ -93,7 +93,7 @@ def _end_all() -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """The ids of its children, and of theirs."""
+    """The ids of a process's children, their children, and so on."""
     found = [pid]
     for each in found:
         for children in Path(f"/proc/{each}/task").glob("*/children"):

@@ -145,6 +145,10 @@ class Exchange:
         what may.
         """
         self._start(connection, started)
+        await self._end_of_it()
+
+    async def _end_of_it(self) -> None:
+        """Wait for the end, where it has not come yet. Raises how it ended."""
         if self.state is RUNNING:
             self._awaited = True
             try:
@@ -204,14 +208,7 @@ class Exchange:
     async def pass_on(self) -> None:
         """Pass on the 401 that was held back after all, and what follows, to the end. Raises as `run` does."""
         self._let_pass()
-        if self.state is RUNNING:
-            self._awaited = True
-            try:
-                await directly()
-            finally:
-                self._awaited = False
-        if self._error is not None:
-            self._raise()
+        await self._end_of_it()
 
     def _let_pass(self) -> None:
         held, self._held = self._held, None
